@@ -1,0 +1,75 @@
+# Everything here works on a machine with Python >= 3.11, pip, make and git. `make help` lists the targets.
+# PYTHON chooses the interpreter that makes the environments: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_RUN ?= runs/demo
+PYTEST_ARGS ?=
+
+VISION := .venv-vision
+VISION_PINS := torch==2.14.1 torchvision==0.29.1
+
+FRAME := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check test-slow test-vision clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+# ---- environments: made once, renewed when the frame changes ------------------------------------
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reticent needs Python >= 3.11, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(FRAME) | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(FRAME) | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,text]'
+	@touch $@ $(VENV)/.installed
+
+$(VISION)/.installed-dev: $(FRAME)
+	$(PYTHON) -m venv $(VISION)
+	grep -v '^torch==' constraints.txt > $(VISION)/constraints.txt
+	$(VISION)/bin/python -m pip --disable-pip-version-check install --quiet \
+	    -c $(VISION)/constraints.txt $(VISION_PINS) -e '.[dev,text,vision]'
+	@touch $@
+
+# ---- what people run ----------------------------------------------------------------------------
+
+demo: $(VENV)/.installed  ## install, train Fashion-MNIST privately beside its non-private twin, report
+	$(BIN)/reticent train fashion-mnist --set twin=true --out $(DEMO_RUN)
+	$(BIN)/reticent report $(DEMO_RUN)
+
+test: $(VENV)/.installed-dev  ## install, run the fast tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## run the slow tests too
+	$(BIN)/python -m pytest -m "not network and not vision" $(PYTEST_ARGS)
+
+test-vision:  ## run the tests that need torchvision, in an environment of their own
+	@if ! grep -rqsE 'mark\.vision' tests; then \
+	    echo "No test needs torchvision yet: nothing to run."; \
+	else \
+	    $(MAKE) --no-print-directory $(VISION)/.installed-dev && \
+	    $(VISION)/bin/python -m pytest -m "vision and not network" $(PYTEST_ARGS); \
+	fi
+
+lint: $(VENV)/.installed-dev  ## format, lint, types, import directions, spelling, errors page
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python scripts/errors_page.py --check
+
+check: lint test  ## everything that a change must pass
+
+clean:  ## remove environments, caches and builds (runs/ is kept)
+	rm -rf $(VENV) $(VISION) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

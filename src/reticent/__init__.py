@@ -1,0 +1,89 @@
+"""Differentially private training for PyTorch.
+
+The front door: every name below is imported from its room when it is first used (PEP 562), so that
+`import reticent`, planning and accounting never wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from reticent.account import epsilon
+    from reticent.account.ledger import Ledger, read_ledger
+    from reticent.clip import ClipEngine, clipped_sum, fix
+    from reticent.errors import (
+        AccountingError,
+        BudgetExhausted,
+        CheckpointError,
+        ConfigError,
+        CoupledExamples,
+        DataError,
+        LedgerError,
+        ReticentError,
+        StepError,
+        UnsupportedModel,
+    )
+    from reticent.plan import Plan
+    from reticent.records import Budget, FlatClipping
+    from reticent.sample import FullBatchSampler, PoissonSampler
+    from reticent.train import PrivateStep, train
+
+__version__: Final = "0.1.0"
+
+__all__ = [
+    "AccountingError",
+    "Budget",
+    "BudgetExhausted",
+    "CheckpointError",
+    "ClipEngine",
+    "ConfigError",
+    "CoupledExamples",
+    "DataError",
+    "FlatClipping",
+    "FullBatchSampler",
+    "Ledger",
+    "LedgerError",
+    "Plan",
+    "PoissonSampler",
+    "PrivateStep",
+    "ReticentError",
+    "StepError",
+    "UnsupportedModel",
+    "__version__",
+    "clipped_sum",
+    "epsilon",
+    "fix",
+    "read_ledger",
+    "train",
+]
+
+
+def _room_of(name: str) -> str | None:
+    match name:
+        case "Budget" | "FlatClipping":
+            return "records"
+        case "FullBatchSampler" | "PoissonSampler":
+            return "sample"
+        case "epsilon":
+            return "account"
+        case "Ledger" | "read_ledger":
+            return "account.ledger"
+        case "Plan":
+            return "plan"
+        case "ClipEngine" | "clipped_sum" | "fix":
+            return "clip"
+        case "PrivateStep" | "train":
+            return "train"
+        case _:
+            return "errors" if name in __all__ else None
+
+
+def __getattr__(name: str) -> object:
+    room = _room_of(name)
+    if room is None:
+        raise AttributeError(f"module 'reticent' has no attribute {name!r}")
+    return getattr(import_module(f"reticent.{room}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,10 @@
+"""What every test shares: hypothesis without deadlines (torch's first call is slow), no plots on a screen."""
+
+import os
+
+from hypothesis import settings
+
+os.environ.setdefault("MPLBACKEND", "agg")
+settings.register_profile("home", deadline=None, print_blob=True)
+settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "home")
