@@ -1,0 +1,11 @@
+"""A run folder becomes one self-contained HTML page.
+
+Room: report. May import account, records and errors of ours; never torch, so that a page can be made
+years later on a machine that could not run the model.
+"""
+
+from reticent.report._page import Report, write_report
+from reticent.report._run import Run, read_run
+from reticent.report._statement import Statement, state
+
+__all__ = ["Report", "Run", "Statement", "read_run", "state", "write_report"]

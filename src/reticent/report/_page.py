@@ -1,0 +1,188 @@
+"""The page itself: what is shown where. The words and the look are in `templates/`.
+
+Room: report; jinja2 is imported here and nowhere else.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import JsonValue
+
+from reticent.errors import ConfigError
+from reticent.report._plots import Series, accuracy_plot, epsilon_plot
+from reticent.report._run import Run, curve, read_run
+from reticent.report._statement import Statement, guess_accuracy, public_num_examples, setting, state, unit_of
+
+Rows = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A written page, and the statement it makes."""
+
+    path: Path
+    run: Run
+    statement: Statement
+
+
+def write_report(folder: str | Path) -> Report:
+    """Read a run folder and write `report.html` into it.
+
+    Args:
+        folder: the folder that `reticent train --out` wrote.
+
+    Returns:
+        Where the page is, and what it states.
+
+    Guarantee:
+        The page holds the run's configuration, ledger and public metrics, and nothing else: no file
+        outside the folder is read. It loads nothing from anywhere when opened.
+
+    Raises:
+        ConfigError[run-folder]: the folder or a file in it is missing or not in our format.
+        ConfigError[run-without-ledger]: the run says it is private, but has no ledger.
+        ConfigError[report-not-writable]: the page cannot be written into the folder.
+        LedgerError: the ledger is damaged.
+    """
+    run = read_run(folder)
+    statement = state(run)
+    path = run.folder / "report.html"
+    beside = run.folder / ".report.html.part"
+    try:
+        beside.write_text(render(run, statement), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise ConfigError(
+            f"The page cannot be written to '{path}': {error.strerror}. "
+            "Make it writable, or copy the folder.",
+            code="report-not-writable",
+        ) from error
+    return Report(path=path, run=run, statement=statement)
+
+
+def render(run: Run, statement: Statement) -> str:
+    """The whole page, as text."""
+    templates = Environment(
+        loader=PackageLoader("reticent.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = resources.files("reticent.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    accuracies = _accuracies(run)
+    report = statement.report
+    return templates.get_template("report.html.j2").render(
+        round_up=round_up,
+        style=Markup(style),  # ours, and no part of a run
+        about=run.about,
+        created=_minute(run.about.created),
+        ledger=run.ledger,
+        statement=statement,
+        report=report,
+        segments=tuple(run.ledger.segments()) if run.ledger else (),
+        relation_in_words=unit_of(report.neighbouring_relation) if report else "",
+        guess=math.ceil(1000 * guess_accuracy(report)) / 10 if report else 100.0,
+        epsilon=round_up(report.epsilon) if report and statement.private else "∞",
+        epsilon_plot=_epsilon_plot(run, statement),
+        accuracy_plot=Markup(accuracy_plot(accuracies)) if accuracies else None,
+        accuracies=accuracies,
+        last_accuracy={line.name: line.points[-1][1] for line in accuracies},
+        num_ledger_lines=run.num_ledger_lines,
+        num_examples=public_num_examples(run),
+        clip_norm=setting(run, "max_norm"),
+        expected_batch_size=setting(run, "expected_batch_size"),
+        seconds=_seconds(run),
+        twin_seconds=_twin_seconds(run),
+        config=rows(run.about.config),
+        plan=rows(run.about.plan or {}),
+        environment=rows(run.about.environment),
+        model=rows(run.about.model),
+        data=rows(run.about.data),
+    )
+
+
+def _epsilon_plot(run: Run, statement: Statement) -> Markup | None:
+    if not statement.curve or run.ledger is None:
+        return None
+    last = round_up(statement.curve[-1][1])
+    return Markup(epsilon_plot(statement.curve, delta=run.ledger.delta, last=last))
+
+
+def _accuracies(run: Run) -> tuple[Series, ...]:
+    lines = [
+        Series(name="last weights", points=curve(run.metrics, "last")),
+        Series(name="averaged weights", points=curve(run.metrics, "ema")),
+    ]
+    if run.twin:
+        lines.append(Series(name="non-private twin", points=_best_curve(run)))
+    return tuple(line for line in lines if line.points)
+
+
+def _best_curve(run: Run) -> tuple[tuple[int, float], ...]:
+    """The twin's curve: of its last weights, or of its averaged ones if only those were measured."""
+    assert run.twin is not None
+    return curve(run.twin.metrics, "last") or curve(run.twin.metrics, "ema")
+
+
+def _minute(stamp: str) -> str:
+    """An ISO time to the minute, with its zone; anything else as it is."""
+    try:
+        when = datetime.fromisoformat(stamp)
+    except ValueError:
+        return stamp
+    return f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".strip()
+
+
+def _seconds(run: Run) -> float | None:
+    return run.result.seconds if run.result else None
+
+
+def _twin_seconds(run: Run) -> float | None:
+    return run.twin.result.seconds if run.twin and run.twin.result else None
+
+
+def round_up(value: float, *, digits: int = 4) -> str:
+    """A bound with `digits` significant digits, never below its value: 2.99962 becomes "3"."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "∞"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    scaled = value * 10.0**places
+    whole = round(scaled) if math.isclose(scaled, round(scaled), rel_tol=1e-12) else math.ceil(scaled)
+    text = f"{whole / 10.0**places:.{max(places, 0)}f}"
+    return text.rstrip("0").rstrip(".") if places > 0 else text
+
+
+def rows(tree: Mapping[str, JsonValue], prefix: str = "") -> Rows:
+    """A settings tree as (dotted name, value) rows, in its own order."""
+    found: list[tuple[str, str]] = []
+    for name, value in tree.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, dict):
+            found.extend(rows(value, f"{dotted}."))
+        else:
+            found.append((dotted, _shown(value)))
+    return tuple(found)
+
+
+def _shown(value: JsonValue) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.8g}"
+        case list():
+            return ", ".join(_shown(part) for part in value) or "none"
+        case _:
+            return str(value)

@@ -1,0 +1,122 @@
+"""Plots as inline SVG: readable in light and dark, with a title and a description for screen readers.
+
+Room: report; matplotlib is imported here and nowhere else, without its global state (no pyplot).
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+Points = Sequence[tuple[int, float]]
+
+# Colours that matplotlib draws with and the page's style sheet replaces (light and dark differ).
+_INK, _GRID = "#010203", "#040506"
+_SERIES = ("#010a01", "#010a02", "#010a03")
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _GRID: "var(--line)",
+    _SERIES[0]: "var(--series-1)",
+    _SERIES[1]: "var(--series-2)",
+    _SERIES[2]: "var(--series-3)",
+}
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # series differ without colour too
+_MARKERS = ("o", "s", "^")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line of a plot."""
+
+    name: str
+    points: Points
+
+
+def epsilon_plot(points: Points, *, delta: float, last: str) -> str:
+    """Epsilon against the number of steps performed, as SVG; `last` is the last value as the page shows it."""
+    figure, axes = _axes(x="steps performed", y=f"ε at δ = {delta:g}")
+    axes.plot(*zip((0, 0.0), *points, strict=True), color=_SERIES[0], linewidth=2)
+    axes.plot(*points[-1], "o", color=_SERIES[0])
+    axes.annotate(
+        last,
+        points[-1],
+        textcoords="offset points",
+        xytext=(-6, 8),
+        ha="right",
+        color=_INK,
+        weight="bold",
+    )
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0, top=points[-1][1] * 1.15)
+    return _svg(
+        figure,
+        name="epsilon",
+        title="Epsilon against steps",
+        description=f"Epsilon rises from 0 to {last} after {points[-1][0]} steps.",
+    )
+
+
+def accuracy_plot(series: Sequence[Series]) -> str:
+    """Test accuracy against steps, one line for each kind of weights, as SVG."""
+    figure, axes = _axes(x="step", y="test accuracy")
+    for line, color, dash, marker in zip(series, _SERIES, _DASHES, _MARKERS, strict=False):
+        few = len(line.points) <= 30
+        axes.plot(
+            *zip(*line.points, strict=True),
+            color=color,
+            linestyle=dash,
+            linewidth=2,
+            marker=marker if few else None,
+            markersize=4,
+            label=line.name,
+        )
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.set_xlim(left=0)
+    axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
+    axes.legend(frameon=False, labelcolor=_INK, loc="lower right")
+    ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.1%}" for line in series)
+    return _svg(figure, name="accuracy", title="Test accuracy against steps", description=f"{ends}.")
+
+
+def _axes(*, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.set_xlabel(x, color=_INK)
+    axes.set_ylabel(y, color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=_GRID, labelcolor=_INK)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_GRID)
+    return figure, axes
+
+
+def _svg(figure: Figure, *, name: str, title: str, description: str) -> str:
+    """The figure as an `<svg>` element: no date, no prologue, no identifiers that two plots could share."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        out = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(
+            out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*pt"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", svg, count=1)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, variable)
+    head = f'<svg role="img" aria-labelledby="{name}-title {name}-description" data-plot="{name}" '
+    svg = svg.replace("<svg ", head, 1)
+    told = f'<title id="{name}-title">{escape(title)}</title>'
+    told += f'<desc id="{name}-description">{escape(description)}</desc>'
+    return re.sub(r"(<svg[^>]*>)", lambda match: match[1] + told, svg, count=1)

@@ -1,0 +1,183 @@
+"""What can be said about a run's privacy, from its ledger.
+
+Room: report. The epsilon is computed here from the ledger's segments through `reticent.account`;
+no number that the run stored is repeated as truth, only compared.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reticent.account import epsilon
+from reticent.account.ledger import LedgerView
+from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation
+from reticent.report._run import Run
+
+Segment = tuple[Mechanism, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """The privacy of a run, in numbers and sentences.
+
+    Args:
+        private: whether any guarantee can be stated.
+        why_not: why none can, in a sentence; None when `private`.
+        report: epsilon with all that gives it meaning; None for a run without a ledger.
+        curve: (number of steps, epsilon after them), at most about twenty points; empty if not private.
+        warnings: sentences that a reader must see beside the number.
+    """
+
+    private: bool
+    why_not: str | None
+    report: EpsilonReport | None
+    curve: tuple[tuple[int, float], ...]
+    warnings: tuple[str, ...]
+
+
+def state(run: Run, *, num_points: int = 20) -> Statement:
+    """Compute what a run's ledger allows to be said.
+
+    Args:
+        run: the run, as `read_run` returned it.
+        num_points: about how many points the curve of epsilon against steps has.
+
+    Guarantee:
+        `private` is True only if a ledger exists, is not marked reproducible, and its segments have a
+        finite epsilon at the ledger's own delta and relation.
+    """
+    ledger = run.ledger
+    if ledger is None:
+        return Statement(
+            private=False,
+            why_not="This run was trained without clipping and noise, and kept no ledger.",
+            report=None,
+            curve=(),
+            warnings=(),
+        )
+    segments = tuple(ledger.segments())
+    report = epsilon(segments, delta=ledger.delta, relation=ledger.relation)
+    why_not = _why_not(run, ledger, segments, report)
+    private = why_not is None
+    return Statement(
+        private=private,
+        why_not=why_not,
+        report=report,
+        curve=_curve(segments, ledger, num_points) if private else (),
+        warnings=tuple(_warnings(run, ledger, segments, report)),
+    )
+
+
+def _why_not(run: Run, ledger: LedgerView, segments: Sequence[Segment], report: EpsilonReport) -> str | None:
+    if ledger.reproducible:
+        return (
+            "The noise of this run came from a seed, so that it can be reproduced. Whoever knows the seed "
+            "can subtract the noise."
+        )
+    if any(mechanism.noise_multiplier == 0 for mechanism, _ in segments):
+        return "Noise was off: the noise multiplier of at least one step is 0."
+    if not math.isfinite(report.epsilon):
+        return "No finite epsilon holds for the steps in the ledger."
+    if not run.about.private:
+        return "The run describes itself as not private."
+    return None
+
+
+def first_steps(segments: Sequence[Segment], num_steps: int) -> tuple[Segment, ...]:
+    """The segments of the first `num_steps` steps."""
+    taken, left = [], num_steps
+    for mechanism, count in segments:
+        if left <= 0:
+            break
+        taken.append((mechanism, min(count, left)))
+        left -= count
+    return tuple(taken)
+
+
+def _curve(segments: Sequence[Segment], ledger: LedgerView, num_points: int) -> tuple[tuple[int, float], ...]:
+    total = sum(count for _, count in segments)
+    if total == 0:
+        return ()
+    # Epsilon grows about as the square root of the steps: these are evenly spaced in epsilon.
+    steps = sorted({max(1, round(total * (k / num_points) ** 2)) for k in range(1, num_points + 1)})
+    return tuple(
+        (
+            num_steps,
+            epsilon(first_steps(segments, num_steps), delta=ledger.delta, relation=ledger.relation).epsilon,
+        )
+        for num_steps in steps
+    )
+
+
+def public_num_examples(run: Run) -> int | None:
+    """The number of training examples, if the plan declared it public."""
+    return _integer(_find(run.about.plan, "num_examples"))
+
+
+def setting(run: Run, name: str) -> object:
+    """A setting of the plan, wherever in the plan's description it stands; None if it is not there."""
+    return _find(run.about.plan, name)
+
+
+def _find(value: object, name: str) -> object:
+    if not isinstance(value, dict):
+        return None
+    if name in value and not isinstance(value[name], dict):
+        return value[name]
+    found = (_find(part, name) for part in value.values())
+    return next((part for part in found if part is not None), None)
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report: EpsilonReport) -> list[str]:
+    found = []
+    num_examples = public_num_examples(run)
+    if num_examples and ledger.delta > 1 / num_examples:
+        found.append(
+            f"δ = {ledger.delta:g} is larger than one over the number of examples (1/{num_examples:,} ≈ "
+            f"{1 / num_examples:.2g}). A mechanism that publishes a random record would satisfy such a δ."
+        )
+    if report.epsilon > 10 and math.isfinite(report.epsilon):
+        found.append("ε is above 10: the bound on what the weights may reveal of one example is weak.")
+    if ledger.num_steps < ledger.planned_steps:
+        found.append(
+            f"The run stopped before its plan: {ledger.num_steps:,} of {ledger.planned_steps:,} steps were "
+            "performed. ε is that of the steps performed; going on would spend more."
+        )
+    if ledger.num_lost:
+        found.append(
+            f"Steps lost in crashes: {ledger.num_lost:,}. They influence no weights that were kept, but "
+            "what they computed may have been seen, so they stay spent."
+        )
+    planned = setting(run, "noise_multiplier")
+    ran = {mechanism.noise_multiplier for mechanism, _ in segments}
+    if isinstance(planned, int | float) and ran - {float(planned)}:
+        found.append(
+            "The ledger's noise multiplier is not the plan's. The ledger is what ran, and what counts here."
+        )
+    stored = run.result.epsilon if run.result else None
+    if stored is not None and not math.isclose(stored, report.epsilon, rel_tol=1e-3):
+        found.append(
+            f"result.json says ε = {stored:g}; the ledger gives {report.epsilon:.6g}, which is what counts."
+        )
+    return found
+
+
+def guess_accuracy(report: EpsilonReport) -> float:
+    """How often a guess at even odds whether one example was used can be right, at most.
+
+    (e^eps + delta) / (e^eps + 1): from the total variation that (eps, delta)-DP allows.
+    """
+    return 1.0 - (1.0 - report.delta) / (math.exp(min(report.epsilon, 700.0)) + 1.0)
+
+
+def unit_of(relation: NeighbouringRelation) -> str:
+    """The neighbouring relation in words."""
+    match relation:
+        case NeighbouringRelation.ADD_OR_REMOVE:
+            return "adding or removing one training example"
+        case NeighbouringRelation.ZERO_OUT:
+            return "replacing one training example by one that contributes nothing"

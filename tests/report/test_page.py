@@ -1,0 +1,210 @@
+"""The page: self-contained, true to the ledger, loud where nothing is promised."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from reticent.errors import ConfigError
+from reticent.report import write_report
+from reticent.report._page import round_up
+from reticent.report._plots import Series, accuracy_plot, epsilon_plot
+from tests.report.runs import make_run
+
+VOID = {"meta", "link", "br", "img", "use", "path", "stop", "rect", "col"}
+
+
+class Outline(HTMLParser):
+    """Checks that elements nest, and collects text, ids and everything that could load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.ids, self.loads = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        for name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+            if attributes.get(name):
+                self.loads.append(attributes[name])
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def outline(page):
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def page_of(folder, **settings):
+    return write_report(make_run(folder, **settings)).path.read_text(encoding="utf-8")
+
+
+def words(page):
+    return " ".join(" ".join(outline(page).text).split())
+
+
+def test_the_page_lands_in_the_run_folder_and_leaves_no_other_file(tmp_path):
+    folder = make_run(tmp_path / "run")
+    before = {p.name for p in folder.iterdir()}
+    written = write_report(folder)
+    assert written.path == folder / "report.html"
+    assert {p.name for p in folder.iterdir()} - before == {"report.html"}
+
+
+def test_the_page_states_epsilon_and_what_gives_it_meaning(tmp_path):
+    written = write_report(
+        make_run(tmp_path / "run", lost=3, sampling_prob=4096 / 60_000, noise_multiplier=1.1)
+    )
+    told = words(written.path.read_text(encoding="utf-8"))
+    report = written.statement.report
+    for part in (
+        f"Differentially private: ε = {round_up(report.epsilon)} at δ = 1e-05",
+        "zero-out-one: replacing one training example by one that contributes nothing",
+        "40 performed of 40 planned; 3 of the performed ones were lost in crashes",
+        "one row of the training set",
+        report.accountant,
+        "poisson",
+        "1.1",
+        "0.068266667",
+        "The number of training examples, 60,000: the plan names it.",
+        "What is not protected",
+        "non-private twin",
+        "2.36 times its non-private twin",
+        "MIT",
+        "optimizer.lr",
+        written.run.ledger.head,
+    ):
+        assert part in told
+
+
+def test_add_or_remove_says_that_the_number_of_examples_is_not_public(tmp_path):
+    told = words(page_of(tmp_path / "run", num_examples=None))
+    assert "add-or-remove-one: adding or removing one training example" in told
+    assert "Not the number of training examples" in told
+
+
+@pytest.mark.parametrize(
+    "settings", [{"reproducible": True}, {"noise_multiplier": 0.0}, {"private": False, "ledger": False}]
+)
+def test_a_run_without_guarantee_says_so_at_the_top_and_states_no_epsilon(tmp_path, settings):
+    page = page_of(tmp_path / "run", **settings)
+    told = words(page)
+    assert page.index("NOT PRIVATE</strong>") < page.index("<h2>")
+    assert 'class="verdict bad"' in page
+    assert "<title>NOT PRIVATE" in page
+    assert "Differentially private: ε" not in told
+    assert not re.search(r"ε = \d", told)
+    assert 'data-plot="epsilon"' not in page
+
+
+def test_the_page_loads_nothing(tmp_path):
+    page = page_of(tmp_path / "run")
+    assert all(target.startswith("#") for target in outline(page).loads)
+    assert "<script" not in page
+    assert "@import" not in page
+    assert re.findall(r"url\((?!#)", page) == []
+
+
+def test_what_stands_in_a_run_cannot_become_markup(tmp_path):
+    page = page_of(tmp_path / "run", recipe='<script>alert("x")</script>')
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_identifiers_are_unique_and_referenced_ones_exist(tmp_path):
+    page = page_of(tmp_path / "run")
+    ids = outline(page).ids
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page)
+    assert used and {a or b for a, b in used} <= set(ids)
+
+
+def test_plots_carry_a_title_and_a_description(tmp_path):
+    page = page_of(tmp_path / "run")
+    plots = re.findall(r'<svg role="img" aria-labelledby="([^"]+)"', page)
+    assert plots == ["epsilon-title epsilon-description", "accuracy-title accuracy-description"]
+    assert "Epsilon rises from 0 to" in page
+    assert "non-private twin ends at" in page
+
+
+def test_light_dark_and_print_are_styled_with_the_same_variables(tmp_path):
+    page = page_of(tmp_path / "run")
+    assert "prefers-color-scheme: dark" in page and "@media print" in page
+    defined = set(re.findall(r"(--[a-z0-9-]+):", page))
+    assert set(re.findall(r"var\((--[a-z0-9-]+)\)", page)) <= defined
+    assert not re.search(r"#0[14]0[a-f0-9]0", page)  # no placeholder colour is left
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    folder = make_run(tmp_path / "run")
+    first = write_report(folder).path.read_bytes()
+    assert write_report(folder).path.read_bytes() == first
+
+
+def test_a_run_without_metrics_has_a_page_without_curves(tmp_path):
+    folder = make_run(tmp_path / "run", twin=False)
+    (folder / "metrics.jsonl").unlink()
+    page = write_report(folder).path.read_text(encoding="utf-8")
+    assert 'data-plot="accuracy"' not in page
+    assert 'data-plot="epsilon"' in page
+
+
+def test_a_page_that_cannot_be_written_is_a_clear_error(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "report.html").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be written .*\[report-not-writable\]"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (2.99962, "3"),
+        (2.9981, "2.999"),
+        (2.998, "2.998"),
+        (0.00123411, "0.001235"),
+        (12.3401, "12.35"),
+        (123456.2, "123500"),
+        (5.0, "5"),
+        (9.9999, "10"),
+        (math.inf, "∞"),
+    ],
+)
+def test_epsilon_is_rounded_up_never_down(value, shown):
+    assert round_up(value) == shown
+
+
+@pytest.mark.parametrize("points", [((1, 0.5),), ((1, 0.1), (2, 0.2))])
+def test_plots_of_a_point_or_two_draw_without_a_warning(points):
+    assert "<svg" in epsilon_plot(points, delta=1e-5, last="0.5")
+    assert "<svg" in accuracy_plot([Series(name="last weights", points=points)])
+
+
+def test_settings_of_any_shape_are_shown(tmp_path):
+    folder = make_run(tmp_path / "run")
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    about["config"] = {"layers": [1, 2], "deep": {"er": {"on": True, "none": None}}, "lr": 0.1, "empty": []}
+    (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    told = words(write_report(folder).path.read_text(encoding="utf-8"))
+    for part in ("layers 1, 2", "deep.er.on yes", "deep.er.none none", "lr 0.1", "empty none"):
+        assert part in told
