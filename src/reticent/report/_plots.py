@@ -40,7 +40,7 @@ class Series:
 
 
 def epsilon_plot(points: Points, *, delta: float, last: str) -> str:
-    """Epsilon against the number of steps performed, as SVG; `last` is the last value as the page shows it."""
+    """Epsilon against the number of steps performed, as SVG; `last` is its last value, as shown."""
     figure, axes = _axes(x="steps performed", y=f"ε at δ = {delta:g}")
     axes.plot(*zip((0, 0.0), *points, strict=True), color=_SERIES[0], linewidth=2)
     axes.plot(*points[-1], "o", color=_SERIES[0])
