@@ -1,0 +1,9 @@
+"""The engine: per-unit gradients of any model, clipped and summed, in one forward and one backward.
+
+Room: clip (floor 2). May import torch, `reticent.rules`, `reticent.bounded`, `reticent.errors`.
+"""
+
+from reticent.clip._engine import ClipEngine, clipped_sum
+from reticent.clip._refuse import FrozenBatchNorm, fix, refuse_unsupported
+
+__all__ = ["ClipEngine", "FrozenBatchNorm", "clipped_sum", "fix", "refuse_unsupported"]

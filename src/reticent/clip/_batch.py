@@ -1,0 +1,34 @@
+"""Slices a batch, a tree of tensors with the example axis first.
+
+Room: clip. May import torch and `reticent.errors`.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from reticent.errors import ConfigError
+
+
+def num_rows(batch: Any) -> int:
+    """Rows of a batch.
+
+    Raises:
+        ConfigError[batch-mismatch]: no tensor in it, a tensor without axes, or different lengths.
+    """
+    tensors = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+    sizes = {t.shape[0] if t.dim() else -1 for t in tensors}
+    if len(sizes) != 1 or -1 in sizes:
+        shapes = [tuple(t.shape) for t in tensors]
+        raise ConfigError(
+            f"The tensors of a batch must share their first axis, the examples; got shapes {shapes}. "
+            "Close over what is not per example instead of putting it in the batch.",
+            code="batch-mismatch",
+        )
+    return sizes.pop()
+
+
+def rows(batch: Any, start: int, stop: int) -> Any:
+    """Rows start to stop - 1 of every tensor."""
+    return tree_map_only(Tensor, lambda t: t[start:stop], batch)

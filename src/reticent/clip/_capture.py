@@ -1,0 +1,394 @@
+"""Records every place where a trainable parameter meets the batch, while the model runs as it is.
+
+A torch function mode sees every torch operation of the forward, whichever module or function calls
+it, and knows parameters by identity: tied weights, functional uses, subclasses and bare parameters
+are all the same to it. A trainable parameter never enters autograd: an operation on it runs with a
+detached copy, and what its backward leaves is recorded. So a use that the mode does not see (a
+custom autograd function, a scripted module) is found in the autograd graph, and refused.
+
+Room: clip. May import torch, `reticent.errors`, `reticent.rules`.
+
+Words (this file):
+    value      a parameter, or something computed from parameters and constants alone
+    constant   a tensor that does not depend on the batch, and is no value
+    meeting    an operation of a value with a tensor that may depend on the batch
+    optional   a meeting that may turn out not to be one: a value expanded, or looked up at constant
+               places, may or may not have received the example axis
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from reticent.errors import UnsupportedModel
+from reticent.rules import OpRule
+from reticent.rules._meeting import Meeting
+from reticent.rules._ops import ELEMENTWISE, EXPANSIONS, IN_PLACE
+from reticent.rules._replay import Call
+
+_SAME = frozenset("to float double half bfloat16 type type_as contiguous clone alias".split())
+_TRANSPOSE = frozenset(("t", "T", "mT", "H", "mH", "transpose", "swapaxes", "permute", "adjoint"))
+_UNTRACKED = frozenset(
+    "detach data grad requires_grad_ retain_grad register_hook share_memory_ item tolist __repr__ __format__ "
+    "__deepcopy__ __reduce_ex__ size dim stride numel is_contiguous __len__ untyped_storage data_ptr".split()
+)
+
+
+class CallKind(Enum):
+    """How a call without rule is run again."""
+
+    ELEMENTWISE = auto()
+    EXPANSION = auto()
+    OTHER = auto()
+
+
+@dataclass(eq=False)
+class Value:
+    """A trainable value.
+
+    Args:
+        graph: the value, with an autograd graph down to detached copies of the parameters.
+        roots: names of the parameters it was computed from.
+        source: the value it was computed from, if by a step that forms can be pulled through.
+        step: that step: "transpose" (of a matrix) or "same" (a cast or copy).
+        name: the parameter's name, if the value is a parameter itself.
+    """
+
+    graph: Tensor
+    roots: frozenset[str]
+    name: str | None = None
+    source: "Value | None" = None
+    step: str = ""
+
+
+@dataclass(eq=False)
+class Entry:
+    """One recorded meeting.
+
+    Args:
+        key: names the call: parameters, operation, how many of these came before.
+        optional: see the module header.
+        values: role (or tensor position) -> value.
+        meeting: the rule's meeting, or None for a call without rule.
+        call: the call without rule, or None.
+        outputs: a call's outputs, detached.
+        saved: what the meeting keeps of the batch, once its backward ran.
+        grads: for each backward pass, the gradient of each output.
+    """
+
+    key: tuple[str, str, int]
+    optional: bool
+    values: dict[Any, Value]
+    meeting: Meeting | None = None
+    call: Call | None = None
+    kind: CallKind = CallKind.OTHER
+    outputs: tuple[Tensor, ...] = ()
+    saved: tuple[Tensor, ...] = ()
+    grads: list[dict[int, Tensor]] = field(default_factory=list)
+
+    def receive(self, passes: list[int], index: int, g: Tensor) -> None:
+        """Keep the gradient of one output in the current backward pass."""
+        while len(self.grads) <= passes[0]:
+            self.grads.append({})
+        seen = self.grads[passes[0]]
+        seen[index] = g if index not in seen else seen[index] + g
+
+    def describe(self) -> str:
+        """For error messages."""
+        return f"parameter '{self.key[0]}' in {self.key[1]}"
+
+
+class _Meet(torch.autograd.Function):
+    """Runs a meeting; its backward records what is needed, and no parameter gradient is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, entry: Entry, passes: list[int], anchor: Tensor, *inputs: Tensor) -> Tensor:
+        assert entry.meeting is not None
+        y, saved = entry.meeting.forward(*inputs)
+        ctx.save_for_backward(*saved)
+        ctx.entry, ctx.passes = entry, passes
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (g,) = grads
+        entry, saved = ctx.entry, ctx.saved_tensors
+        entry.saved = saved
+        entry.receive(ctx.passes, 0, g)
+        return None, None, None, *entry.meeting.backward(saved, g, ctx.needs_input_grad[3:])
+
+
+class _Tap(torch.autograd.Function):
+    """Identity on an output that would not require a gradient otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, entry: Entry, passes: list[int], index: int, anchor: Tensor, y: Tensor) -> Tensor:
+        ctx.entry, ctx.passes, ctx.index = entry, passes, index
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        ctx.entry.receive(ctx.passes, ctx.index, grads[0])
+        return None, None, None, None, None
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _tensors(item)
+
+
+def _name(func: Callable[..., Any]) -> str:
+    name = getattr(func, "__name__", str(func))
+    if name in ("__get__", "__set__"):
+        return getattr(getattr(func, "__self__", None), "__name__", name)
+    return name
+
+
+class Capture(TorchFunctionMode):
+    """The mode; active around a forward and its backward (checkpointing runs forwards there).
+
+    Args:
+        params: name -> trainable parameter.
+        model: its frozen parameters, buffers and tensor attributes are constants.
+        rules: operation -> rule.
+        not_meetings: keys of optional meetings known not to be any.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, nn.Parameter],
+        model: nn.Module,
+        rules: Mapping[Callable[..., Any], OpRule],
+        not_meetings: frozenset[tuple[str, str, int]],
+    ) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+        self.events: list[Entry | str] = []
+        self.passes = [0]
+        self._rules = rules
+        self._not_meetings = not_meetings
+        self._counts: dict[tuple[str, str], int] = {}
+        self._optional_key: tuple[str, str, int] | None = None
+        self.leaves: dict[str, Tensor] = {}
+        self._values: dict[int, Value] = {}
+        self._alive: list[Tensor] = []  # an id is only a name while its tensor lives
+        self._constants: dict[int, Tensor] = {}
+        self.anchor = torch.zeros((), requires_grad=True)
+        for name, param in params.items():
+            leaf = param.detach().requires_grad_()
+            value = Value(leaf, frozenset((name,)), name)
+            self.leaves[name] = leaf
+            self._values[id(param)] = self._values[id(leaf)] = value
+            self._alive += [param, leaf]
+        for tensor in _model_tensors(model):
+            if id(tensor) not in self._values:
+                self._constants[id(tensor)] = tensor
+
+    # -- the mode -----------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        tensors = list(_tensors(args))
+        if kwargs:
+            tensors += _tensors(kwargs)
+        values = self._values
+        if any(id(t) in values for t in tensors):
+            return self._on_value(func, args, kwargs, tensors)
+        out = func(*args, **kwargs)
+        constants = self._constants
+        if all(id(t) in constants for t in tensors):
+            for t in _tensors(out):
+                constants[id(t)] = t
+        return out
+
+    def _on_value(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
+    ) -> Any:
+        name = _name(func)
+        if name in _UNTRACKED:
+            return func(*args, **kwargs)
+        if all(id(t) in self._values or id(t) in self._constants for t in tensors):
+            return self._without_batch(func, name, args, kwargs, tensors)
+        return self._meet(func, name, args, kwargs)
+
+    def _without_batch(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
+    ) -> Any:
+        looked_up = func in self._rules and name in ("embedding", "__getitem__", "index_select")
+        if looked_up or func in EXPANSIONS:
+            key = self._next_key(name, [self._values[id(t)] for t in tensors if id(t) in self._values])
+            if key not in self._not_meetings:
+                self._optional_key = key
+                try:
+                    if looked_up:
+                        out = self._rules[func](self, args, kwargs)
+                        if out is not NotImplemented:
+                            return out
+                    else:
+                        return self._replayed(func, name, args, kwargs)
+                finally:
+                    self._optional_key = None
+        return self._derive(func, name, args, kwargs)
+
+    def _derive(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A value computed from values and constants."""
+        sources: list[Value] = []
+
+        def swap(leaf: Any) -> Any:
+            value = self._values.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            if value is None:
+                return leaf
+            sources.append(value)
+            return value.graph
+
+        flat, spec = tree_flatten((args, kwargs))
+        args, kwargs = tree_unflatten([swap(leaf) for leaf in flat], spec)
+        out = func(*args, **kwargs)
+        roots = frozenset().union(*(s.roots for s in sources))
+        for t in _tensors(out):
+            if id(t) in self._values:
+                continue
+            if not t.requires_grad:
+                self._constants[id(t)] = t
+                continue
+            value = Value(t, roots)
+            if len(sources) == 1 and isinstance(out, Tensor):
+                source = sources[0]
+                if name in _SAME and t.shape == source.graph.shape:
+                    value.source, value.step = source, "same"
+                elif name in _TRANSPOSE and _is_transpose(t, source.graph):
+                    value.source, value.step = source, "transpose"
+            self._values[id(t)] = value
+            self._alive.append(t)
+        return out
+
+    # -- meetings ------------------------------------------------------------------------------
+
+    def _meet(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rule = self._rules.get(func)
+        if rule is not None:
+            out = rule(self, args, kwargs)
+            if out is not NotImplemented:
+                return out
+        return self._replayed(func, name, args, kwargs)
+
+    def _next_key(self, name: str, values: Sequence[Value]) -> tuple[str, str, int]:
+        label = "+".join(sorted(frozenset().union(*(v.roots for v in values))))
+        count = self._counts[label, name] = self._counts.get((label, name), -1) + 1
+        return label, name, count
+
+    def _new_entry(self, name: str, values: dict[Any, Value]) -> Entry:
+        key = self._optional_key or self._next_key(name, list(values.values()))
+        entry = Entry(key, self._optional_key is not None, values)
+        self.entries.append(entry)
+        self.events.append(entry)
+        return entry
+
+    def _replayed(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A meeting without rule: runs as it is, and is run again for its forms."""
+        flat, spec = tree_flatten((args, kwargs))
+        where = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor)]
+        tensors = [flat[i] for i in where]
+        trainable = tuple(j for j, t in enumerate(tensors) if id(t) in self._values)
+        in_place = func in IN_PLACE
+        if (in_place and 0 in trainable) or (
+            not in_place and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__")))
+        ):
+            label = "+".join(
+                sorted(frozenset().union(*(self._values[id(tensors[j])].roots for j in trainable)))
+            )
+            raise UnsupportedModel(
+                f"Parameter '{label}' takes part in the in-place operation {name}, whose per-example gradient "
+                "is not defined here. Write it out of place (torch.where, a new tensor), or freeze the "
+                "parameter with requires_grad_(False).",
+                code="in-place-parameter",
+            )
+        plain = [self._values[id(t)].graph.detach() if j in trainable else t for j, t in enumerate(tensors)]
+        kept = [t.detach() for t in plain]
+        if in_place:
+            kept[0] = kept[0].clone()
+
+        def run(new: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            leaves = list(flat)
+            for i, t in zip(where, new, strict=True):
+                leaves[i] = t
+            if in_place:
+                leaves[where[0]] = leaves[where[0]].clone()
+            new_args, new_kwargs = tree_unflatten(leaves, spec)
+            return tuple(_tensors(func(*new_args, **new_kwargs)))
+
+        leaves = list(flat)
+        for i, t in zip(where, plain, strict=True):
+            leaves[i] = t
+        new_args, new_kwargs = tree_unflatten(leaves, spec)
+        out = func(*new_args, **new_kwargs)
+        entry = self._new_entry(name, {j: self._values[id(tensors[j])] for j in trainable})
+        entry.call = Call(run, tuple(kept), trainable)
+        if func in ELEMENTWISE:
+            entry.kind = CallKind.ELEMENTWISE
+        elif func in EXPANSIONS and len(trainable) == 1:
+            entry.kind = CallKind.EXPANSION
+        outs = list(_tensors(out))
+        if entry.kind is CallKind.OTHER:
+            entry.outputs = tuple(t.detach() for t in outs)
+        swapped = {id(t): self._tapped(entry, i, t) for i, t in enumerate(outs) if t.is_floating_point()}
+        flat_out, out_spec = tree_flatten(out)
+        return tree_unflatten([swapped.get(id(t), t) for t in flat_out], out_spec)
+
+    def _tapped(self, entry: Entry, index: int, y: Tensor) -> Tensor:
+        passes = self.passes
+        if y.requires_grad:
+
+            def hook(g: Tensor) -> None:
+                entry.receive(passes, index, g)
+
+            y.register_hook(hook)
+            return y
+        return _Tap.apply(entry, passes, index, self.anchor, y.clone() if y._is_view() else y)  # pyright: ignore
+
+    # -- what a rule may ask (see rules.Recorder) ------------------------------------------------
+
+    def is_trainable(self, value: object) -> bool:
+        """See `Recorder`."""
+        return id(value) in self._values
+
+    def record(self, meeting: Meeting, roles: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+        """See `Recorder`."""
+        name = type(meeting).__name__.removesuffix("Meeting")
+        entry = self._new_entry(name, {role: self._values[id(t)] for role, t in roles.items()})
+        entry.meeting = meeting
+        return _Meet.apply(entry, self.passes, self.anchor, *inputs)  # pyright: ignore
+
+    def call(self, func: Callable[..., Any], *args: Any) -> Any:
+        """See `Recorder`."""
+        return self.__torch_function__(func, (), args, {})
+
+
+def _is_transpose(t: Tensor, of: Tensor) -> bool:
+    return t.dim() == of.dim() == 2 and t.shape == of.shape[::-1] and t.stride() == of.stride()[::-1]
+
+
+def _model_tensors(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        yield from _tensors(list(module._parameters.values()))
+        yield from _tensors(list(module._buffers.values()))
+        for attribute in vars(module).values():
+            if isinstance(attribute, Tensor):
+                yield attribute

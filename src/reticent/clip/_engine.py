@@ -1,0 +1,561 @@
+"""The clip engine: capture, prove, norms, weights, sums.
+
+Room: clip. May import torch, `reticent.rules`, `reticent.bounded`, `reticent.errors`.
+
+Shape letters (this file): U privacy units, R rows of the batch (U times k).
+
+Sources:
+    [1] Abadi et al. 2016, arXiv:1607.00133 (per-example clipping).
+    [2] Bu et al. 2022, arXiv:2210.00038 (one backward: norms, then sums from what it left).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from reticent.bounded import BoundedSum
+from reticent.clip import _isolation
+from reticent.clip._batch import num_rows, rows
+from reticent.clip._capture import CallKind, Capture, Entry
+from reticent.clip._probe import probe_weights, prove_layout
+from reticent.clip._pull import pull_back
+from reticent.clip._refuse import refuse_unsupported
+from reticent.errors import ConfigError, CoupledExamples, UnsupportedModel
+from reticent.records import FlatClipping
+from reticent.rules import BUILTIN, Dense, Form, Layout, OpRule, combine
+from reticent.rules._replay import Rows, elementwise_forms, expansion_forms, unit_by_unit_forms
+
+Key = tuple[str, str, int]
+Losses = Callable[..., Tensor]
+# Norms are rounded up by this share, above the rounding of a float32 backward.
+_ROUND_UP = {torch.float64: 1e-13, torch.float32: 4e-6}
+
+
+class _NotProven(Exception):
+    """An optional meeting is none, or a meeting appeared that has not been proven: run again."""
+
+    def __init__(self, not_meetings: frozenset[Key] = frozenset()) -> None:
+        super().__init__()
+        self.not_meetings = not_meetings
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter that requires a gradient; one name for a shared one.
+
+    Raises:
+        ConfigError[nothing-to-train]: there is none.
+    """
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not params:
+        raise ConfigError(
+            "The model has no parameter with requires_grad=True. Unfreeze what should be trained.",
+            code="nothing-to-train",
+        )
+    return params
+
+
+def sum_dtype(param: Tensor) -> torch.dtype:
+    """Clipped sums are kept in float32, or float64 if the parameter is."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+class ClipEngine:
+    """Clips each unit's gradient to one norm over all parameters, and sums: for one model, many steps.
+
+    Nothing is hung on the model; between calls the engine keeps only where in the model's recorded
+    operations the units lie (no data). Two engines on one model do not know of each other.
+
+    Args:
+        model: any module. Its mode, its gradients and its parameters are left as they are.
+        max_norm: clipping norm C, in loss units per weight unit; finite, > 0.
+        method: "book-keeping" takes one forward and one backward for all units; "loop" runs each
+            unit alone through plain autograd: slow, and exact for any model that runs on a batch of
+            one, so it is the way out for operations that the other refuses.
+        rules: operation -> rule, for "book-keeping"; see `reticent.rules`.
+
+    Raises:
+        ConfigError[clip-norm]: `max_norm` is not a finite positive number.
+        ConfigError[clip-method]: unknown method.
+        UnsupportedModel: the model holds a layer refused by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        max_norm: float,
+        method: Literal["book-keeping", "loop"] = "book-keeping",
+        rules: Mapping[Callable[..., Any], OpRule] = BUILTIN,
+    ) -> None:
+        if method not in ("book-keeping", "loop"):
+            raise ConfigError(f"method must be 'book-keeping' or 'loop', got {method!r}.", code="clip-method")
+        self.max_norm = FlatClipping(max_norm=max_norm).max_norm
+        self.method = method
+        self._model = model
+        self._rules = rules
+        self._layouts: dict[Key, Layout | None] = {}
+        self._not_meetings: frozenset[Key] = frozenset()
+        trainable(model)
+        refuse_unsupported(model)
+
+    def clipped_sum(
+        self,
+        losses: Losses,
+        batch: Any = None,
+        *,
+        num_units: int | None = None,
+        out: dict[str, Tensor] | None = None,
+    ) -> BoundedSum:
+        """Scale each unit's gradient to L2 norm at most `max_norm`, then add them.
+
+        Args:
+            losses: runs the model and returns losses, shape (R,): one for each unit, or k for each
+                unit in contiguous rows, whose sum is then the unit's loss. Called as
+                `losses(batch)`, or `losses()` if `batch` is None.
+            batch: a tree of tensors, example axis first. R may be 0.
+            num_units: U, if a unit has more than one row; None: every loss is a unit.
+            out: name -> tensor to add to, from an earlier call on other units of the same sum.
+
+        Returns:
+            Sum over units, its bound C, and the units' norms, shape (U,), float64.
+
+        Guarantee:
+            Adding or removing one unit moves `total` by at most `bound` (L2, all parameters
+            together, to float32 rounding). A unit whose loss or gradient is not finite counts as
+            zero. Every use of every trainable parameter is in the norm, or this raises before
+            anything is returned. Whether a unit's loss depends on other units is checked here as
+            far as gradients show it; see `check` for the rest.
+
+        Raises:
+            ConfigError[loss-shape]: not one loss for each unit.
+            CoupledExamples[gradient-mixes-examples]: a unit's loss depends on other units' rows.
+            UnsupportedModel: a parameter is used in a way whose per-unit gradient is not known.
+        """
+        refuse_unsupported(self._model)
+        params = trainable(self._model)
+        total = (
+            {n: torch.zeros_like(p, dtype=sum_dtype(p)) for n, p in params.items()} if out is None else out
+        )
+        if batch is not None and num_rows(batch) == 0:
+            return BoundedSum(total=total, bound=self.max_norm, norms=torch.zeros(0, dtype=torch.float64))
+        if self.method == "loop":
+            norms = self._loop(params, losses, batch, num_units, total)
+        else:
+            norms = self._book_keep(params, losses, batch, num_units, total)
+        return BoundedSum(total=total, bound=self.max_norm, norms=norms)
+
+    def check(self, losses: Losses, batch: Any, *, num_units: int | None = None, max_units: int = 4) -> None:
+        """Compare a few units alone with the same units in a batch: losses, then gradients.
+
+        The model runs with its random draws silenced. Units alone go through plain autograd, which
+        shares no code with the engine, so this also checks the engine on this very model.
+
+        Args:
+            losses: as in `clipped_sum`.
+            batch: a tree of tensors; its first `max_units` units are used. With fewer than two
+                units nothing can be compared.
+            num_units: as in `clipped_sum`.
+            max_units: how many units are run alone.
+
+        Raises:
+            CoupledExamples[loss-mixes-examples]: a unit's loss alone is not its loss in the batch.
+            CoupledExamples[random-forward]: the model draws random numbers in a way that cannot be
+                silenced, so nothing can be compared.
+            UnsupportedModel[self-check]: the engine's clipped sum is not that of plain autograd.
+        """
+        _isolation.check(self, self._model, losses, batch, num_units, max_units)
+
+    # -- one unit at a time ------------------------------------------------------------------------
+
+    def _loop(
+        self,
+        params: Mapping[str, nn.Parameter],
+        losses: Losses,
+        batch: Any,
+        num_units: int | None,
+        total: dict[str, Tensor],
+    ) -> Tensor:
+        if batch is None:
+            raise ConfigError("method='loop' needs `batch`, to run each unit alone.", code="loop-needs-batch")
+        size = num_rows(batch)
+        units = size if num_units is None else _checked_units(size, num_units)
+        norms = []
+        before = _State(self._model, params)
+        for unit in range(units):
+            k = size // units
+            loss = losses(rows(batch, unit * k, (unit + 1) * k))
+            _check_losses(loss, k if num_units is None else None)
+            grads = torch.autograd.grad(loss.sum(), list(params.values()), allow_unused=True)
+            norms.append(self._add_one(params, grads, bool(torch.isfinite(loss).all()), total))
+        before.refuse_changes(self._model, params)
+        return torch.tensor(norms, dtype=torch.float64)
+
+    def _add_one(
+        self,
+        params: Mapping[str, nn.Parameter],
+        grads: tuple[Tensor | None, ...],
+        finite: bool,
+        total: dict[str, Tensor],
+    ) -> float:
+        square = sum(float(g.double().square().sum()) for g in grads if g is not None)
+        norm = math.sqrt(square) if finite and math.isfinite(square) else math.inf
+        if math.isfinite(norm):
+            weight = min(1.0, self.max_norm / norm) if norm > 0 else 1.0
+            for name, grad in zip(params, grads, strict=True):
+                if grad is not None:
+                    total[name].add_(grad.to(total[name].dtype), alpha=weight)
+        return norm
+
+    # -- book-keeping ------------------------------------------------------------------------------
+
+    def _book_keep(
+        self,
+        params: Mapping[str, nn.Parameter],
+        losses: Losses,
+        batch: Any,
+        num_units: int | None,
+        total: dict[str, Tensor],
+    ) -> Tensor:
+        force = False
+        for _ in range(8):
+            try:
+                return self._book_keep_once(params, losses, batch, num_units, total, force)
+            except _NotProven as again:
+                self._not_meetings |= again.not_meetings
+                force = True
+        raise UnsupportedModel(
+            "The model does not run the same operations twice, so its gradients cannot be assigned to "
+            "examples. Use method='loop'.",
+            code="unstable-forward",
+        )
+
+    def _book_keep_once(
+        self,
+        params: Mapping[str, nn.Parameter],
+        losses: Losses,
+        batch: Any,
+        num_units: int | None,
+        total: dict[str, Tensor],
+        force: bool,
+    ) -> Tensor:
+        before = _State(self._model, params)
+        capture = Capture(params, self._model, self._rules, self._not_meetings)
+        names = {id(m): n for n, m in self._model.named_modules()}
+
+        def on_module(module: nn.Module, args: Any, output: Any) -> None:
+            if id(module) in names and not any(True for _ in module.children()):
+                capture.events.append(names[id(module)] or type(module).__name__)
+
+        hook = register_module_forward_hook(on_module)
+        try:
+            with capture:
+                loss_R = losses() if batch is None else losses(batch)
+        finally:
+            hook.remove()
+        _check_losses(loss_R, None if batch is None or num_units is not None else num_rows(batch))
+        if batch is not None and num_units is not None:
+            _checked_units(num_rows(batch), num_units)
+        units = loss_R.shape[0] if num_units is None else _checked_units(loss_R.shape[0], num_units)
+        if units == 0:
+            return torch.zeros(0, dtype=torch.float64)
+        before.refuse_changes(self._model, params)
+        weights_U = self._backward(capture, loss_R, units, force, params)
+        before.refuse_changes(self._model, params)
+        forms = self._forms(capture, units, weights_U)
+        capture.entries.clear()
+        finite_U = torch.isfinite(loss_R.detach().reshape(units, -1)).all(1)
+        return self._sum(params, forms, finite_U, total)
+
+    def _backward(
+        self, capture: Capture, loss_R: Tensor, units: int, force: bool, params: Mapping[str, nn.Parameter]
+    ) -> Tensor | None:
+        """One backward; two, the second to prove layouts, where a meeting is new."""
+        leaves = _graph_leaves(loss_R)
+        _refuse_bypass(leaves, capture, params)
+        unknown = any(entry.key not in self._layouts for entry in capture.entries)
+        probe = units > 1 and (force or unknown)
+        ones = torch.ones_like(loss_R)
+        with capture, torch.autograd.set_multithreading_enabled(False):
+            torch.autograd.grad(loss_R, leaves, ones, retain_graph=probe, allow_unused=True)
+            if not probe:
+                return None
+            weights_U = probe_weights(units)
+            capture.passes[0] = 1
+            scaled = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
+            torch.autograd.grad(loss_R, leaves, scaled, allow_unused=True)
+        return weights_U
+
+    def _layouts_of(self, entry: Entry, units: int, weights_U: Tensor | None) -> dict[int, Layout | None]:
+        """Output -> layout of every output that received a gradient."""
+        if units == 1:
+            return {i: Layout(0, 1) for i in entry.grads[0]}
+        if weights_U is None:
+            known = self._layouts.get(entry.key)
+            if known is None or any(not _fits(known, g) for g in entry.grads[0].values()):
+                raise _NotProven
+            return {i: known for i in entry.grads[0]}
+        found: dict[int, Layout | None] = {}
+        unique = True
+        for i, ones in entry.grads[0].items():
+            found[i], only = prove_layout(ones, entry.grads[1][i], weights_U)
+            unique &= only
+        if unique and len(set(found.values())) == 1 and None not in found.values():
+            self._layouts[entry.key] = next(iter(found.values()))
+        return found
+
+    def _forms(self, capture: Capture, units: int, weights_U: Tensor | None) -> dict[str, list[Form]]:
+        layouts: dict[Entry, dict[int, Layout | None]] = {}
+        for entry in capture.entries:
+            if entry.grads:
+                layouts[entry] = self._layouts_of(entry, units, weights_U)
+            elif weights_U is not None:
+                self._layouts.setdefault(entry.key, None)
+        mixed = [e for e, found in layouts.items() if None in found.values()]
+        optional = frozenset(e.key for e in mixed if e.optional)
+        if optional:
+            raise _NotProven(optional)
+        if mixed:
+            raise self._mixing_error(capture, mixed, layouts)
+        forms: dict[str, list[Form]] = {}
+        for entry, found in layouts.items():
+            for role, form in self._entry_forms(entry, found).items():
+                pull_back(entry.values[role], form, capture.leaves, forms)
+        return forms
+
+    def _entry_forms(self, entry: Entry, found: dict[int, Layout | None]) -> Mapping[Any, Form | Rows]:
+        grads = entry.grads[0]
+        if entry.meeting is not None:
+            layout = found[0]
+            assert layout is not None
+            if not (entry.meeting.accepts(layout, grads[0].dim()) or layout.num_units == 1):
+                raise UnsupportedModel(
+                    f"The examples lie along an axis that {entry.describe()} works over. Put the example "
+                    "axis first, freeze the parameter, or use method='loop'.",
+                    code="example-axis",
+                )
+            return entry.meeting.forms(entry.saved, grads[0], layout)
+        assert entry.call is not None
+        if found and next(iter(found.values())) == Layout(0, 1):
+            return _whole_forms(entry)
+        if entry.kind is not CallKind.OTHER:
+            layout = found[0]
+            assert layout is not None
+            formed = elementwise_forms if entry.kind is CallKind.ELEMENTWISE else expansion_forms
+            return formed(entry.call, grads[0], layout)
+        outputs = range(len(entry.outputs))
+        result = unit_by_unit_forms(
+            entry.call, entry.outputs, [grads.get(i) for i in outputs], [found.get(i) for i in outputs]
+        )
+        if result is None:
+            raise UnsupportedModel(
+                f"No rule gives per-example gradients for {entry.describe()}, and running that operation on "
+                "one example alone does not give the example's part of its output. Freeze the parameter "
+                "with requires_grad_(False), write the operation so that examples stay apart (in "
+                "mixture-of-experts models: route each example on its own), or use method='loop'.",
+                code="no-rule",
+            )
+        return result
+
+    def _mixing_error(
+        self, capture: Capture, mixed: list[Entry], layouts: Mapping[Entry, Any]
+    ) -> CoupledExamples | UnsupportedModel:
+        """Names what lies between the last recorded output that mixes and the first that does not."""
+        last = max(capture.events.index(e) for e in mixed)
+        after: list[str] = []
+        for event in capture.events[last + 1 :]:
+            if isinstance(event, Entry):
+                if event in layouts and event not in mixed:
+                    break
+            elif event not in after:
+                after.append(event)
+        inside = ", ".join(f"'{name}'" for name in after[:4]) or "the code that follows it"
+        return CoupledExamples(
+            f"The gradient of one example's loss with respect to the output of {mixed[-1].describe()} reaches "
+            f"other examples' rows, or rows that lie in no regular order. Examples are mixed in or after "
+            f"{inside}, or in the loss. Use layers that treat each example alone (group or layer "
+            "normalisation, routing per example) and a loss that is one value per example.",
+            code="gradient-mixes-examples",
+        )
+
+    def _sum(
+        self,
+        params: Mapping[str, nn.Parameter],
+        forms: dict[str, list[Form]],
+        finite_U: Tensor,
+        total: dict[str, Tensor],
+    ) -> Tensor:
+        """Norms of all parameters together, then the weighted sums."""
+        square_U = torch.zeros(finite_U.shape, dtype=torch.float64, device=finite_U.device)
+        whole: dict[str, Form] = {}
+        for name in list(forms):
+            whole[name] = combine(forms.pop(name))
+            square_U += whole[name].squared_norm()
+        dtypes = {sum_dtype(params[name]) for name in whole} or {torch.float64}
+        norm_U = square_U.sqrt() * (1 + max(_ROUND_UP[d] for d in dtypes))
+        finite_U = finite_U & torch.isfinite(norm_U)
+        norm_U = torch.where(finite_U, norm_U, math.inf)
+        weight_U = torch.where(finite_U, (self.max_norm / norm_U).clamp_max(1.0), 0.0)
+        keep_U = None if bool(finite_U.all()) else finite_U
+        for name in list(whole):
+            whole.pop(name).add_weighted(weight_U, keep_U, total[name])
+        return norm_U
+
+
+def _fits(layout: Layout, g: Tensor) -> bool:
+    return layout.axis < g.dim() and layout.fits(g.shape[layout.axis])
+
+
+def _whole_forms(entry: Entry) -> dict[Any, Dense]:
+    """A call whose every output belongs to the one unit there is."""
+    call = entry.call
+    assert call is not None
+    tensors = list(call.tensors)
+    leaves = {i: tensors[i].clone().requires_grad_() for i in call.trainable}
+    for i, leaf in leaves.items():
+        tensors[i] = leaf
+    with torch.enable_grad():
+        ys = call.run(tensors)
+        used = sorted(entry.grads[0])
+        grads = [entry.grads[0][i].to(ys[i].dtype) for i in used]
+        found = torch.autograd.grad([ys[i] for i in used], list(leaves.values()), grads, allow_unused=True)
+    return {
+        i: Dense((torch.zeros_like(leaf) if g is None else g)[None])
+        for (i, leaf), g in zip(leaves.items(), found, strict=True)
+    }
+
+
+def _checked_units(size: int, num_units: int) -> int:
+    if isinstance(num_units, bool) or not isinstance(num_units, int) or num_units < 1 or size % num_units:
+        raise ConfigError(
+            f"num_units={num_units!r} must be a positive integer that divides the {size} rows.",
+            code="num-units",
+        )
+    return num_units
+
+
+def _check_losses(loss: object, expected: int | None) -> None:
+    good = isinstance(loss, Tensor) and loss.dim() == 1 and loss.is_floating_point()
+    if not good or (expected is not None and loss.shape[0] != expected):
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        want = f"({expected},)" if expected is not None else "(B,)"
+        raise ConfigError(
+            f"The losses must be one floating-point value per example, shape {want}; got {got}. Do not average "
+            "over the batch: use reduction='none' and average within each example.",
+            code="loss-shape",
+        )
+    if not loss.requires_grad and loss.shape[0]:
+        raise ConfigError(
+            "The losses do not depend on any trainable parameter (or were computed under torch.no_grad).",
+            code="loss-without-gradient",
+        )
+
+
+def _graph_leaves(loss: Tensor) -> list[Tensor]:
+    """Every leaf that the graph reaches; all of them are asked for, so that every node runs."""
+    leaves: dict[int, Tensor] = {}
+    stack, seen = [loss.grad_fn], {loss.grad_fn}
+    while stack:
+        node = stack.pop()
+        if node is None:
+            continue
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves[id(variable)] = variable
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return list(leaves.values())
+
+
+def _refuse_bypass(leaves: list[Tensor], capture: Capture, params: Mapping[str, nn.Parameter]) -> None:
+    names = {id(p): n for n, p in params.items()} | {id(t): n for n, t in capture.leaves.items()}
+    found = sorted({names[id(leaf)] for leaf in leaves if id(leaf) in names})
+    if found:
+        raise UnsupportedModel(
+            f"Parameters {found} are used where their per-example gradient cannot be seen (a custom autograd "
+            "function, a scripted or compiled module). Freeze them with requires_grad_(False), write the "
+            "operation with ordinary torch functions, or use method='loop'.",
+            code="hidden-use",
+        )
+
+
+class _State:
+    """Versions of parameters, buffers and gradients, to notice a forward that changes them."""
+
+    def __init__(self, model: nn.Module, params: Mapping[str, nn.Parameter]) -> None:
+        self._tensors = {n: (t, t._version) for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self._grads = {n: (p.grad, None if p.grad is None else p.grad._version) for n, p in params.items()}
+
+    def refuse_changes(self, model: nn.Module, params: Mapping[str, nn.Parameter]) -> None:
+        """Raise if anything changed."""
+        now = dict((*model.named_parameters(), *model.named_buffers()))
+        changed = [n for n, (t, v) in self._tensors.items() if now.get(n) is not t or t._version != v] + [
+            n for n in now if n not in self._tensors
+        ]
+        if changed:
+            raise UnsupportedModel(
+                f"The forward changes {sorted(changed)}: data would enter the model without clipping or noise. "
+                "Put the layer in eval mode, or remove what it updates.",
+                code="forward-changes-state",
+            )
+        for name, p in params.items():
+            grad, version = self._grads[name]
+            if p.grad is not grad or (grad is not None and grad._version != version):
+                raise UnsupportedModel(
+                    f"The backward wrote a gradient of '{name}' past the engine (a nested backward). Use "
+                    "method='loop'.",
+                    code="hidden-use",
+                )
+
+
+def clipped_sum(
+    model: nn.Module,
+    losses: Losses,
+    batch: Any = None,
+    *,
+    max_norm: float,
+    num_units: int | None = None,
+    method: Literal["book-keeping", "loop"] = "book-keeping",
+    rules: Mapping[Callable[..., Any], OpRule] = BUILTIN,
+) -> BoundedSum:
+    """The sum of each example's clipped gradient, for any model as it is.
+
+    Args:
+        model: any module; left untouched.
+        losses: a callable that runs the model and returns per-unit losses, shape (B,). Called as
+            `losses(batch)` if `batch` is given, else as `losses()`. If it returns k losses for each
+            of `num_units` units, in contiguous rows, a unit's loss is their sum.
+        batch: a tree of tensors, example axis first. With it, a few examples are also run alone,
+            and compared. Without it, only what gradients show can be checked: a batch statistic
+            taken of raw inputs, or cut off from the gradient, passes unseen. Prefer giving it.
+        max_norm: clipping norm C, in loss units per weight unit; finite, > 0.
+        num_units: U, where a unit has more than one row (augmentations, users); rows of a unit are
+            contiguous.
+        method: see `ClipEngine`.
+        rules: see `ClipEngine`.
+
+    Returns:
+        `total`: parameter name -> tensor of its shape, float32, or float64 if the model is, for
+        every trainable parameter; `bound`: C; `norms`: (B,), float64, before clipping, infinite
+        for a unit that is not finite and so counts as zero. None of it is private.
+
+    Guarantee:
+        Adding or removing one unit moves `total` by at most `bound` (L2, all parameters together,
+        to float32 rounding), or this raises.
+
+    Raises:
+        ConfigError, CoupledExamples, UnsupportedModel: as `ClipEngine.clipped_sum` and
+            `ClipEngine.check`.
+
+    Sources:
+        Abadi et al. 2016, arXiv:1607.00133; Bu et al. 2022, arXiv:2210.00038.
+    """
+    engine = ClipEngine(model, max_norm=max_norm, method=method, rules=rules)
+    if batch is not None:
+        engine.check(losses, batch, num_units=num_units)
+    return engine.clipped_sum(losses, batch, num_units=num_units)

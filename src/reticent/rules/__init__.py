@@ -1,0 +1,10 @@
+"""Per-example gradients: the small algebra they form, and the operations that have a rule of their own.
+
+Room: rules (floor 1). May import torch and `reticent.errors`.
+"""
+
+from reticent.rules._forms import Dense, Form, Gather, Outer, combine
+from reticent.rules._layout import Layout
+from reticent.rules._ops import BUILTIN, Meeting, OpRule
+
+__all__ = ["BUILTIN", "Dense", "Form", "Gather", "Layout", "Meeting", "OpRule", "Outer", "combine"]

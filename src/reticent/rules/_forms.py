@@ -1,0 +1,309 @@
+"""The small algebra of per-example gradients: `Outer`, `Gather`, `Dense`, and their sums.
+
+Wherever a parameter meets the batch, unit u's gradient has one of three forms. Forms of one
+parameter add (it was used twice, or is tied), and the squared norm of the sum is exact, because
+inner products between forms are: ||E + H||^2 = ||E||^2 + ||H||^2 + 2 <E, H>.
+
+Room: rules. May import torch; holds functions and frozen records, no state.
+
+Shape letters (this file): U unit, P and Q positions of one unit, I input, O output, V rows of a
+table, D its width.
+
+Sources:
+    [1] Goodfellow 2015, arXiv:1510.01799 (one position)
+    [2] Li et al. 2021, arXiv:2110.05679 (many positions: the "ghost" norm)
+    [3] Bu et al. 2022, arXiv:2210.00038 (weighted sums from what the first backward left)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+# Where a Gram sum cancels so much that its float32 rounding could exceed this share of the squared
+# norm, the unit is computed again in float64. Below it, the bound on the rounding is added.
+_MAX_ROUNDING: Final = 1e-5
+# Gradients of one parameter are held for all units at once only up to this many numbers.
+_HOLD: Final = 1 << 20
+_CHUNK: Final = 1 << 22
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """Half precision is raised to float32; float32 and float64 stay."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+class Form(Protocol):
+    """Gradients of one parameter for U units, in a compressed form."""
+
+    def squared_norm(self) -> Tensor:
+        """Squared L2 norm of each unit's gradient, shape (U,), float64, not below the truth."""
+        ...
+
+    def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """out += sum_u weights[u] * gradient_u, leaving out units where `keep` is False.
+
+        A unit left out counts as zero even if its gradient holds NaN or infinity.
+        """
+        ...
+
+    def dense(self) -> Tensor:
+        """Every unit's gradient, shape (U, *parameter)."""
+        ...
+
+
+def _sum_of_squares(t: Tensor) -> Tensor:
+    """(U, ..) -> (U,) in float64; 0 for no entries."""
+    t = at_least_float32(t)
+    return torch.einsum("u...,u...->u", t, t).double()
+
+
+def _masked(t: Tensor, keep: Tensor | None) -> Tensor:
+    if keep is None:
+        return t
+    return torch.where(keep.view(-1, *([1] * (t.dim() - 1))), t, 0)
+
+
+def _guarded(product: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> Tensor:
+    """Squared norms from a sum of signed terms, never below the truth.
+
+    Args:
+        product: maps a cast to the (U, P, Q) terms of the squared norm, each factor cast first.
+            The cast may also select units.
+    """
+    terms = product(at_least_float32)
+    total = terms.sum((1, 2), dtype=torch.float64)
+    if terms.dtype == torch.float64:
+        return total.clamp_min(0.0)
+    slack = 4 * torch.finfo(terms.dtype).eps * terms.abs().sum((1, 2), dtype=torch.float64)
+    # NaN compares false: a unit that is not finite stays so, and is left out by the engine.
+    again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
+    total = total.clamp_min(0.0) + slack
+    if again.numel():
+        exact = product(lambda t: t[again].double())
+        total = total.index_copy(0, again, exact.sum((1, 2)).clamp_min(0.0) + 1e-13 * exact.abs().sum((1, 2)))
+    return total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """`grad[u]` is unit u's gradient itself, shape (U, *parameter)."""
+
+    grad: Tensor
+
+    def squared_norm(self) -> Tensor:
+        """See `Form`."""
+        return _sum_of_squares(self.grad)
+
+    def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """See `Form`."""
+        grad = _masked(self.grad, keep).to(out.dtype)
+        out += torch.einsum("u,u...->...", weights.to(out.dtype), grad)
+
+    def dense(self) -> Tensor:
+        """See `Form`."""
+        return self.grad
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outer:
+    """Unit u's gradient is sum_p g[u, p] x[u, p]^T, shape (O, I), or its transpose (I, O).
+
+    Args:
+        x_UPI: layer inputs.
+        g_UPO: gradients of the layer's outputs.
+        input_first: the parameter is stored as (I, O), as in `x @ W` and Hugging Face's Conv1D.
+    """
+
+    x_UPI: Tensor
+    g_UPO: Tensor
+    input_first: bool = False
+
+    def squared_norm(self) -> Tensor:
+        """sum_{p,q} (x_p.x_q)(g_p.g_q) [2], or materialised where that is cheaper."""
+        num_units, positions, num_in = self.x_UPI.shape
+        num_out = self.g_UPO.shape[-1]
+        if positions == 1:  # [1]
+            return _sum_of_squares(self.x_UPI) * _sum_of_squares(self.g_UPO)
+        if positions * (num_in + num_out) > num_in * num_out:
+            return self._materialised_squared_norm(max(1, _CHUNK // (num_in * num_out)))
+
+        def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
+            x, g = cast(self.x_UPI), cast(self.g_UPO)
+            return torch.bmm(x, x.mT).mul_(torch.bmm(g, g.mT))
+
+        return _guarded(gram)
+
+    def _materialised_squared_norm(self, chunk: int) -> Tensor:
+        x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
+        parts = [
+            _sum_of_squares(torch.bmm(gc.mT, xc))
+            for xc, gc in zip(x.split(chunk), g.split(chunk), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """See `Form`."""
+        x, g = _masked(self.x_UPI, keep).to(out.dtype), _masked(self.g_UPO, keep).to(out.dtype)
+        w = weights.to(out.dtype)[:, None, None]
+        if x.shape[-1] <= g.shape[-1]:
+            x = x * w
+        else:
+            g = g * w
+        x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        if self.input_first:
+            out.addmm_(x.mT, g)
+        else:
+            out.addmm_(g.mT, x)
+
+    def dense(self) -> Tensor:
+        """See `Form`."""
+        x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
+        return torch.bmm(x.mT, g) if self.input_first else torch.bmm(g.mT, x)
+
+    def transposed(self) -> "Outer":
+        """The same gradients, of the transposed parameter."""
+        return Outer(self.x_UPI, self.g_UPO, not self.input_first)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gather:
+    """Unit u's gradient adds g[u, p] to row ids[u, p] of a table of shape (V, D).
+
+    Rows may repeat. The caller has set g to zero at padding.
+    """
+
+    ids_UP: Tensor
+    g_UPD: Tensor
+    num_rows: int
+
+    def squared_norm(self) -> Tensor:
+        """sum_{p,q} 1[ids_p = ids_q] (g_p.g_q): never builds a table for each unit [2]."""
+
+        def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
+            # Ids as float64 would be exact up to 2^53, and the cast must not round them below that.
+            ids, g = _select(cast, self.ids_UP, self.g_UPD), cast(self.g_UPD)
+            return torch.where(ids[:, :, None] == ids[:, None, :], torch.bmm(g, g.mT), 0)
+
+        if self.ids_UP.shape[1] == 1:
+            return _sum_of_squares(self.g_UPD)
+        return _guarded(gram)
+
+    def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """See `Form`."""
+        g = _masked(self.g_UPD, keep).to(out.dtype) * weights.to(out.dtype)[:, None, None]
+        out.index_add_(0, self.ids_UP.reshape(-1), g.reshape(-1, g.shape[-1]))
+
+    def dense(self) -> Tensor:
+        """See `Form`."""
+        g = at_least_float32(self.g_UPD)
+        num_units, _, width = g.shape
+        table = g.new_zeros(num_units * self.num_rows, width)
+        offset = torch.arange(num_units, device=g.device)[:, None] * self.num_rows
+        table.index_add_(0, (self.ids_UP + offset).reshape(-1), g.reshape(-1, width))
+        return table.view(num_units, self.num_rows, width)
+
+
+def _select(cast: Callable[[Tensor], Tensor], ids: Tensor, like: Tensor) -> Tensor:
+    """Apply to integer ids the choice of units, but not the dtype, of a cast."""
+    units = torch.arange(ids.shape[0], device=ids.device, dtype=torch.float64)
+    picked = cast(units)
+    return ids if picked.shape[0] == ids.shape[0] else ids[picked.long()]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tied:
+    """A table looked up and multiplied with: `Gather` plus `Outer` of one (V, D) parameter."""
+
+    gather: Gather
+    outer: Outer
+
+    def squared_norm(self) -> Tensor:
+        """||E||^2 + ||H||^2 + 2 <E, H>, with <E, H> = sum_{p,q} g^H_q[ids_p] (x^H_q . g^E_p)."""
+        ids_UP, e_UPD, h_UQD = self.gather.ids_UP, self.gather.g_UPD, self._table_inputs()
+        out_UQV = self._table_outputs()
+
+        def cross(cast: Callable[[Tensor], Tensor]) -> Tensor:
+            ids = _select(cast, ids_UP, e_UPD)
+            g, e, h = cast(out_UQV), cast(e_UPD), cast(h_UQD)
+            picked_UQP = torch.gather(g, 2, ids[:, None, :].expand(-1, g.shape[1], -1))
+            return picked_UQP.mul_(torch.bmm(h, e.mT))
+
+        own = self.gather.squared_norm() + self.outer.squared_norm()
+        terms = cross(at_least_float32)
+        total = own + 2 * terms.sum((1, 2), dtype=torch.float64)
+        if terms.dtype == torch.float64:
+            return total.clamp_min(0.0)
+        slack = 8 * torch.finfo(terms.dtype).eps * (own + terms.abs().sum((1, 2), dtype=torch.float64))
+        again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
+        total = total.clamp_min(0.0) + slack
+        if again.numel():
+            part = _Tied(
+                Gather(ids_UP[again], e_UPD[again].double(), self.gather.num_rows),
+                Outer(
+                    self.outer.x_UPI[again].double(),
+                    self.outer.g_UPO[again].double(),
+                    self.outer.input_first,
+                ),
+            )
+            total = total.index_copy(0, again, part.squared_norm())
+        return total
+
+    def _table_inputs(self) -> Tensor:
+        return self.outer.g_UPO if self.outer.input_first else self.outer.x_UPI
+
+    def _table_outputs(self) -> Tensor:
+        return self.outer.x_UPI if self.outer.input_first else self.outer.g_UPO
+
+    def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """See `Form`."""
+        self.gather.add_weighted(weights, keep, out)
+        self.outer.add_weighted(weights, keep, out)
+
+    def dense(self) -> Tensor:
+        """See `Form`."""
+        return self.gather.dense() + self.outer.dense()
+
+
+def _joined_outers(forms: Sequence[Outer]) -> Outer:
+    first = forms[0]
+    if len(forms) == 1:
+        return first
+    xs = [f.x_UPI if f.input_first == first.input_first else f.g_UPO for f in forms]
+    gs = [f.g_UPO if f.input_first == first.input_first else f.x_UPI for f in forms]
+    return Outer(torch.cat(xs, 1), torch.cat(gs, 1), first.input_first)
+
+
+def _joined_gathers(forms: Sequence[Gather]) -> Gather:
+    if len(forms) == 1:
+        return forms[0]
+    ids, grads = torch.cat([f.ids_UP for f in forms], 1), torch.cat([f.g_UPD for f in forms], 1)
+    return Gather(ids, grads, forms[0].num_rows)
+
+
+def combine(forms: Sequence[Form]) -> Form:
+    """The sum of one parameter's forms, as one form with an exact norm.
+
+    Args:
+        forms: at least one; all of the same parameter and units.
+
+    Returns:
+        A form; `Outer`s are joined along positions, `Gather`s likewise, one of each keeps its
+        factors; every other mixture is materialised.
+    """
+    if len(forms) == 1:
+        return forms[0]
+    outers = [f for f in forms if isinstance(f, Outer)]
+    gathers = [f for f in forms if isinstance(f, Gather)]
+    if len(outers) + len(gathers) == len(forms):
+        if not gathers:
+            return _joined_outers(outers)
+        if not outers:
+            return _joined_gathers(gathers)
+        return _Tied(_joined_gathers(gathers), _joined_outers(outers))
+    total = forms[0].dense()
+    for form in forms[1:]:
+        total = total + form.dense()
+    return Dense(total)

@@ -1,0 +1,252 @@
+"""Rules for normalisation layers with a trainable scale and shift.
+
+Room: rules. May import torch and `reticent.errors`; holds functions and frozen records, no state.
+
+Shape letters (this file): N rows, C channels; `*` any axes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reticent.errors import UnsupportedModel
+from reticent.rules._forms import Dense, Form, at_least_float32
+from reticent.rules._layout import Layout
+from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerNormMeeting:
+    """y = (x - mean) * rstd * w + b over the last `len(shape)` axes."""
+
+    shape: tuple[int, ...]
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    roles: frozenset[str]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        """See `Meeting`."""
+        (x,) = inputs
+        y, mean, rstd = torch.native_layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        return y, (x, mean, rstd)
+
+    def backward(self, saved: Saved, g: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """See `Meeting`."""
+        x, mean, rstd = saved
+        if not needs[0]:
+            return (None,)
+        gx, _, _ = torch.ops.aten.native_layer_norm_backward.default(
+            g, x, self.shape, mean, rstd, self.weight, self.bias, [True, False, False]
+        )
+        return (gx,)
+
+    def accepts(self, layout: Layout, output_dim: int) -> bool:
+        """See `Meeting`: units may not lie along an axis that is normalised over."""
+        return layout.axis < output_dim - len(self.shape)
+
+    def forms(self, saved: Saved, g: Tensor, layout: Layout) -> Mapping[str, Form]:
+        """See `Meeting`."""
+        x, mean, rstd = saved
+        g, k = at_least_float32(g), len(self.shape)
+        forms: dict[str, Form] = {}
+        if "weight" in self.roles:
+            normal = (at_least_float32(x) - mean) * rstd
+            forms["weight"] = Dense(layout.positions(g * normal, k).sum(1))
+        if "bias" in self.roles:
+            forms["bias"] = Dense(layout.positions(g, k).sum(1))
+        return forms
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupNormMeeting:
+    """y = normalise(x, within groups of channels) * w[c] + b[c]; x is (N, C, *)."""
+
+    num_groups: int
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    roles: frozenset[str]
+
+    def _sizes(self, x: Tensor) -> tuple[int, int, int]:
+        return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        """See `Meeting`."""
+        x = inputs[0].contiguous()
+        y, mean, rstd = torch.native_group_norm(
+            x, self.weight, self.bias, *self._sizes(x), self.num_groups, self.eps
+        )
+        return y, (x, mean, rstd)
+
+    def backward(self, saved: Saved, g: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """See `Meeting`."""
+        x, mean, rstd = saved
+        if not needs[0]:
+            return (None,)
+        gx, _, _ = torch.ops.aten.native_group_norm_backward.default(
+            g.contiguous(), x, mean, rstd, self.weight, *self._sizes(x), self.num_groups, [True, False, False]
+        )
+        return (gx,)
+
+    def accepts(self, layout: Layout, output_dim: int) -> bool:
+        """See `Meeting`."""
+        return layout.axis == 0
+
+    def forms(self, saved: Saved, g: Tensor, layout: Layout) -> Mapping[str, Form]:
+        """See `Meeting`."""
+        x, mean, rstd = saved
+        g = at_least_float32(g).reshape(*x.shape[:2], -1)
+        forms: dict[str, Form] = {}
+        if "weight" in self.roles:
+            per_group = at_least_float32(x).reshape(x.shape[0], self.num_groups, -1)
+            normal = ((per_group - mean[..., None]) * rstd[..., None]).reshape(g.shape)
+            forms["weight"] = Dense(layout.units_first(torch.einsum("ncp,ncp->nc", g, normal)).sum(1))
+        if "bias" in self.roles:
+            forms["bias"] = Dense(layout.units_first(g.sum(2)).sum(1))
+        return forms
+
+
+def _full_precision(recorder: Recorder, x: Tensor) -> Tensor:
+    """Autocast runs normalisation in float32; the operations called inside a meeting must too."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return recorder.call(Tensor.float, x) if half and torch.is_autocast_enabled(x.device.type) else x
+
+
+def layer_norm(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.nn.functional.layer_norm`."""
+
+    def bound(
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Any:
+        if recorder.is_trainable(input) or not (
+            is_constant(recorder, weight) and is_constant(recorder, bias)
+        ):
+            return NotImplemented
+        roles = trainable_roles(recorder, {"weight": weight, "bias": bias})
+        meeting = LayerNormMeeting(
+            tuple(normalized_shape),
+            None if weight is None else weight.detach(),
+            None if bias is None else bias.detach(),
+            eps,
+            frozenset(roles),
+        )
+        return recorder.record(meeting, roles, (_full_precision(recorder, input),))
+
+    return bound(*args, **kwargs)
+
+
+def group_norm(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.nn.functional.group_norm`."""
+
+    def bound(
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Any:
+        if recorder.is_trainable(input) or not (
+            is_constant(recorder, weight) and is_constant(recorder, bias)
+        ):
+            return NotImplemented
+        roles = trainable_roles(recorder, {"weight": weight, "bias": bias})
+        meeting = GroupNormMeeting(
+            num_groups,
+            None if weight is None else weight.detach(),
+            None if bias is None else bias.detach(),
+            eps,
+            frozenset(roles),
+        )
+        return recorder.record(meeting, roles, (_full_precision(recorder, input),))
+
+    return bound(*args, **kwargs)
+
+
+def _scale_and_shift(recorder: Recorder, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """y * weight[c] + bias[c], channels along axis 1, as recorded operations."""
+    channels = [1, -1, *([1] * (y.dim() - 2))]
+    if weight is not None:
+        y = recorder.call(torch.mul, y, recorder.call(Tensor.view, weight, channels))
+    if bias is not None:
+        y = recorder.call(torch.add, y, recorder.call(Tensor.view, bias, channels))
+    return y
+
+
+def rms_norm(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.nn.functional.rms_norm`: normalise, then multiply."""
+
+    def bound(
+        input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    ) -> Any:
+        if recorder.is_trainable(input) or weight is None:
+            return NotImplemented
+        normal = recorder.call(F.rms_norm, input, normalized_shape, None, eps)
+        return recorder.call(torch.mul, normal, weight)
+
+    return bound(*args, **kwargs)
+
+
+def instance_norm(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.nn.functional.instance_norm`: normalise, then scale and shift."""
+
+    def bound(
+        input: Tensor,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        use_input_stats: bool = True,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        if recorder.is_trainable(input):
+            return NotImplemented
+        normal = recorder.call(
+            F.instance_norm, input, running_mean, running_var, None, None, use_input_stats, momentum, eps
+        )
+        return _scale_and_shift(recorder, normal, weight, bias)
+
+    return bound(*args, **kwargs)
+
+
+def batch_norm(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.nn.functional.batch_norm` with fixed statistics: normalise, then scale and shift.
+
+    Raises:
+        UnsupportedModel[batch-norm]: with statistics of the batch, examples mix.
+    """
+
+    def bound(
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        if training:
+            raise UnsupportedModel(
+                "Batch normalisation in training mode mixes the examples of a batch. Convert it with "
+                "reticent.fix(model), or put it in eval mode (fixed statistics).",
+                code="batch-norm",
+            )
+        if recorder.is_trainable(input):
+            return NotImplemented
+        normal = recorder.call(
+            F.batch_norm, input, running_mean, running_var, None, None, False, momentum, eps
+        )
+        return _scale_and_shift(recorder, normal, weight, bias)
+
+    return bound(*args, **kwargs)
