@@ -43,8 +43,10 @@ $(VISION)/.installed-dev: $(FRAME)
 # ---- what people run ----------------------------------------------------------------------------
 
 demo: $(VENV)/.installed  ## install, train Fashion-MNIST privately beside its non-private twin, report
-	$(BIN)/reticent train fashion-mnist --set twin=true --out $(DEMO_RUN)
-	$(BIN)/reticent report $(DEMO_RUN)
+	@run=$(DEMO_RUN); n=2; while [ -e "$$run" ]; do run=$(DEMO_RUN)-$$n; n=$$((n + 1)); done; \
+	echo $(BIN)/reticent train fashion-mnist --set twin=true --out "$$run"; \
+	$(BIN)/reticent train fashion-mnist --set twin=true --out "$$run" && \
+	echo "The report is $$PWD/$$run/report.html"
 
 test: $(VENV)/.installed-dev  ## install, run the fast tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

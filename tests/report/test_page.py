@@ -88,7 +88,7 @@ def test_the_page_states_epsilon_and_what_gives_it_meaning(tmp_path):
         "The number of training examples, 60,000: the plan names it.",
         "What is not protected",
         "non-private twin",
-        "2.36 times its non-private twin",
+        "2.36 times the twin, for each update",
         "MIT",
         "optimizer.lr",
         written.run.ledger.head,

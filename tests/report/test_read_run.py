@@ -64,7 +64,7 @@ def test_bytes_that_are_not_text_are_refused(tmp_path):
 
 
 def test_a_missing_folder_and_a_folder_of_something_else_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"There is no run folder at .* \[run-folder\]"):
+    with pytest.raises(ConfigError, match=r"There is no run folder at .* \[not-a-run\]"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"it has no run\.json"):
         read_run(tmp_path)

@@ -120,3 +120,18 @@ def test_guess_accuracy_is_that_of_the_worst_mechanism_there_is(eps, delta):
     )
     worst = delta + (1 - delta) * math.exp(eps) / (1 + math.exp(eps))
     assert guess_accuracy(report) == pytest.approx(worst, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "warning"),
+    [
+        ("data", {"fallback_from": "fashion-mnist", "name": "digits"}, "trained on digits instead"),
+        ("settings", {"show_loss": True}, "The training loss was shown"),
+    ],
+)
+def test_replaced_data_and_shown_losses_are_pointed_out(tmp_path, part, entry, warning):
+    folder = make_run(tmp_path / "run")
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    about[part] = {**about.get(part, {}), **entry}
+    (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    assert [warning in told for told in state(read_run(folder), num_points=1).warnings] == [True]

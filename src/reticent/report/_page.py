@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from reticent.errors import ConfigError
 from reticent.report._plots import Series, accuracy_plot, epsilon_plot
-from reticent.report._run import Run, curve, read_run
+from reticent.report._run import Run, Twin, curve, read_run
 from reticent.report._statement import Statement, guess_accuracy, public_num_examples, setting, state, unit_of
 
 Rows = tuple[tuple[str, str], ...]
@@ -46,7 +46,8 @@ def write_report(folder: str | Path) -> Report:
         outside the folder is read. It loads nothing from anywhere when opened.
 
     Raises:
-        ConfigError[run-folder]: the folder or a file in it is missing or not in our format.
+        ConfigError[not-a-run]: there is no such folder, or it holds no run.
+        ConfigError[run-folder]: a file in it is unreadable or not in our format.
         ConfigError[run-without-ledger]: the run says it is private, but has no ledger.
         ConfigError[report-not-writable]: the page cannot be written into the folder.
         LedgerError: the ledger is damaged.
@@ -100,8 +101,8 @@ def render(run: Run, statement: Statement) -> str:
         clip_norm=setting(run, "max_norm"),
         expected_batch_size=setting(run, "expected_batch_size"),
         seconds=_seconds(run),
-        twin_seconds=_twin_seconds(run),
-        config=rows(run.about.config),
+        time_ratio=run.result.twin.get("time_ratio") if run.result else None,
+        config=rows(run.about.config or run.about.settings),
         plan=rows(run.about.plan or {}),
         environment=rows(run.about.environment),
         model=rows(run.about.model),
@@ -122,14 +123,14 @@ def _accuracies(run: Run) -> tuple[Series, ...]:
         Series(name="averaged weights", points=curve(run.metrics, "ema")),
     ]
     if run.twin:
-        lines.append(Series(name="non-private twin", points=_best_curve(run)))
+        lines.append(Series(name="non-private twin", points=_twin_curve(run.twin)))
     return tuple(line for line in lines if line.points)
 
 
-def _best_curve(run: Run) -> tuple[tuple[int, float], ...]:
-    """The twin's curve: of its last weights, or of its averaged ones if only those were measured."""
-    assert run.twin is not None
-    return curve(run.twin.metrics, "last") or curve(run.twin.metrics, "ema")
+def _twin_curve(twin: Twin) -> tuple[tuple[int, float], ...]:
+    """The curve of the weights that the twin reports, averaged or last."""
+    weights = twin.result.weights if twin.result else "last"
+    return curve(twin.metrics, weights) or curve(twin.metrics, "last")
 
 
 def _minute(stamp: str) -> str:
@@ -143,10 +144,6 @@ def _minute(stamp: str) -> str:
 
 def _seconds(run: Run) -> float | None:
     return run.result.seconds if run.result else None
-
-
-def _twin_seconds(run: Run) -> float | None:
-    return run.twin.result.seconds if run.twin and run.twin.result else None
 
 
 def round_up(value: float, *, digits: int = 4) -> str:

@@ -30,6 +30,7 @@ class About(_File):
     recipe: str | None = None
     config: dict[str, JsonValue] = {}
     plan: dict[str, JsonValue] | None = None
+    settings: dict[str, JsonValue] = {}
     environment: dict[str, JsonValue] = {}
     model: dict[str, JsonValue] = {}
     data: dict[str, JsonValue] = {}
@@ -54,7 +55,9 @@ class Result(_File):
     epsilon: float | None = None
     delta: float | None = None
     test_accuracy: float | None = None
+    weights: str = "last"
     seconds: float | None = None
+    twin: dict[str, JsonValue] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +94,16 @@ def read_run(folder: str | Path) -> Run:
         The ledger's chain of hashes was verified. A run that calls itself private has a ledger.
 
     Raises:
-        ConfigError[run-folder]: the folder, or a file in it, is missing, unreadable or not in our format.
+        ConfigError[not-a-run]: there is no such folder, or it has no `run.json`.
+        ConfigError[run-folder]: a file in it is unreadable or not in our format.
         ConfigError[run-without-ledger]: `run.json` says private, but there is no ledger.
         LedgerError: the ledger is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise _bad(
-            f"There is no run folder at '{folder}'. Give the folder that `reticent train --out` wrote."
-        )
+        raise _no_run(f"There is no run folder at '{folder}'. Give one that `reticent train --out` wrote.")
     if not (folder / "run.json").is_file():
-        raise _bad(f"'{folder}' is not a run folder: it has no run.json.")
+        raise _no_run(f"'{folder}' is not a run folder: it has no run.json.")
     about = _read(folder / "run.json", About)
     ledger_path = folder / "ledger.jsonl"
     if about.private and not ledger_path.is_file():
@@ -129,6 +131,10 @@ def _read_twin(folder: Path) -> Twin | None:
         metrics=_read_metrics(folder / "metrics.jsonl"),
         result=_read_if_there(folder / "result.json", Result),
     )
+
+
+def _no_run(message: str) -> ConfigError:
+    return ConfigError(message, code="not-a-run")
 
 
 def _bad(message: str) -> ConfigError:

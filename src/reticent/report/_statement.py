@@ -134,6 +134,18 @@ def _integer(value: object) -> int | None:
 
 def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report: EpsilonReport) -> list[str]:
     found = []
+    replaced = run.about.data.get("fallback_from")
+    if replaced:
+        found.append(
+            f"The data set '{replaced}' could not be reached: this run trained on "
+            f"{run.about.data.get('name')} instead, data that come with the library. Its accuracy says "
+            "nothing about the data asked for."
+        )
+    if run.about.settings.get("show_loss"):
+        found.append(
+            "The training loss was shown and written to not-private.jsonl. It depends on the private data "
+            "and ε does not cover it: keep it to yourself."
+        )
     num_examples = public_num_examples(run)
     if num_examples and ledger.delta > 1 / num_examples:
         found.append(
