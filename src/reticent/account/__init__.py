@@ -1,0 +1,21 @@
+"""Accounting: from what ran to an epsilon, and from a budget to the setting that keeps to it.
+
+Room: account (floor 1). May import `reticent.records`, `reticent.errors`, dp-accounting, NumPy and
+SciPy; never torch. The ledger of a run is `reticent.account.ledger`.
+"""
+
+from reticent.account._calibrate import (
+    calibrate_noise_multiplier,
+    calibrate_num_steps,
+    calibrate_sampling_prob,
+)
+from reticent.account._epsilon import epsilon
+from reticent.account._events import Segments
+
+__all__ = [
+    "Segments",
+    "calibrate_noise_multiplier",
+    "calibrate_num_steps",
+    "calibrate_sampling_prob",
+    "epsilon",
+]

@@ -1,0 +1,153 @@
+"""`reticent account`: the epsilon of numbers given, or of a run's ledger.
+
+Room: cli.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reticent.account import epsilon
+from reticent.account.ledger import LedgerView, read_ledger
+from reticent.cli._show import print_json, print_table, rounded_up
+from reticent.errors import ConfigError
+from reticent.records import EpsilonReport, Mechanism, SamplingScheme
+
+_NUMBERS = ("--sampler", "--sampling-prob", "--noise-multiplier", "--num-steps")
+
+
+@click.command("account", short_help="State the epsilon of numbers, or of a run's ledger.")
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--sampler", type=click.Choice([s.value for s in SamplingScheme]), help="How each step draws examples."
+)
+@click.option(
+    "--sampling-prob", type=float, help="Probability that an example takes part in a step (poisson)."
+)
+@click.option("--noise-multiplier", type=float, help="Noise standard deviation over the clipping bound.")
+@click.option("--num-steps", type=int, help="Number of steps performed.")
+@click.option("--delta", type=float, help="Delta of the statement; by default the ledger's.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    run: Path | None,
+    sampler: str | None,
+    sampling_prob: float | None,
+    noise_multiplier: float | None,
+    num_steps: int | None,
+    delta: float | None,
+    as_json: bool,
+) -> None:
+    """State the epsilon of a run's ledger, or of the numbers given.
+
+    RUN is a run's folder, or its ledger file. Without RUN, give --sampler, --noise-multiplier,
+    --num-steps and --delta (and --sampling-prob for poisson).
+
+    Numbers are stated for adding or removing one example; zeroing one out, the relation of a plan
+    whose number of examples is public, has the same numbers.
+    """
+    numbers = dict(zip(_NUMBERS, (sampler, sampling_prob, noise_multiplier, num_steps), strict=True))
+    if run is not None:
+        idle = [name for name, value in numbers.items() if value is not None]
+        if idle:
+            raise ConfigError(
+                f"A run's ledger already says {', '.join(idle)}: leave them out.", code="account-arguments"
+            )
+        record = _of_run(run, delta)
+    else:
+        mechanism = _mechanism(sampler, sampling_prob, noise_multiplier)
+        if num_steps is None or delta is None:
+            raise _missing("--num-steps" if num_steps is None else "--delta")
+        report = epsilon([(mechanism, num_steps)], delta=delta)
+        record = _of_report(report, private=math.isfinite(report.epsilon))
+    if as_json:
+        print_json(record)
+    else:
+        print_table("Privacy", _rows(record))
+
+
+def _mechanism(sampler: str | None, sampling_prob: float | None, noise_multiplier: float | None) -> Mechanism:
+    if sampler is None:
+        raise _missing("--sampler")
+    if noise_multiplier is None:
+        raise _missing("--noise-multiplier")
+    if sampling_prob is None:
+        if sampler != SamplingScheme.FULL_BATCH.value:
+            raise _missing("--sampling-prob")
+        sampling_prob = 1.0
+    return Mechanism(
+        scheme=SamplingScheme(sampler), sampling_prob=sampling_prob, noise_multiplier=noise_multiplier
+    )
+
+
+def _missing(option: str) -> ConfigError:
+    return ConfigError(
+        f"{option} is missing: give a RUN folder, or --sampler, --noise-multiplier, --num-steps and --delta "
+        "(and --sampling-prob for poisson).",
+        code="account-arguments",
+    )
+
+
+def _of_run(run: Path, delta: float | None) -> dict[str, Any]:
+    view = read_ledger(run / "ledger.jsonl" if run.is_dir() else run)
+    report = epsilon(view.segments(), delta=view.delta if delta is None else delta, relation=view.relation)
+    private = math.isfinite(report.epsilon) and not view.reproducible
+    record = _of_report(report, private=private) | {
+        "run": str(run),
+        "run_id": view.run_id,
+        "planned_steps": view.planned_steps,
+        "num_lost": view.num_lost,
+        "reproducible": view.reproducible,
+        "mechanisms": [_described(mechanism, count) for mechanism, count in view.segments()],
+    }
+    return record | {"notes": record["notes"] + _ledger_notes(view)}
+
+
+def _of_report(report: EpsilonReport, *, private: bool) -> dict[str, Any]:
+    """What is stated; nothing finite for a run that is not private."""
+    return {
+        "private": private,
+        "epsilon": report.epsilon if private else None,
+        "epsilon_rdp": report.epsilon_rdp if private else None,
+        "epsilon_pld": report.epsilon_pld if private else None,
+        "delta": report.delta,
+        "neighbouring_relation": report.neighbouring_relation.value,
+        "accountant": report.accountant,
+        "num_steps": report.num_steps,
+        "notes": list(report.notes),
+    }
+
+
+def _described(mechanism: Mechanism, num_steps: int) -> dict[str, Any]:
+    return {
+        "sampler": mechanism.scheme.value,
+        "sampling_prob": mechanism.sampling_prob,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "num_steps": num_steps,
+    }
+
+
+def _ledger_notes(view: LedgerView) -> list[str]:
+    notes = []
+    if view.reproducible:
+        notes.append("the noise can be reproduced from a seed: this run is not private.")
+    if view.num_lost:
+        notes.append(f"{view.num_lost} steps were lost in a crash; they stay spent.")
+    return notes
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    none = "infinite: no privacy"
+    rows = [
+        ("epsilon", rounded_up(record["epsilon"]) if record["private"] else none),
+        ("delta", f"{record['delta']:g}"),
+        ("neighbouring relation", record["neighbouring_relation"]),
+        ("accountant", record["accountant"]),
+        ("epsilon by RDP", rounded_up(record["epsilon_rdp"]) if record["private"] else none),
+        ("steps", str(record["num_steps"])),
+    ]
+    if "planned_steps" in record:
+        rows.append(("planned steps", str(record["planned_steps"])))
+        rows += [("mechanism", ", ".join(f"{k} {v}" for k, v in m.items())) for m in record["mechanisms"]]
+    return rows + [("note", note) for note in record["notes"]]

@@ -1,0 +1,172 @@
+"""`reticent plan`: what a private run would do and cost, before any data is read.
+
+Room: cli.
+"""
+
+from typing import Any
+
+import click
+
+from reticent.cli._show import print_json, print_table, print_warnings, rounded_up
+from reticent.errors import ConfigError
+from reticent.plan import Plan, Sampler, problem, raise_together
+from reticent.records import Budget, FlatClipping, SamplingScheme, check_delta
+from reticent.sample import FullBatchSampler, PoissonSampler
+
+
+@click.command("plan", short_help="Show what a private run would do and cost, without reading data.")
+@click.option("--epsilon", type=float, help="Epsilon that may be spent.")
+@click.option("--delta", type=float, required=True, help="Delta of the statement, well below 1/N.")
+@click.option("--noise-multiplier", type=float, help="Noise standard deviation over the clipping bound.")
+@click.option("--num-steps", type=int, help="Number of steps.")
+@click.option("--expected-batch-size", type=float, help="Expected number of examples of a step.")
+@click.option("--num-examples", type=int, help="Number of examples, declared a public constant.")
+@click.option(
+    "--sampling-prob", type=float, help="Probability that an example takes part in a step; N stays secret."
+)
+@click.option(
+    "--sampler",
+    type=click.Choice([s.value for s in SamplingScheme]),
+    default=SamplingScheme.POISSON.value,
+    show_default=True,
+    help="How each step draws examples.",
+)
+@click.option("--max-norm", type=float, default=1.0, show_default=True, help="Clipping norm C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    epsilon: float | None,
+    delta: float,
+    noise_multiplier: float | None,
+    num_steps: int | None,
+    expected_batch_size: float | None,
+    num_examples: int | None,
+    sampling_prob: float | None,
+    sampler: str,
+    max_norm: float,
+    as_json: bool,
+) -> None:
+    """Show what a private run would do and cost, without reading data.
+
+    Give --delta, how examples are drawn (--num-examples with --expected-batch-size, or
+    --sampling-prob), and all but one of --epsilon, --noise-multiplier, --num-steps and
+    --expected-batch-size: the one left out is solved for, never spending more than --epsilon.
+    """
+    raise_together(
+        problem(lambda: Budget(epsilon=1.0 if epsilon is None else epsilon, delta=0.5)),
+        problem(lambda: check_delta(delta)),
+        problem(lambda: FlatClipping(max_norm=max_norm)),
+        problem(lambda: _sampler(sampler, num_examples, expected_batch_size, sampling_prob)),
+    )
+    chosen = _sampler(sampler, num_examples, expected_batch_size, sampling_prob)
+    _check_one_left_out(
+        {
+            "--epsilon": epsilon is None,
+            "--noise-multiplier": noise_multiplier is None,
+            "--num-steps": num_steps is None,
+            "--expected-batch-size": chosen is None,
+        }
+    )
+    plan = Plan.calibrate(
+        clipping=FlatClipping(max_norm=max_norm),
+        sampler=chosen,
+        num_examples=num_examples if chosen is None else None,
+        budget=None if epsilon is None else Budget(epsilon=epsilon, delta=delta),
+        delta=delta if epsilon is None else None,
+        num_steps=num_steps,
+        noise_multiplier=noise_multiplier,
+    )
+    batch_is_known = sampling_prob is None or expected_batch_size is not None
+    record = _record(plan, batch_is_known=batch_is_known)
+    print_warnings(plan.warnings() if batch_is_known else [])
+    if as_json:
+        print_json(record)
+    else:
+        print_table("Plan", _rows(record))
+
+
+def _check_one_left_out(left_out: dict[str, bool]) -> None:
+    found = [name for name, missing in left_out.items() if missing]
+    if len(found) != 1:
+        raise ConfigError(
+            f"Leave out exactly one of {', '.join(left_out)}: it is solved for. Left out: "
+            f"{', '.join(found) or 'none'}.",
+            code="plan-unknowns",
+        )
+
+
+def _sampler(
+    kind: str, num_examples: int | None, expected_batch_size: float | None, sampling_prob: float | None
+) -> Sampler | None:
+    """The sampler that the options describe; None if its batch size is to be found."""
+    if kind == SamplingScheme.FULL_BATCH.value:
+        if num_examples is None or expected_batch_size is not None or sampling_prob is not None:
+            raise ConfigError(
+                "A full batch takes --num-examples, and neither --expected-batch-size nor --sampling-prob.",
+                code="plan-sampling",
+            )
+        return FullBatchSampler(num_examples=num_examples)
+    if (num_examples is None) == (sampling_prob is None):
+        raise ConfigError(
+            "Give either --num-examples (then it is public) or --sampling-prob (then the number of examples "
+            "stays secret).",
+            code="plan-sampling",
+        )
+    if sampling_prob is not None:
+        # Epsilon does not depend on the divisor: where it was not given, 1 stands in and is not shown.
+        size = 1.0 if expected_batch_size is None else expected_batch_size
+        return PoissonSampler(sampling_prob=sampling_prob, expected_batch_size=size)
+    if expected_batch_size is None:
+        return None
+    return PoissonSampler(num_examples=num_examples, expected_batch_size=expected_batch_size)
+
+
+def _record(plan: Plan, *, batch_is_known: bool) -> dict[str, Any]:
+    report = plan.epsilon()
+    batch = plan.expected_batch_size if batch_is_known else None
+    noise_std = plan.noise_multiplier * plan.clipping.max_norm
+    return {
+        "noise_multiplier": plan.noise_multiplier,
+        "num_steps": plan.num_steps,
+        "expected_batch_size": batch,
+        "epsilon": report.epsilon,
+        "epsilon_rdp": report.epsilon_rdp,
+        "epsilon_pld": report.epsilon_pld,
+        "epsilon_budget": None if plan.budget is None else plan.budget.epsilon,
+        "delta": plan.delta,
+        "neighbouring_relation": plan.relation.value,
+        "accountant": report.accountant,
+        "sampler": plan.sampler.scheme.value,
+        "sampling_prob": plan.sampler.sampling_prob,
+        "num_examples": plan.sampler.num_examples,
+        "max_norm": plan.clipping.max_norm,
+        "noise_std": noise_std,
+        "noise_std_of_mean": None if batch is None else noise_std / batch,
+        "epochs": plan.num_steps * plan.sampler.sampling_prob,
+        "example_gradients": None if batch is None else plan.num_steps * batch,
+        "notes": list(report.notes),
+        "warnings": list(plan.warnings()) if batch_is_known else [],
+    }
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    public = "secret" if record["num_examples"] is None else f"{record['num_examples']} (public)"
+    rows = [
+        ("epsilon", f"{rounded_up(record['epsilon'])} by {record['accountant']}"),
+        ("epsilon by RDP", rounded_up(record["epsilon_rdp"])),
+        ("epsilon by PLD", rounded_up(record["epsilon_pld"])),
+        ("delta", f"{record['delta']:g}"),
+        ("neighbouring relation", record["neighbouring_relation"]),
+        ("noise multiplier", f"{record['noise_multiplier']:.6g}"),
+        ("steps", str(record["num_steps"])),
+        ("sampler", f"{record['sampler']}, probability {record['sampling_prob']:.6g} a step"),
+        ("examples", public),
+        ("clipping norm C", f"{record['max_norm']:g}"),
+        ("noise in the clipped sum", f"standard deviation {record['noise_std']:.6g} in each coordinate"),
+    ]
+    if record["expected_batch_size"] is not None:
+        rows += [
+            ("expected batch size B", f"{record['expected_batch_size']:.6g}"),
+            ("noise in the mean gradient", f"sigma C / B = {record['noise_std_of_mean']:.4g}"),
+            ("cost", f"{record['example_gradients']:.6g} example gradients ({record['epochs']:.4g} epochs)"),
+        ]
+    return rows + [("note", note) for note in record["notes"]]

@@ -1,0 +1,60 @@
+"""Logical batches: what one private step sees of the data, before it is cut to fit in memory.
+
+Room: plan. May import NumPy and `reticent.errors`.
+"""
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from reticent.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LogicalBatch:
+    """All examples of one step; possibly none, which is a step like any other.
+
+    Args:
+        step: number of the step, from 0.
+        indices: rows of `dataset` that take part, shape (B,), sorted and distinct. Secret.
+        dataset: the data set that `Plan.batches` was given.
+        expected_batch_size: what the noised sum is divided by; never the realised B.
+    """
+
+    step: int
+    indices: npt.NDArray[np.int64] = field(repr=False)
+    dataset: object = field(repr=False)
+    expected_batch_size: float
+
+
+def num_rows(dataset: object) -> int:
+    """Number of examples: the length, or the common length of a tuple, list or dict of arrays.
+
+    Raises:
+        DataError[data-rows]: the data set has no length, or its arrays differ in theirs.
+    """
+    parts = _arrays_of(dataset)
+    if not all(isinstance(part, Sized) for part in parts):
+        raise DataError(
+            f"A {type(dataset).__name__} has no length, so its examples cannot be drawn at random. Give "
+            "arrays or a map-style data set.",
+            code="data-rows",
+        )
+    lengths = {len(part) for part in parts if isinstance(part, Sized)}
+    if len(lengths) > 1:
+        raise DataError(
+            f"The data set's arrays have different lengths: {sorted(lengths)}. Row i of each must be "
+            "example i.",
+            code="data-rows",
+        )
+    return lengths.pop() if lengths else 0
+
+
+def _arrays_of(dataset: object) -> list[object]:
+    if isinstance(dataset, Mapping):
+        return list(dataset.values())
+    if isinstance(dataset, tuple | list) and all(hasattr(part, "shape") for part in dataset):
+        return list(dataset)
+    return [dataset]

@@ -1,0 +1,327 @@
+"""A plan: which examples a step draws, how they are clipped and noised, how often, at what price.
+
+Room: plan. May import `reticent.account`, `reticent.sample`, `reticent.records`; never torch.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
+from typing import Any, Final, Self
+
+from reticent.account import (
+    calibrate_noise_multiplier,
+    calibrate_num_steps,
+    calibrate_sampling_prob,
+    epsilon,
+)
+from reticent.errors import ConfigError, DataError
+from reticent.plan._batches import LogicalBatch, num_rows
+from reticent.plan._checks import (
+    Sampler,
+    check_budget,
+    check_clipping,
+    check_no_idle_setting,
+    check_noise,
+    check_num_steps,
+    check_sampler,
+    given,
+    is_integer,
+    problem,
+    raise_together,
+    the_unknown,
+)
+from reticent.plan._record import bad_record, check_keys, sampler_from
+from reticent.records import (
+    Budget,
+    EpsilonReport,
+    FlatClipping,
+    Mechanism,
+    NeighbouringRelation,
+    check_delta,
+)
+from reticent.sample import PoissonSampler, SampleStream
+
+_KEYS: Final = ("sampler", "num_steps", "noise_multiplier", "clipping", "delta", "budget")
+_DERIVED: Final = ("neighbouring_relation", "noise_std", "notes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that decides the privacy of a run; frozen, printable, and made without any data.
+
+    Args:
+        sampler: how each step's examples are drawn; also the neighbouring relation.
+        num_steps: number of steps T that may be taken, at least 1.
+        noise_multiplier: noise standard deviation over the bound of the clipped sum; 0 means no
+            noise, and no privacy.
+        clipping: how one unit's influence on the sum is bounded.
+        delta: the delta of the privacy statement.
+        budget: what the plan must keep to, if anything; its delta is the plan's.
+
+    Guarantee:
+        `num_steps` steps that draw from `batches` and add noise of `noise_multiplier` times the
+        bound to the clipped sum are (`epsilon()`, `delta`)-DP under `relation`, against anyone who
+        sees everything but the draws and the noise. With a budget, `epsilon()` is inside it.
+
+    Raises:
+        ConfigError: a bad setting, with that setting's code (`num-steps`, `noise-multiplier`,
+            `delta`, ...); with several, all are named and the code is `plan-invalid`.
+        ConfigError[plan-over-budget]: the steps spend more than `budget.epsilon`.
+    """
+
+    sampler: Sampler
+    num_steps: int
+    noise_multiplier: float
+    clipping: FlatClipping
+    delta: float
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        raise_together(
+            problem(lambda: check_sampler(self.sampler)),
+            problem(lambda: check_num_steps(self.num_steps)),
+            problem(lambda: check_noise(self.noise_multiplier)),
+            problem(lambda: check_clipping(self.clipping)),
+            problem(lambda: check_delta(self.delta)),
+            problem(lambda: check_budget(self.budget, self.delta)),
+        )
+        self._check_within_budget()
+
+    def _check_within_budget(self) -> None:
+        if self.budget is None:
+            return
+        spent = self.epsilon().epsilon
+        if spent > self.budget.epsilon * (1.0 + 1e-6):  # libraries may differ in the last digits
+            raise ConfigError(
+                f"{self.num_steps} steps with noise multiplier {self.noise_multiplier:g} spend epsilon "
+                f"{spent:.6g}, more than the budget's {self.budget.epsilon:g}. Use Plan.calibrate, or "
+                "leave the budget out.",
+                code="plan-over-budget",
+            )
+
+    @classmethod
+    def calibrate(
+        cls,
+        *,
+        clipping: FlatClipping,
+        sampler: Sampler | None = None,
+        num_examples: int | None = None,
+        budget: Budget | None = None,
+        delta: float | None = None,
+        num_steps: int | None = None,
+        noise_multiplier: float | None = None,
+    ) -> Self:
+        """Solve for the one setting left out: noise, number of steps, batch size, or epsilon.
+
+        | left out | give | what is found |
+        |---|---|---|
+        | `noise_multiplier` | budget, sampler, num_steps | the least noise inside the budget |
+        | `num_steps` | budget, sampler, noise_multiplier | the most steps inside the budget |
+        | `sampler` | budget, num_examples, num_steps, noise_multiplier | the largest expected batch |
+        | `budget` | delta, sampler, num_steps, noise_multiplier | nothing: ask `epsilon()` |
+
+        Args:
+            clipping: how one unit's influence on the sum is bounded. Does not change epsilon.
+            sampler: how each step's examples are drawn.
+            num_examples: N, public; only where the batch size is to be found.
+            budget: the epsilon and delta that may be spent.
+            delta: only without a budget.
+            num_steps: number of steps.
+            noise_multiplier: noise standard deviation over the bound of the clipped sum.
+
+        Returns:
+            A plan.
+
+        Guarantee:
+            With a budget, the plan's `epsilon()` is at most `budget.epsilon`, and noise and batch
+            size found here leave at most a thousandth of it unspent.
+
+        Raises:
+            ConfigError[plan-unknowns]: not exactly one setting is left out.
+            AccountingError[budget-unreachable]: nothing in range meets the budget.
+        """
+        raise_together(
+            problem(lambda: check_clipping(clipping)),
+            problem(lambda: check_sampler(sampler), unless=sampler is None),
+            problem(lambda: check_budget(budget, None), unless=budget is None),
+            problem(lambda: check_delta(given(delta)), unless=delta is None),
+            problem(lambda: check_num_steps(given(num_steps)), unless=num_steps is None),
+            problem(lambda: check_noise(given(noise_multiplier)), unless=noise_multiplier is None),
+        )
+        unknown = the_unknown(
+            {
+                "noise_multiplier": noise_multiplier,
+                "num_steps": num_steps,
+                "sampler": sampler,
+                "budget": budget,
+            }
+        )
+        check_no_idle_setting(unknown, num_examples=num_examples, delta=delta)
+        if unknown == "noise_multiplier":
+            noise_multiplier = calibrate_noise_multiplier(
+                budget=given(budget),
+                scheme=given(sampler).scheme,
+                sampling_prob=given(sampler).sampling_prob,
+                num_steps=given(num_steps),
+            )
+        elif unknown == "num_steps":
+            num_steps = calibrate_num_steps(
+                budget=given(budget),
+                scheme=given(sampler).scheme,
+                sampling_prob=given(sampler).sampling_prob,
+                noise_multiplier=given(noise_multiplier),
+            )
+        elif unknown == "sampler":
+            sampler = _largest_batch(
+                given(budget), given(num_examples), given(noise_multiplier), given(num_steps)
+            )
+        return cls(
+            sampler=given(sampler),
+            num_steps=given(num_steps),
+            noise_multiplier=given(noise_multiplier),
+            clipping=clipping,
+            delta=budget.delta if budget is not None else given(delta),
+            budget=budget,
+        )
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """What one step does to the data, as the ledger records it."""
+        return self.sampler.mechanism(self.noise_multiplier)
+
+    @property
+    def relation(self) -> NeighbouringRelation:
+        """Which data sets the guarantee compares: zero-out if the number of examples is public."""
+        return self.sampler.relation
+
+    @property
+    def expected_batch_size(self) -> float:
+        """The public divisor of the noised sum."""
+        return self.sampler.expected_batch_size
+
+    def epsilon(self) -> EpsilonReport:
+        """Epsilon after all `num_steps` steps. A run's own epsilon comes from its ledger instead."""
+        return epsilon([(self.mechanism, self.num_steps)], delta=self.delta, relation=self.relation)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and hardly ever meant: a delta that promises nothing, no noise at all."""
+        found = []
+        public = self.sampler.num_examples is not None
+        num_examples = self.sampler.expected_batch_size / self.sampler.sampling_prob
+        if self.delta * num_examples > 1.0:
+            found.append(
+                f"delta {self.delta:g} is above 1/N for {'the' if public else 'an expected'} "
+                f"N = {num_examples:.6g} examples: publishing one whole example at random would be allowed "
+                f"too. Choose a delta well below {1.0 / num_examples:.2g}."
+            )
+        if self.noise_multiplier == 0.0:
+            found.append("the noise multiplier is 0: this plan gives no privacy.")
+        return tuple(found)
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as a JSON object, which `from_dict` reads back; every value in it is public."""
+        budget = self.budget
+        return {
+            "sampler": {
+                "kind": self.sampler.scheme.value,
+                "num_examples": self.sampler.num_examples,
+                "expected_batch_size": self.sampler.expected_batch_size,
+                "sampling_prob": self.sampler.sampling_prob,
+            },
+            "num_steps": self.num_steps,
+            "noise_multiplier": self.noise_multiplier,
+            "clipping": {"kind": "flat", "max_norm": self.clipping.max_norm},
+            "delta": self.delta,
+            "budget": None if budget is None else {"epsilon": budget.epsilon, "delta": budget.delta},
+            "neighbouring_relation": self.relation.value,
+            "noise_std": self.noise_multiplier * self.clipping.max_norm,
+            "notes": list(self.warnings()),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Read back what `describe` wrote.
+
+        Raises:
+            ConfigError[plan-record]: a key is missing, unknown, or contradicts the others.
+            ConfigError: a value is not one a plan may have.
+        """
+        check_keys(record, required=_KEYS, optional=_DERIVED, where="plan")
+        clipping, budget = record["clipping"], record["budget"]
+        check_keys(clipping, required=("kind", "max_norm"), where="clipping")
+        if clipping["kind"] != "flat":
+            raise bad_record(f"clipping kind {clipping['kind']!r} is not known; flat is.")
+        if budget is not None:
+            check_keys(budget, required=("epsilon", "delta"), where="budget")
+        plan = cls(
+            sampler=sampler_from(record["sampler"]),
+            num_steps=record["num_steps"],
+            noise_multiplier=record["noise_multiplier"],
+            clipping=FlatClipping(max_norm=clipping["max_norm"]),
+            delta=record["delta"],
+            budget=None if budget is None else Budget(epsilon=budget["epsilon"], delta=budget["delta"]),
+        )
+        if record.get("neighbouring_relation", plan.relation.value) != plan.relation.value:
+            raise bad_record(
+                f"neighbouring_relation is {record['neighbouring_relation']!r}, but this sampler gives "
+                f"{plan.relation.value!r}."
+            )
+        return plan
+
+    def batches(
+        self, dataset: object, *, start: int = 0, stream: SampleStream | None = None
+    ) -> Iterator[LogicalBatch]:
+        """Draw the logical batch of each step from `start` on.
+
+        Args:
+            dataset: anything with a length, or a tuple, list or dict of equally long arrays. Only
+                its length is read here.
+            start: number of steps already taken, from 0 to `num_steps`.
+            stream: where the draws come from; by default a fresh, secret one.
+
+        Returns:
+            `num_steps - start` batches. Each is drawn when it is asked for.
+
+        Raises:
+            ConfigError[data-size]: N is public and the data set holds another number of examples.
+            ConfigError[start-step]: `start` is not a step of this plan.
+            DataError[data-empty]: the data set is empty.
+            DataError[data-rows]: the data set has no length.
+        """
+        num_available = num_rows(dataset)
+        if num_available == 0:
+            raise DataError("The data set is empty: there is nothing to learn from.", code="data-empty")
+        if self.sampler.num_examples not in (None, num_available):
+            raise ConfigError(
+                f"The plan declares N = {self.sampler.num_examples} examples a public constant, and the data "
+                f"set holds {num_available}. Make a plan for this data set, or give sampling_prob instead of "
+                "num_examples.",
+                code="data-size",
+            )
+        if not is_integer(start) or not 0 <= start <= self.num_steps:
+            raise ConfigError(
+                f"start must be an integer from 0 to num_steps = {self.num_steps}, got {start!r}.",
+                code="start-step",
+            )
+        return self._draws(dataset, num_available, start, stream or SampleStream.fresh())
+
+    def _draws(
+        self, dataset: object, num_available: int, start: int, stream: SampleStream
+    ) -> Iterator[LogicalBatch]:
+        for step in range(start, self.num_steps):
+            yield LogicalBatch(
+                step=step,
+                indices=self.sampler.draw(num_available, stream),
+                dataset=dataset,
+                expected_batch_size=self.expected_batch_size,
+            )
+
+
+def _largest_batch(
+    budget: Budget, num_examples: int, noise_multiplier: float, num_steps: int
+) -> PoissonSampler:
+    PoissonSampler(num_examples=num_examples, expected_batch_size=1)  # refuses a bad num_examples first
+    prob = calibrate_sampling_prob(budget=budget, noise_multiplier=noise_multiplier, num_steps=num_steps)
+    rounding = Context(prec=6, rounding=ROUND_FLOOR)
+    size = num_examples if prob == 1.0 else float(rounding.create_decimal_from_float(prob * num_examples))
+    return PoissonSampler(num_examples=num_examples, expected_batch_size=size)
