@@ -1,6 +1,8 @@
 """`reticent report RUN`."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -37,3 +39,16 @@ def test_json_has_no_epsilon_where_none_holds(tmp_path, settings):
 def test_a_bad_folder_is_our_error(tmp_path):
     with pytest.raises(ConfigError, match="There is no run folder"):
         CliRunner().invoke(command, [str(tmp_path / "nowhere")], catch_exceptions=False)
+
+
+def test_as_a_program_a_bad_folder_is_one_line_and_status_two(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "reticent", "report", str(tmp_path / "nowhere")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "There is no run folder" in done.stderr and "[not-a-run]" in done.stderr
