@@ -1,0 +1,30 @@
+"""Named data sets, fetched once into a cache, checked by SHA-256 and never unpickled.
+
+Room: data (floor 1). Imports numpy, platformdirs, rich and `reticent.errors`; no torch.
+
+    data = load("fashion-mnist")
+    data.train.x, data.train.y      # uint8 (60000, 28, 28), int64 (60000,)
+
+`load` falls back from source to source, never from data set to data set: swapping one for
+another is a recipe's business, done loudly there.
+"""
+
+from reticent.data._adult import CATEGORIES as ADULT_CATEGORIES
+from reticent.data._adult import encode_adult
+from reticent.data._cache import arrays_sha256
+from reticent.data._load import fetch, fetch_all, load, names
+from reticent.data._records import ArrayPair, Dataset, RemoteFile, Source
+
+__all__ = [
+    "ADULT_CATEGORIES",
+    "ArrayPair",
+    "Dataset",
+    "RemoteFile",
+    "Source",
+    "arrays_sha256",
+    "encode_adult",
+    "fetch",
+    "fetch_all",
+    "load",
+    "names",
+]
