@@ -97,6 +97,12 @@ def test_a_failed_command_gives_its_error_line_as_reason(source, tmp_path, talk)
     assert caught.value.code == "data-unreachable"
 
 
+def test_pip_names_itself_and_its_error_rather_than_a_warning(source, tmp_path, talk):
+    run = Commands(Outcome(status=1, output="WARNING: broken by 'Error'\nERROR: no such version\n"))
+    with pytest.raises(DataError, match="pip ended with status 1: ERROR: no such version"):
+        get_pip(source, tmp_path, talk, run=run, find=found)
+
+
 def test_a_program_that_cannot_be_run_is_a_reason(source, tmp_path, talk):
     def run(command, folder, update):
         raise PermissionError("not executable")

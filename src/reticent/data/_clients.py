@@ -148,7 +148,7 @@ def get_pip(source: Source, folder: Path, talk: Talk, *, run: RunCommand, find: 
         "download --no-deps --only-binary=:all: --no-cache-dir --no-input --retries 1 --progress-bar off"
     )
     command = [*start, *options.split(), "--quiet", "--dest", ".", f"{source.package}=={source.version}"]
-    _run_checked(command, source, folder, talk, run)
+    _check(_run_measured(command, source, folder, talk, run), "pip")
 
 
 def get_npm(source: Source, folder: Path, talk: Talk, *, run: RunCommand, find: FindProgram) -> None:
@@ -158,7 +158,7 @@ def get_npm(source: Source, folder: Path, talk: Talk, *, run: RunCommand, find: 
         raise unreachable("npm is not installed.")
     options = "pack --ignore-scripts --loglevel=error --fetch-retries=1 --fetch-retry-mintimeout=1000"
     command = [program, *options.split(), "--cache", ".npm", f"{source.package}@{source.version}"]
-    _run_checked(command, source, folder, talk, run)
+    _check(_run_measured(command, source, folder, talk, run), "npm")
 
 
 def get_apt(
@@ -185,7 +185,7 @@ def get_apt(
         talk.say("apt-get does not know the package yet: running apt-get update once")
         run([program, "-q", "update"], folder, lambda size: None)
         outcome = _run_measured(command, source, folder, talk, run)
-    _check(outcome, command)
+    _check(outcome, "apt-get")
 
 
 def _no_package_list(output: str) -> bool:
@@ -193,10 +193,6 @@ def _no_package_list(output: str) -> bool:
         text in output
         for text in ("Unable to locate package", "was not found", "Can't find a source to download")
     )
-
-
-def _run_checked(command: Sequence[str], source: Source, folder: Path, talk: Talk, run: RunCommand) -> None:
-    _check(_run_measured(command, source, folder, talk, run), command)
 
 
 def _run_measured(
@@ -209,13 +205,14 @@ def _run_measured(
         raise unreachable(f"{Path(command[0]).name} could not be run: {error}") from error
 
 
-def _check(outcome: Outcome, command: Sequence[str]) -> None:
+def _check(outcome: Outcome, program: str) -> None:
     if outcome.status != 0:
         lines = [line.strip() for line in outcome.output.splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("WARNING")] or lines
         said = next(
             (line for line in lines if "err" in line.lower()), lines[-1] if lines else "it said nothing"
         )
-        raise unreachable(f"{Path(command[0]).name} ended with status {outcome.status}: {said[:300]}")
+        raise unreachable(f"{program} ended with status {outcome.status}: {said[:300]}")
 
 
 def run_command(
