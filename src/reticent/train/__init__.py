@@ -1,0 +1,58 @@
+"""The training joint: where sampling, clipping, noise and the ledger meet.
+
+Room: train (floor 3). May import torch, safetensors, rich, and the floors below.
+
+`reticent.train` is both this room and, from the front door, the function `train`: so the room can be
+called.
+"""
+
+import sys
+from types import ModuleType
+
+from ._checkpoint import Checkpoint, load_checkpoint
+from ._evaluate import Evaluation, evaluate
+from ._files import write_json
+from ._folder import RunDescription, new_folder, read_run, removed_unless_spent, write_run
+from ._ledger import new_run_id
+from ._loop import FitResult, Stepper, TrainSettings, fit
+from ._progress import SilentWatcher, Watcher, progress_bar, silent_or_bar
+from ._rows import chunks_of
+from ._seeds import mix_seed
+from ._step import OpenStep, PrivateStep
+from ._train import TrainResult, resume, train
+
+__all__ = [
+    "Checkpoint",
+    "Evaluation",
+    "FitResult",
+    "OpenStep",
+    "PrivateStep",
+    "RunDescription",
+    "SilentWatcher",
+    "Stepper",
+    "TrainResult",
+    "TrainSettings",
+    "Watcher",
+    "chunks_of",
+    "evaluate",
+    "fit",
+    "load_checkpoint",
+    "mix_seed",
+    "new_folder",
+    "new_run_id",
+    "progress_bar",
+    "read_run",
+    "removed_unless_spent",
+    "resume",
+    "silent_or_bar",
+    "train",
+    "write_json",
+    "write_run",
+]
+
+
+class _Room(ModuleType):
+    __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _Room

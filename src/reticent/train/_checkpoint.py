@@ -1,0 +1,237 @@
+"""Checkpoints: what a run needs to go on, in safetensors and JSON. Nothing is ever unpickled.
+
+Room: train. May import torch, safetensors and `reticent.errors`.
+
+A checkpoint is one `checkpoint-NNNNNN.safetensors`, whose header carries the rest as JSON;
+`checkpoint.json` lists the last two with their SHA-256, newest first. It holds weights, their
+average and the optimizer's state, all of them computed from noised sums only, and the length and
+head of the ledger. It never holds a key, a generator or anything of a batch.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reticent.errors import CheckpointError
+
+from ._files import write_atomically, write_json
+
+_INDEX: Final = "checkpoint.json"
+_FORMAT: Final = 1
+_KEPT: Final = 2
+_FILE_NAME: Final = re.compile(r"checkpoint-\d+\.safetensors")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Checkpoint:
+    """Where a run was.
+
+    Args:
+        step: steps that the ledger held, lost ones included.
+        updates: updates that the weights hold; `step` less the lost ones.
+        ledger_head: hash of the ledger's last entry then; None for a run without a ledger.
+        seconds: time spent training so far.
+        model: the model's `state_dict`.
+        ema: name -> averaged parameter; empty if averaging is off.
+        optimizer: the optimizer's `state_dict`.
+    """
+
+    step: int
+    updates: int
+    ledger_head: str | None
+    seconds: float
+    model: Mapping[str, Tensor] = field(repr=False)
+    ema: Mapping[str, Tensor] = field(repr=False)
+    optimizer: Mapping[str, Any] = field(repr=False)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint durably, list it, and delete all but the last two.
+
+    A crash at any instant leaves the list naming whole files only.
+
+    Raises:
+        CheckpointError[optimizer-state]: the optimizer's state holds something that is neither tensor
+            nor JSON.
+    """
+    tensors = {f"model/{name}": t for name, t in checkpoint.model.items()}
+    tensors |= {f"ema/{name}": t for name, t in checkpoint.ema.items()}
+    optimizer = _flatten(checkpoint.optimizer, "optimizer", tensors)
+    about = {
+        "format": _FORMAT,
+        "step": checkpoint.step,
+        "updates": checkpoint.updates,
+        "ledger_head": checkpoint.ledger_head,
+        "seconds": checkpoint.seconds,
+    }
+    path = folder / f"checkpoint-{checkpoint.step:06d}.safetensors"
+    save_tensors(path, tensors, header={**about, "optimizer": optimizer})
+    entry = {"file": path.name, "sha256": _sha256(path), **about}
+    older = [e for e in _read_index(folder) if e["file"] != path.name] if (folder / _INDEX).exists() else []
+    entries = [entry, *older][:_KEPT]
+    write_json(folder / _INDEX, {"format": _FORMAT, "checkpoints": entries})
+    _delete_unlisted(folder, {e["file"] for e in entries})
+
+
+def load_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest whole checkpoint of a run.
+
+    A damaged one is passed over in favour of the one before it, and `say` is told; the steps in
+    between count as lost, and stay spent.
+
+    Returns:
+        The checkpoint, or None if the run never wrote one.
+
+    Raises:
+        CheckpointError[checkpoint-index]: the list of checkpoints is damaged or missing.
+        CheckpointError[checkpoint-damaged]: no listed checkpoint is whole.
+    """
+    if not (folder / _INDEX).exists():
+        if any(folder.glob("checkpoint-*.safetensors")) and not _only_first(folder):
+            raise CheckpointError(f"'{folder / _INDEX}' is missing.", code="checkpoint-index")
+        return None
+    problems: list[str] = []
+    for entry in _read_index(folder):
+        try:
+            checkpoint = _read_one(folder, entry)
+        except CheckpointError as e:
+            problems.append(str(e.args[0]))
+            continue
+        for problem in problems:
+            say(f"{problem} Going back to '{entry['file']}'; the steps since stay spent.")
+        return checkpoint
+    raise CheckpointError(
+        f"No checkpoint of '{folder}' is whole: {' '.join(problems)} The steps in its ledger stay spent; "
+        "restore a checkpoint from a backup, or start a new run with what is left of the budget.",
+        code="checkpoint-damaged",
+    )
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, header: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as safetensors, whole or not at all; tensors that share memory are written apart."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, t in tensors.items():
+        t = t.detach().cpu().contiguous()
+        storage = t.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() != t.nbytes
+        apart[name] = t.clone() if shared else t
+        seen.add(storage.data_ptr())
+    metadata = None if header is None else {"reticent": json.dumps(header, allow_nan=False)}
+    write_atomically(path, lambda beside: save_file(apart, beside, metadata=metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a safetensors file and our header in it."""
+    with safe_open(path, framework="pt") as f:
+        metadata = f.metadata() or {}
+        tensors = {name: f.get_tensor(name) for name in f.keys()}
+    return tensors, json.loads(metadata.get("reticent", "{}"))
+
+
+def _only_first(folder: Path) -> bool:
+    """Whether a crash between the first file and its list is all that happened."""
+    return [p.name for p in folder.glob("checkpoint-*.safetensors")] == ["checkpoint-000000.safetensors"]
+
+
+def _read_index(folder: Path) -> list[dict[str, Any]]:
+    path = folder / _INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        entries = index["checkpoints"]
+        valid = index["format"] == _FORMAT and all(
+            _FILE_NAME.fullmatch(e["file"]) and isinstance(e["sha256"], str) for e in entries
+        )
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(
+            f"'{path}' is damaged ({type(e).__name__}). Restore it.", code="checkpoint-index"
+        ) from e
+    if not valid or not entries:
+        raise CheckpointError(f"'{path}' is not a list of checkpoints of format 1.", code="checkpoint-index")
+    return entries
+
+
+def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
+    path = folder / entry["file"]
+    try:
+        if _sha256(path) != entry["sha256"]:
+            raise CheckpointError(f"'{path}' is damaged: its SHA-256 differs.", code="checkpoint-damaged")
+        tensors, header = load_tensors(path)
+        return Checkpoint(
+            step=header["step"],
+            updates=header["updates"],
+            ledger_head=header["ledger_head"],
+            seconds=header["seconds"],
+            model=_under(tensors, "model/"),
+            ema=_under(tensors, "ema/"),
+            optimizer=_unflatten(header["optimizer"], tensors),
+        )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(
+            f"'{path}' cannot be read ({type(e).__name__}).", code="checkpoint-damaged"
+        ) from e
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _delete_unlisted(folder: Path, listed: set[str]) -> None:
+    for path in [*folder.glob("checkpoint-*.safetensors"), *folder.glob(".checkpoint-*.part")]:
+        if path.name not in listed:
+            path.unlink(missing_ok=True)
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON for `value`; its tensors go into `tensors` under names that start with `name`."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {"dict": [[k, _flatten(v, f"{name}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        items = [_flatten(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    raise CheckpointError(
+        f"The optimizer's state holds a {type(value).__name__} at '{name}', which is neither a tensor nor "
+        "JSON. Use an optimizer whose state_dict() holds tensors, numbers and strings.",
+        code="optimizer-state",
+    )
+
+
+def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unflatten(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    match kind:
+        case "tensor":
+            return tensors[inner]
+        case "float":
+            return float(inner)
+        case "dict":
+            return {k: _unflatten(v, tensors) for k, v in inner}
+        case "tuple":
+            return tuple(_unflatten(v, tensors) for v in inner)
+    raise ValueError(f"unknown kind {kind!r}")

@@ -1,0 +1,153 @@
+"""A run's folder: what is in it, made for a new run, read for an old one, removed if nothing was spent.
+
+Room: train. May import torch, `reticent.{account,plan}` and the floors below.
+"""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from reticent.account.ledger import read_ledger
+from reticent.errors import ConfigError
+
+from ._files import write_json
+from ._guards import trainable
+from ._loop import TrainSettings
+
+RUN_FORMAT: Final = 1
+_OURS: Final = ("run.json", "ledger.jsonl", "metrics.jsonl", "not-private.jsonl", "checkpoint.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDescription:
+    """What a person wants to find in a run folder beside the plan; every word of it is public.
+
+    Args:
+        recipe: the recipe's name, if there is one.
+        config: its settings.
+        data: where the data came from: name, source, licence. Nothing computed from its rows.
+    """
+
+    recipe: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def new_folder(out: Path) -> Path:
+    """Make the folder of a new run.
+
+    Raises:
+        ConfigError[out-exists]: it exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"'{out}' exists and is not an empty folder; a run never writes over another. Choose another "
+            f"folder, or go on with that run: reticent resume {out}",
+            code="out-exists",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+@contextmanager
+def removed_unless_spent(folder: Path) -> Iterator[None]:
+    """Remove a new run's files if its block fails before any step was spent."""
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if not finished and folder.exists() and not _was_spent(folder):
+            ours = [folder / name for name in _OURS]
+            ours += [*folder.glob("checkpoint-*.safetensors"), *folder.glob(".*.part")]
+            for path in ours:
+                path.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _was_spent(folder: Path) -> bool:
+    ledger = folder / "ledger.jsonl"
+    if ledger.exists():
+        return read_ledger(ledger).num_steps > 0
+    return any(p.name != "checkpoint-000000.safetensors" for p in folder.glob("checkpoint-*.safetensors"))
+
+
+def write_run(
+    folder: Path,
+    *,
+    run_id: str,
+    description: RunDescription,
+    plan: Mapping[str, Any] | None,
+    settings: TrainSettings,
+    physical_batch_size: int,
+    noise_seed: int | None,
+    model: nn.Module,
+    private: bool,
+) -> None:
+    """Write `run.json`: what is going to run, with what, where."""
+    write_json(
+        folder / "run.json",
+        {
+            "format": RUN_FORMAT,
+            "run_id": run_id,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "recipe": description.recipe,
+            "config": dict(description.config),
+            "plan": None if plan is None else dict(plan),
+            "settings": {
+                **asdict(settings),
+                "physical_batch_size": physical_batch_size,
+                "noise_seed": noise_seed,
+            },
+            "environment": _environment(),
+            "model": {
+                "num_parameters": sum(p.numel() for p in model.parameters()),
+                "num_trainable": sum(p.numel() for p in trainable(model).values()),
+            },
+            "data": dict(description.data),
+            "private": private,
+        },
+    )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read `run.json`.
+
+    Raises:
+        ConfigError[not-a-run]: there is none, or it is damaged, or of another format.
+    """
+    path = folder / "run.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        known = about["format"] == RUN_FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ConfigError(
+            f"'{folder}' is not a run: '{path}' is missing or damaged ({type(e).__name__}).", code="not-a-run"
+        ) from e
+    if not known:
+        raise ConfigError(f"'{path}' has format {about['format']!r}; this version reads 1.", code="not-a-run")
+    return about
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "reticent": version("reticent"),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "dp-accounting": version("dp-accounting"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "num_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }

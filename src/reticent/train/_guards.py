@@ -1,0 +1,122 @@
+"""What must hold of a model and its optimizer before, during and after every private step.
+
+Room: train. May import torch and `reticent.errors`.
+"""
+
+import inspect
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from reticent.errors import ConfigError, StepError
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter, for every parameter that requires a gradient; shared ones once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that could update from anything but the noised gradient, or not at all.
+
+    Raises:
+        ConfigError[optimizer-type]: not a `torch.optim.Optimizer`.
+        ConfigError[optimizer-closure]: its `step` needs a closure (LBFGS): it would call the loss
+            again and update from a gradient without noise.
+        ConfigError[nothing-to-train]: the model has no trainable parameter.
+        ConfigError[optimizer-parameters]: it holds other parameters than the model's trainable ones.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"The optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.",
+            code="optimizer-type",
+        )
+    if _needs_closure(optimizer):
+        raise ConfigError(
+            f"{type(optimizer).__name__}.step needs a closure, which computes gradients again without "
+            "noise. Use an optimizer that steps from the gradient it is given, e.g. SGD or Adam.",
+            code="optimizer-closure",
+        )
+    wanted = trainable(model)
+    if not wanted:
+        raise ConfigError(
+            f"{type(model).__name__} has no parameter with requires_grad=True: nothing to train.",
+            code="nothing-to-train",
+        )
+    _check_parameters(wanted, optimizer)
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _check_parameters(wanted: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in wanted.items() if id(p) not in held]
+    num_foreign = len(held - {id(p) for p in wanted.values()})
+    if missing or num_foreign:
+        raise ConfigError(
+            "The optimizer must hold exactly the model's trainable parameters: "
+            f"missing {_list(missing)}; {num_foreign} held that are not trainable parameters of it. Build "
+            "it from [p for p in model.parameters() if p.requires_grad], and freeze what it should not "
+            "train with requires_grad_(False).",
+            code="optimizer-parameters",
+        )
+
+
+class Watch:
+    """What a model looked like at first; tells when it is not that any more."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        check_optimizer(model, optimizer)
+        self._model, self._optimizer = model, optimizer
+        self._trainable = trainable(model)
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, as they were when the run began."""
+        return self._trainable
+
+    def check_parameters(self) -> None:
+        """Refuse a model whose trainable parameters are not those the run began with.
+
+        Raises:
+            StepError[parameters-changed]: frozen, unfrozen, added, removed or replaced parameters.
+            ConfigError[optimizer-parameters]: the optimizer holds others now.
+        """
+        now = trainable(self._model)
+        changed = sorted(
+            name
+            for name in self._trainable.keys() | now.keys()
+            if self._trainable.get(name) is not now.get(name)
+        )
+        if changed:
+            raise StepError(
+                f"The trainable parameters changed during the run: {_list(changed)}. Freeze or unfreeze "
+                "before PrivateStep is made; to change them, make a new one on the same ledger.",
+                code="parameters-changed",
+            )
+        _check_parameters(now, self._optimizer)
+
+    def check_no_gradients(self) -> None:
+        """Refuse gradients that someone else computed: they have no bound and no noise.
+
+        Raises:
+            StepError[raw-gradient]: a parameter has a `.grad`.
+        """
+        found = [name for name, p in self._trainable.items() if p.grad is not None]
+        if found:
+            raise StepError(
+                f"Parameters {_list(found)} hold a gradient that no private step made. Inside the block call "
+                "step.backward(loss_per_example, chunk) only, never loss.backward(); clear old gradients "
+                "with optimizer.zero_grad().",
+                code="raw-gradient",
+            )
+
+
+def _list(names: Iterable[str]) -> str:
+    names = list(names)
+    shown = ", ".join(f"'{name}'" for name in names[:5])
+    return (shown or "none") + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,77 @@
+"""How the joint makes a plan's ledger, checks that the two belong together, and reads epsilon from it.
+
+Room: train. May import `reticent.{account,plan}` and the floors below.
+"""
+
+import dataclasses
+import math
+import secrets
+from pathlib import Path
+
+from reticent.account import epsilon
+from reticent.account.ledger import Ledger, LedgerView
+from reticent.errors import LedgerError
+from reticent.plan import Plan
+from reticent.records import EpsilonReport
+
+
+def new_run_id() -> str:
+    """A name for a run; random, and unrelated to every key."""
+    return secrets.token_hex(8)
+
+
+def create_ledger(path: Path, plan: Plan, *, run_id: str, reproducible: bool) -> Ledger:
+    """Make the ledger of a plan; what it says of the data is the plan's public constants."""
+    public: dict[str, float | int] = {
+        "max_norm": plan.clipping.max_norm,
+        "expected_batch_size": plan.expected_batch_size,
+    }
+    if plan.sampler.num_examples is not None:
+        public["num_examples"] = plan.sampler.num_examples
+    return Ledger.create(
+        path,
+        run_id=run_id,
+        relation=plan.relation,
+        delta=plan.delta,
+        num_steps=plan.num_steps,
+        reproducible=reproducible,
+        public=public,
+    )
+
+
+def check_ledger(ledger: Ledger | LedgerView, plan: Plan, *, reproducible: bool) -> None:
+    """Refuse a ledger in which this plan's steps would be entered under another claim.
+
+    Raises:
+        LedgerError[ledger-plan]: planned steps, relation, delta or an entered mechanism differ, or the
+            noise is reproducible and the ledger does not say so.
+    """
+    wrong = [
+        f"{name} {theirs} (plan: {ours})"
+        for name, theirs, ours in (
+            ("num_steps", ledger.planned_steps, plan.num_steps),
+            ("relation", ledger.relation, plan.relation),
+            ("delta", ledger.delta, plan.delta),
+        )
+        if theirs != ours
+    ]
+    wrong += [f"entered {m} (plan: {plan.mechanism})" for m, _ in ledger.segments() if m != plan.mechanism]
+    if reproducible and not ledger.reproducible:
+        wrong.append("claims privacy (this run's noise or sampling is reproducible)")
+    if wrong:
+        raise LedgerError(
+            f"The ledger was not made for this plan: {'; '.join(wrong)}. Use the plan it was made for, or "
+            "start a new ledger.",
+            code="ledger-plan",
+        )
+
+
+def ledger_epsilon(ledger: Ledger | LedgerView) -> EpsilonReport:
+    """The epsilon of the steps a ledger holds; infinite if they can be reproduced."""
+    report = epsilon(ledger.segments(), delta=ledger.delta, relation=ledger.relation)
+    if not ledger.reproducible:
+        return report
+    note = "Noise and sampling are reproducible from a seed: this run is not private."
+    return dataclasses.replace(
+        report, epsilon=math.inf, epsilon_rdp=None, epsilon_pld=None, notes=(*report.notes, note)
+    )

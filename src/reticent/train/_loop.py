@@ -1,0 +1,276 @@
+"""The loop around steps: averages, evaluation, checkpoints, metrics. Knows no privacy of its own.
+
+Room: train. May import torch, `reticent.{plan,sample}` and the floors below.
+
+Whether a run is private is its stepper's business: the loop hands over batches and never sees a
+gradient. So a run without privacy, for comparison, goes through the very same lines.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reticent.errors import CheckpointError, ConfigError
+from reticent.plan import LogicalBatch
+
+from ._checkpoint import Checkpoint, save_checkpoint, save_tensors
+from ._ema import ema_start, ema_update
+from ._evaluate import Evaluation, evaluate
+from ._files import append_line
+from ._guards import trainable
+from ._progress import Watcher
+from ._seeds import mix_seed
+from ._step import LossPerExample
+
+
+class StepInProgress(Protocol):
+    """What a stepper's block works with."""
+
+    def chunks(self) -> Iterator[Any]:
+        """Physical chunks of the batch."""
+        ...
+
+    def backward(self, loss_per_example: LossPerExample, chunk: Any) -> None:
+        """Take one chunk's gradients."""
+        ...
+
+
+class Stepper(Protocol):
+    """What takes steps: `PrivateStep`, or a stand-in without privacy."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What updates it."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken so far, lost ones included."""
+        ...
+
+    @property
+    def head(self) -> str | None:
+        """The ledger's head, or None where there is no ledger."""
+        ...
+
+    def step(self, batch: LogicalBatch) -> AbstractContextManager[StepInProgress]:
+        """Open a step on one logical batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """How a loop goes; nothing here changes what is private.
+
+    Args:
+        eval_every: steps between evaluations; 0 for one at the end only.
+        checkpoint_every: steps between checkpoints; 0 for one at the start and one at the end.
+        ema: the average's final decay mu in [0, 1); 0 for no average.
+        seed: public seed of dropout and other random layers.
+        show_loss: show the training loss. It is computed from private rows and is NOT private.
+
+    Raises:
+        ConfigError[train-settings]: a value is out of range.
+    """
+
+    eval_every: int = 0
+    checkpoint_every: int = 100
+    ema: float = 0.0
+    seed: int = 0
+    show_loss: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be an integer >= 0, got {value!r}"
+            for name, value in (("eval_every", self.eval_every), ("checkpoint_every", self.checkpoint_every))
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0
+        ]
+        if not 0.0 <= self.ema < 1.0:
+            problems.append(f"ema must be in [0, 1), got {self.ema!r}")
+        if problems:
+            raise ConfigError("; ".join(problems) + ".", code="train-settings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """What a loop ended with.
+
+    Args:
+        updates: updates that the weights hold.
+        seconds: time spent in steps, without evaluation and checkpoints.
+        scores: "last" and, if on, "ema" -> name -> mean score on the public test data.
+    """
+
+    updates: int
+    seconds: float
+    scores: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class _State:
+    """What the loop itself carries from step to step."""
+
+    updates: int = 0
+    seconds: float = 0.0
+    ema: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
+    stepper: Stepper,
+    batches: Iterable[LogicalBatch],
+    *,
+    loss_per_example: LossPerExample,
+    folder: Path,
+    settings: TrainSettings,
+    watcher: Watcher,
+    evaluation: Evaluation | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> FitResult:
+    """Take a step on every batch, and keep a run folder's metrics, checkpoints and weights.
+
+    Args:
+        stepper: takes the steps.
+        batches: the logical batches that are left.
+        loss_per_example: called as `loss_per_example(model, rows)`, returns (B,) losses.
+        folder: where files go; it exists.
+        settings: how the loop goes.
+        watcher: is told of every step.
+        evaluation: what to measure on which public data.
+        checkpoint: where to go on from; its weights replace the model's.
+
+    Guarantee:
+        Writes no number computed from training rows, except, if `settings.show_loss`, the losses in
+        `not-private.jsonl`. torch's global generator is seeded from `settings.seed` for each step and
+        afterwards is as it was before.
+
+    Raises:
+        CheckpointError[checkpoint-mismatch]: the checkpoint does not fit the model or the optimizer.
+    """
+    state = _State(ema=ema_start(trainable(stepper.model)) if settings.ema else {})
+    if checkpoint is None:
+        _save(stepper, state, folder)
+    else:
+        _restore(stepper, state, checkpoint)
+    with torch.random.fork_rng():
+        for batch in batches:
+            loss = _take(stepper, batch, loss_per_example, settings, state)
+            spent = stepper.num_steps
+            if loss is not None:
+                append_line(folder / "not-private.jsonl", {"step": spent, "split": "train", "loss": loss})
+            watcher.step(spent, loss)
+            if settings.checkpoint_every and spent % settings.checkpoint_every == 0:
+                _save(stepper, state, folder)
+            if evaluation is not None and settings.eval_every and spent % settings.eval_every == 0:
+                _measure(stepper, state, evaluation, folder)
+    return _finish(stepper, state, evaluation, folder)
+
+
+def _take(
+    stepper: Stepper,
+    batch: LogicalBatch,
+    loss_per_example: LossPerExample,
+    settings: TrainSettings,
+    state: _State,
+) -> float | None:
+    """One step, its update's share in the average, and the mean loss if it was asked for."""
+    total, count = 0.0, 0
+    began = time.perf_counter()
+    torch.manual_seed(mix_seed(settings.seed, "layers", batch.step))
+    with stepper.step(batch) as step:
+        for chunk in step.chunks():
+            if settings.show_loss:
+                losses = _look(stepper.model, loss_per_example, chunk)
+                total, count = total + float(losses.double().sum()), count + len(losses)
+            step.backward(loss_per_example, chunk)
+    if settings.ema:
+        ema_update(state.ema, trainable(stepper.model), t=state.updates, mu=settings.ema)
+    state.updates += 1
+    state.seconds += time.perf_counter() - began
+    return total / count if count else None
+
+
+@torch.no_grad()
+def _look(model: nn.Module, loss_per_example: LossPerExample, chunk: Any) -> Tensor:
+    """A chunk's losses, without disturbing what random layers draw in the step itself."""
+    with torch.random.fork_rng():
+        return loss_per_example(model, chunk)
+
+
+def _measure(
+    stepper: Stepper, state: _State, evaluation: Evaluation, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Evaluate the last and the averaged weights, and write the metrics down."""
+    scores = {"last": evaluate(stepper.model, evaluation)}
+    if state.ema:
+        scores["ema"] = evaluate(averaged_model(stepper.model, state.ema), evaluation)
+    for weights, values in scores.items():
+        line = {"step": stepper.num_steps, "split": "test", "weights": weights, **values}
+        append_line(folder / "metrics.jsonl", {**line, "seconds": round(state.seconds, 3)})
+    return scores
+
+
+def averaged_model(model: nn.Module, average: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `model` with averaged parameters."""
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for name, p in trainable(copy).items():
+            p.copy_(average[name])
+    return copy
+
+
+def _finish(stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path) -> FitResult:
+    _save(stepper, state, folder)
+    save_tensors(folder / "weights.safetensors", stepper.model.state_dict())
+    if state.ema:
+        average = averaged_model(stepper.model, state.ema)
+        save_tensors(folder / "ema.safetensors", average.state_dict())
+    scores = {} if evaluation is None else _measure(stepper, state, evaluation, folder)
+    return FitResult(updates=state.updates, seconds=state.seconds, scores=scores)
+
+
+def _save(stepper: Stepper, state: _State, folder: Path) -> None:
+    save_checkpoint(
+        folder,
+        Checkpoint(
+            step=stepper.num_steps,
+            updates=state.updates,
+            ledger_head=stepper.head,
+            seconds=state.seconds,
+            model=stepper.model.state_dict(),
+            ema=state.ema,
+            optimizer=stepper.optimizer.state_dict(),
+        ),
+    )
+
+
+def _restore(stepper: Stepper, state: _State, checkpoint: Checkpoint) -> None:
+    try:
+        stepper.model.load_state_dict(dict(checkpoint.model))
+        stepper.optimizer.load_state_dict(dict(checkpoint.optimizer))
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise CheckpointError(
+            f"The checkpoint at step {checkpoint.step} does not fit this model and optimizer. Resume with "
+            "the ones the run began with.",
+            code="checkpoint-mismatch",
+        ) from e
+    if {n: t.shape for n, t in checkpoint.ema.items()} != {n: t.shape for n, t in state.ema.items()}:
+        raise CheckpointError(
+            "The checkpoint's averaged weights are not those of this model. Resume with the run's settings.",
+            code="checkpoint-mismatch",
+        )
+    device = next(stepper.model.parameters()).device
+    state.ema = {name: t.to(device) for name, t in checkpoint.ema.items()}
+    state.updates, state.seconds = checkpoint.updates, checkpoint.seconds

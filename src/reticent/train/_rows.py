@@ -1,0 +1,156 @@
+"""Rows of a data set by index, as one physical batch: where private data enters the joint.
+
+Room: train. May import torch and `reticent.errors`.
+
+A physical batch is a tensor, or a tuple or dict of tensors, with the example axis first.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset, default_collate
+
+from reticent.errors import CoupledExamples, DataError
+
+Rows: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+Transform: TypeAlias = Callable[[Any, torch.Generator], Any]
+
+
+def fetch(dataset: Any, indices: np.ndarray) -> Rows:
+    """Return the rows `indices` of `dataset` as tensors, example axis first.
+
+    Args:
+        dataset: a tensor or numpy array; a tuple, list or dict of them; a `TensorDataset`; or a
+            map-style `torch.utils.data.Dataset`, whose rows go through `default_collate`.
+        indices: shape (B,), B > 0, integers.
+
+    Returns:
+        A tensor, or a tuple or dict of tensors, each with B rows.
+
+    Raises:
+        DataError[data-rows]: the data set is none of these, or its rows do not collate to tensors.
+    """
+    if isinstance(dataset, TensorDataset):
+        return tuple(_pick(t, indices) for t in dataset.tensors)
+    if isinstance(dataset, Tensor | np.ndarray):
+        return _pick(dataset, indices)
+    if isinstance(dataset, tuple | list) and all(isinstance(a, Tensor | np.ndarray) for a in dataset):
+        return tuple(_pick(a, indices) for a in dataset)
+    if isinstance(dataset, Mapping):
+        return {name: _pick(array, indices) for name, array in dataset.items()}
+    if hasattr(dataset, "__getitem__"):
+        return _as_rows(default_collate([dataset[int(i)] for i in indices]))
+    raise DataError(
+        f"Cannot take rows from a {type(dataset).__name__}. Give tensors or numpy arrays (alone, in a "
+        "tuple or in a dict) or a map-style Dataset; a stream cannot be sampled by Poisson.",
+        code="data-rows",
+    )
+
+
+def num_rows(dataset: Any) -> int:
+    """Number of rows of a data set in any form that `fetch` takes."""
+    if isinstance(dataset, Mapping):
+        return len(next(iter(dataset.values())))
+    if isinstance(dataset, tuple | list) and all(isinstance(a, Tensor | np.ndarray) for a in dataset):
+        return len(dataset[0])
+    return len(dataset)
+
+
+def count(rows: Rows) -> int:
+    """Number of examples in a physical batch."""
+    return len(leaves(rows)[0])
+
+
+def leaves(rows: Rows) -> tuple[Tensor, ...]:
+    """The tensors of a physical batch, in order."""
+    if isinstance(rows, Tensor):
+        return (rows,)
+    return tuple(rows.values()) if isinstance(rows, dict) else rows
+
+
+def move(rows: Rows, device: torch.device) -> Rows:
+    """The same rows on `device`."""
+    return _map(rows, lambda t: t.to(device))
+
+
+def augment(rows: Rows, transform: Transform, generator: torch.Generator) -> Rows:
+    """Apply a user's transform; as many rows must come out as went in.
+
+    Raises:
+        DataError[data-rows]: the transform changed the number of rows, or returned no tensors.
+    """
+    out = _as_rows(transform(rows, generator))
+    if any(len(t) != count(rows) for t in leaves(out)):
+        raise DataError(
+            f"The transform was given {count(rows)} rows and returned "
+            f"{[len(t) for t in leaves(out)]}: it must return one row for each row.",
+            code="data-rows",
+        )
+    return out
+
+
+def refuse_mixing(rows: Rows, transform: Transform, *, seed: int) -> None:
+    """Refuse a transform in which one row changes what becomes of another.
+
+    Each row in turn is replaced by a copy of its neighbour, under the same random draws: every
+    other row must come out bit for bit the same.
+
+    Raises:
+        CoupledExamples[mixing-transform]: another row changed.
+    """
+
+    def run(given: Rows) -> Rows:
+        return augment(given, transform, torch.Generator().manual_seed(seed))
+
+    num_rows = count(rows)
+    expected = run(rows)
+    for replaced in range(num_rows):
+        order = list(range(num_rows))
+        order[replaced] = (replaced + 1) % num_rows
+        rest = [i for i in range(num_rows) if i != replaced]
+        seen = run(_map(rows, lambda t, order=order: t[order]))
+        for a, b in zip(leaves(expected), leaves(seen), strict=True):
+            if not torch.equal(torch.nan_to_num(a[rest]), torch.nan_to_num(b[rest])):
+                raise CoupledExamples(
+                    "The transform lets one example change another (as mixup, batch statistics or a "
+                    "draw that depends on the data do), so one example's influence has no bound. "
+                    "Transform each row by itself, and draw as much randomness for every row.",
+                    code="mixing-transform",
+                )
+
+
+def _pick(array: Tensor | np.ndarray, indices: np.ndarray) -> Tensor:
+    if isinstance(array, Tensor):
+        return array[torch.from_numpy(indices).to(array.device)]
+    return torch.from_numpy(np.ascontiguousarray(array[indices]))
+
+
+def _map(rows: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
+    if isinstance(rows, Tensor):
+        return change(rows)
+    if isinstance(rows, dict):
+        return {name: change(t) for name, t in rows.items()}
+    return tuple(change(t) for t in rows)
+
+
+def _as_rows(value: Any) -> Rows:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping) and value and all(isinstance(t, Tensor) for t in value.values()):
+        return dict(value)
+    if isinstance(value, tuple | list) and value and all(isinstance(t, Tensor) for t in value):
+        return tuple(value)
+    raise DataError(
+        f"A batch of rows came out as {type(value).__name__}, not as tensors. Let each item of the data "
+        "set be a tensor, a number, or a flat tuple or dict of them.",
+        code="data-rows",
+    )
+
+
+def chunks_of(dataset: Any, indices: np.ndarray, *, size: int, device: torch.device) -> Iterator[Rows]:
+    """The rows `indices` on `device`, at most `size` at a time, in order."""
+    for start in range(0, len(indices), size):
+        yield move(fetch(dataset, indices[start : start + size]), device)

@@ -1,0 +1,394 @@
+"""The private step: where sampling, clipping, noise and the ledger meet.
+
+Room: train. May import torch, `reticent.{plan,clip,noise,account}` and the floors below.
+
+Sources:
+    [1] Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reticent.account.ledger import Ledger
+from reticent.bounded import BoundedSum
+from reticent.clip import ClipEngine
+from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
+from reticent.noise import CipherNoise, NoiseSource, add_noise
+from reticent.plan import LogicalBatch, Plan
+from reticent.records import EpsilonReport
+
+from . import _rows
+from ._guards import Watch
+from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
+from ._rows import Rows, Transform
+from ._seeds import mix_seed
+
+DEFAULT_PHYSICAL_BATCH_SIZE: Final = 256
+_NUM_CHECKED_ROWS: Final = 4
+
+LossPerExample: TypeAlias = Callable[[nn.Module, Any], Tensor]
+
+
+class Engine(Protocol):
+    """What turns per-example losses into a bounded sum; `reticent.clip.ClipEngine` is ours."""
+
+    def clipped_sum(
+        self,
+        losses: Callable[..., Tensor],
+        batch: Any = None,
+        *,
+        num_units: int | None = None,
+        out: dict[str, Tensor] | None = None,
+    ) -> BoundedSum:
+        """Add the batch's clipped gradients into `out`, and say how far one unit moves them."""
+        ...
+
+    def check(self, losses: Callable[..., Tensor], batch: Any) -> None:
+        """Refuse a model or a loss for which one unit's influence is not bounded exactly."""
+        ...
+
+
+class OpenStep:
+    """One logical batch between the opening of a step and its release; made by `PrivateStep.step`."""
+
+    def __init__(self, owner: "PrivateStep", batch: LogicalBatch) -> None:
+        self._owner, self._batch = owner, batch
+        self._state = "fresh"  # -> "chunking" -> "exhausted" -> "closed"
+        self._pending: Rows | None = None
+        self._total = {
+            name: torch.zeros_like(p, dtype=_at_least_float32(p), requires_grad=False)
+            for name, p in owner._watch.trainable.items()
+        }
+
+    def __repr__(self) -> str:  # neither the batch nor its size
+        return f"OpenStep(step={self._batch.step}, {self._state})"
+
+    def chunks(self) -> Iterator[Rows]:
+        """Yield the batch's rows in physical chunks, each to be given to `backward` once.
+
+        An empty batch yields nothing, and the step is a pure noise step. The chunks depend on
+        private data: do not log them, their sizes or their number.
+
+        Raises:
+            StepError[chunks-twice]: called a second time on this step.
+            StepError[chunk-unused]: the next chunk was asked for before `backward` had the last one.
+        """
+        if self._state != "fresh":
+            raise StepError(
+                f"chunks() was called on a step that is already {self._state}: each example may enter the "
+                "sum once. Open a new step for a new batch.",
+                code="chunks-twice",
+            )
+        self._state = "chunking"
+        return self._chunks()
+
+    def backward(self, loss_per_example: LossPerExample, chunk: Rows) -> None:
+        """Add the clipped gradients of `chunk`'s examples to this step's sum.
+
+        The joint calls the loss itself, so that before the first step it can compare single examples
+        with whole batches; `.grad` is not touched.
+
+        Args:
+            loss_per_example: called as `loss_per_example(model, rows)`; returns one loss for each row, shape
+                (B,), in which row b depends on example b only (no mean over the batch).
+            chunk: the very object that `chunks` yielded last.
+
+        Raises:
+            StepError[foreign-chunk]: another object than the chunk yielded last, or one given twice.
+            StepError[step-closed]: the step's block has been left.
+        """
+        if self._state == "closed":
+            raise StepError("backward was called after the step's block was left.", code="step-closed")
+        if self._pending is None or chunk is not self._pending:
+            raise StepError(
+                "backward takes the chunk that step.chunks() yielded last, unchanged, once. Change rows with "
+                "PrivateStep(transform=...) or inside the loss instead.",
+                code="foreign-chunk",
+            )
+        self._owner._check_once(loss_per_example, self._batch)
+        self._owner._add(loss_per_example, chunk, self._total)
+        self._pending = None
+
+    def _chunks(self) -> Iterator[Rows]:
+        size = self._owner.physical_batch_size
+        for start in range(0, len(self._batch.indices), size):
+            self._require_used()
+            indices = self._batch.indices[start : start + size]
+            self._pending = self._owner._rows(self._batch, indices, start)
+            yield self._pending
+        self._require_used()
+        self._state = "exhausted"
+
+    def _require_used(self) -> None:
+        if self._pending is not None:
+            raise StepError(
+                "A chunk was not given to step.backward: its examples would be missing from the sum. Call "
+                "step.backward(loss_per_example, chunk) once for every chunk.",
+                code="chunk-unused",
+            )
+
+    def _require_complete(self) -> None:
+        self._require_used()
+        if self._state != "exhausted":
+            raise StepError(
+                "The step's block was left before step.chunks() was read to its end. Loop over all of it, "
+                "also when the batch is empty.",
+                code="chunks-left",
+            )
+
+    def _close(self) -> dict[str, Tensor]:
+        """End this step and hand over its raw sums; nothing of them stays here."""
+        total, self._total = self._total, {}
+        self._state, self._pending = "closed", None
+        return total
+
+
+class PrivateStep:
+    """Differentially private optimizer steps for a loop that stays yours [1, Alg. 1].
+
+        private = PrivateStep(model, optimizer, plan=plan, ledger="runs/a")
+        for batch in plan.batches(train_set):
+            with private.step(batch) as step:
+                for chunk in step.chunks():
+                    step.backward(loss_per_example, chunk)
+
+    Leaving the block without an exception, in this order: the ledger's entry becomes durable; noise is
+    added once to the sum over all chunks; the sum is divided by the plan's expected batch size, a public
+    constant; every trainable parameter's `.grad` is set; the optimizer steps; gradients and raw sums are
+    cleared. The model, the optimizer and the data set are never wrapped, and nothing stays on them.
+
+    Args:
+        model: any `nn.Module` the engine accepts.
+        optimizer: any `torch.optim` optimizer that steps without a closure, over exactly the model's
+            trainable parameters.
+        plan: what will run; its batches are the only ones accepted, in order.
+        ledger: a ledger, or where to create one (a folder, or a file ending in `.jsonl`). An existing
+            file is refused: to go on with it, open it with `Ledger.open` and record the resume.
+        physical_batch_size: rows that go through the model at once. Changes memory and time, not the
+            result (to rounding, and to the order in which random layers and transforms draw).
+        noise: where noise comes from; by default a cipher with a fresh key from the operating system.
+        seed: of the transform's generator. Public, and unrelated to noise and sampling.
+        transform: called as `transform(rows, generator)` on each chunk, e.g. to augment it; each row by
+            itself (checked on a few rows before the first step).
+        check_batch: rows for the engine's self-check. Give public ones if you have them; by default the
+            first four rows of the data set are used, before the first step only, and an error from it
+            names parameters and no values.
+        engine: clips gradients; by default `ClipEngine(model, max_norm=plan.clipping.max_norm)`.
+
+    Guarantee:
+        After the steps that its ledger holds, everything computed from the model's parameters is
+        (epsilon, delta)-differentially private with the ledger's epsilon, under the plan's neighbouring
+        relation, if batches come from the plan's own stream and nothing else of the data is used.
+        | case | what happens |
+        |---|---|
+        | empty batch | a step of pure noise, entered in the ledger |
+        | exception inside the block | nothing released, nothing charged; the batch may be tried again |
+        | crash after the ledger's entry | the step is spent, even if its update was lost |
+        | ledger full | `BudgetExhausted`, before any row is read |
+
+    Raises:
+        ConfigError[no-noise]: the plan's noise multiplier is 0.
+        ConfigError[physical-batch-size]: not a positive integer.
+        ConfigError[optimizer-type, optimizer-closure, optimizer-parameters, nothing-to-train]: see the codes.
+        LedgerError[ledger-exists]: `ledger` is the path of an existing file.
+        LedgerError[ledger-plan]: the ledger was made for another plan, or would claim privacy for
+            reproducible noise.
+
+    Sources:
+        [1] Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        plan: Plan,
+        ledger: Ledger | Path | str,
+        physical_batch_size: int = DEFAULT_PHYSICAL_BATCH_SIZE,
+        noise: NoiseSource | None = None,
+        seed: int = 0,
+        transform: Transform | None = None,
+        check_batch: Any = None,
+        engine: Engine | None = None,
+    ) -> None:
+        check_physical_batch_size(physical_batch_size)
+        if plan.noise_multiplier <= 0:
+            raise ConfigError(
+                "PrivateStep needs a plan with noise_multiplier > 0: without noise there is no privacy. To "
+                "train without privacy use a plain torch loop, or epsilon=inf in a recipe.",
+                code="no-noise",
+            )
+        self._watch = Watch(model, optimizer)
+        self.model: Final = model
+        self.optimizer: Final = optimizer
+        self.plan: Final = plan
+        self.physical_batch_size: Final = physical_batch_size
+        self._noise: Final = CipherNoise.fresh() if noise is None else noise
+        self._engine: Final = ClipEngine(model, max_norm=plan.clipping.max_norm) if engine is None else engine
+        self._seed, self._transform, self._check_batch = seed, transform, check_batch
+        self._checked = self._is_open = False
+        self.ledger: Final = ledger if isinstance(ledger, Ledger) else self._create_ledger(Path(ledger))
+        if self.ledger is not ledger:
+            weakref.finalize(self, self.ledger.close)
+        check_ledger(self.ledger, plan, reproducible=not self._noise.private)
+
+    def __repr__(self) -> str:
+        return f"PrivateStep({type(self.model).__name__}, step {self.num_steps} of {self.plan.num_steps})"
+
+    @property
+    def num_steps(self) -> int:
+        """Steps spent so far, lost ones included; the number of the batch that comes next."""
+        return self.ledger.num_steps
+
+    @property
+    def head(self) -> str | None:
+        """Hash of the ledger's last entry."""
+        return self.ledger.head
+
+    def close(self) -> None:
+        """Let go of the ledger's file, so that another process may open it; no step can follow."""
+        self.ledger.close()
+
+    def epsilon(self) -> EpsilonReport:
+        """The privacy spent by the steps in the ledger; infinite if the run is reproducible."""
+        return ledger_epsilon(self.ledger)
+
+    @contextmanager
+    def step(self, batch: LogicalBatch) -> Iterator[OpenStep]:
+        """Open one private step on a logical batch; leaving the block takes it.
+
+        Args:
+            batch: the next batch of `plan.batches(...)`.
+
+        Raises:
+            StepError[step-open]: another step of this object is still open.
+            StepError[foreign-batch]: not a batch of this plan.
+            StepError[batch-order]: not the batch whose turn it is.
+            StepError[parameters-changed, raw-gradient]: someone else touched what this object trains.
+            BudgetExhausted[budget-exhausted]: the ledger holds every step of the plan.
+        """
+        self._admit(batch)
+        opened = OpenStep(self, batch)
+        self._is_open = True
+        try:
+            yield opened
+            opened._require_complete()
+            self._watch.check_parameters()
+            self._watch.check_no_gradients()
+            self._release(opened._close())
+        finally:
+            self._is_open = False
+            _destroy(opened._close())
+
+    def _admit(self, batch: LogicalBatch) -> None:
+        if self._is_open:
+            raise StepError(
+                "A step is open already: leave its block before opening the next.", code="step-open"
+            )
+        if self.num_steps >= self.plan.num_steps:
+            raise BudgetExhausted(
+                f"The plan allows {self.plan.num_steps} steps and the ledger holds {self.num_steps}: "
+                "nothing is left to spend. Make a new plan with a larger budget, on a new ledger.",
+                code="budget-exhausted",
+            )
+        if not isinstance(batch, LogicalBatch) or batch.expected_batch_size != self.plan.expected_batch_size:
+            raise StepError(
+                "The batch does not come from this plan, so its sampling is not the one accounted for. "
+                "Loop over plan.batches(data_set).",
+                code="foreign-batch",
+            )
+        if batch.step != self.num_steps:
+            raise StepError(
+                f"This is the plan's batch {batch.step}, and batch {self.num_steps} is next: a batch may be "
+                "neither used twice nor skipped. After a resume, or a block left by an exception, go on with "
+                "plan.batches(data_set, start=private.num_steps).",
+                code="batch-order",
+            )
+        self._watch.check_parameters()
+        self._watch.check_no_gradients()
+
+    def _rows(self, batch: LogicalBatch, indices: np.ndarray, start: int) -> Rows:
+        rows = _rows.move(_rows.fetch(batch.dataset, indices), self._device())
+        if self._transform is None:
+            return rows
+        generator = torch.Generator().manual_seed(mix_seed(self._seed, "transform", batch.step, start))
+        return _rows.augment(rows, self._transform, generator)
+
+    def _device(self) -> torch.device:
+        return next(iter(self._watch.trainable.values())).device
+
+    def _check_once(self, loss_per_example: LossPerExample, batch: LogicalBatch) -> None:
+        """Before the first step: refuse a transform or a loss that couples examples."""
+        if self._checked:
+            return
+        rows = self._check_batch
+        if rows is None:
+            first = np.arange(min(_NUM_CHECKED_ROWS, _rows.num_rows(batch.dataset)))
+            rows = _rows.move(_rows.fetch(batch.dataset, first), self._device())
+        if self._transform is not None:
+            _rows.refuse_mixing(rows, self._transform, seed=self._seed)
+            rows = _rows.augment(rows, self._transform, torch.Generator().manual_seed(self._seed))
+        self._engine.check(lambda given: loss_per_example(self.model, given), rows)
+        self._checked = True
+
+    def _add(self, loss_per_example: LossPerExample, chunk: Rows, total: dict[str, Tensor]) -> None:
+        added = self._engine.clipped_sum(lambda given: loss_per_example(self.model, given), chunk, out=total)
+        if added.bound != self.plan.clipping.max_norm or added.total.keys() != total.keys():
+            raise StepError(
+                "The engine's sum is not the one the plan asked for (its bound or its parameters differ). "
+                "Give PrivateStep an engine made for this model and plan.clipping.max_norm.",
+                code="engine-mismatch",
+            )
+
+    def _release(self, total: dict[str, Tensor]) -> None:
+        bounded = BoundedSum(total=total, bound=self.plan.clipping.max_norm, norms=torch.empty(0))
+        try:
+            self.ledger.append_step(self.plan.mechanism)  # durable before anything can depend on it
+            noised = add_noise(bounded, noise_multiplier=self.plan.noise_multiplier, source=self._noise)
+        finally:
+            _destroy(total)
+        try:
+            for name, p in self._watch.trainable.items():
+                p.grad = (noised[name] / self.plan.expected_batch_size).to(dtype=p.dtype, device=p.device)
+            self.optimizer.step()
+        finally:
+            for p in self._watch.trainable.values():
+                p.grad = None
+
+    def _create_ledger(self, path: Path) -> Ledger:
+        path = path if path.suffix == ".jsonl" else path / "ledger.jsonl"
+        if path.exists():
+            raise LedgerError(
+                f"'{path}' exists already. For a new run choose another place; to go on with that one, pass "
+                "Ledger.open(path) after append_resume(checkpoint_step=...).",
+                code="ledger-exists",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return create_ledger(path, self.plan, run_id=new_run_id(), reproducible=not self._noise.private)
+
+
+def check_physical_batch_size(size: int) -> None:
+    """Refuse a number of rows that is not a positive integer."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(
+            f"physical_batch_size must be a positive integer, got {size!r}.", code="physical-batch-size"
+        )
+
+
+def _at_least_float32(p: Tensor) -> torch.dtype:
+    return torch.promote_types(p.dtype, torch.float32)
+
+
+def _destroy(total: Mapping[str, Tensor]) -> None:
+    """Overwrite raw sums, so that nothing can read them after their release."""
+    for t in total.values():
+        t.fill_(torch.nan)

@@ -1,0 +1,299 @@
+"""`train` and `resume`: a whole private run, with its folder.
+
+Room: train. May import torch, `reticent.{plan,clip,noise,sample,account}` and the floors below.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+from torch.optim import Optimizer
+
+from reticent.account.ledger import Ledger, verify_contains
+from reticent.errors import CheckpointError
+from reticent.noise import CipherNoise
+from reticent.plan import Plan
+from reticent.records import EpsilonReport
+from reticent.sample import SampleStream
+
+from ._checkpoint import Checkpoint, load_checkpoint
+from ._evaluate import Evaluation
+from ._files import drop_torn_line, write_json
+from ._folder import RunDescription, new_folder, read_run, removed_unless_spent, write_run
+from ._guards import check_optimizer
+from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
+from ._loop import TrainSettings, fit
+from ._progress import silent_or_bar
+from ._rows import Transform
+from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, LossPerExample, PrivateStep, check_physical_batch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a private run ended with; all of it may be published, except under `show_loss`.
+
+    Args:
+        run: the run's folder.
+        private: whether the epsilon below protects anyone; False in reproducible mode.
+        epsilon: read from the ledger; infinite if not private.
+        num_steps: steps spent, lost ones included.
+        num_lost: steps spent whose updates a crash lost.
+        seconds: time spent in steps.
+        weights: which weights the scores to report belong to, "ema" if there is an average.
+        scores: "last" and, if on, "ema" -> name -> mean score on the public test data.
+    """
+
+    run: Path
+    private: bool
+    epsilon: EpsilonReport
+    num_steps: int
+    num_lost: int
+    seconds: float
+    weights: str
+    scores: Mapping[str, Mapping[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for `result.json`: an infinite epsilon becomes null."""
+        best = self.scores.get(self.weights, {})
+        return {
+            "private": self.private,
+            "epsilon": self.epsilon.epsilon if math.isfinite(self.epsilon.epsilon) else None,
+            "delta": self.epsilon.delta,
+            "neighbouring_relation": str(self.epsilon.neighbouring_relation),
+            "accountant": self.epsilon.accountant,
+            "num_steps": self.num_steps,
+            "num_lost": self.num_lost,
+            **{f"test_{name}": value for name, value in best.items()},
+            "weights": self.weights,
+            "scores": {weights: dict(values) for weights, values in self.scores.items()},
+            "seconds": round(self.seconds, 3),
+            "run": str(self.run),
+        }
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    plan: Plan,
+    dataset: Any,
+    loss_per_example: LossPerExample,
+    out: Path | str,
+    evaluation: Evaluation | None = None,
+    settings: TrainSettings | None = None,
+    physical_batch_size: int = DEFAULT_PHYSICAL_BATCH_SIZE,
+    noise_seed: int | None = None,
+    transform: Transform | None = None,
+    check_batch: Any = None,
+    description: RunDescription | None = None,
+    console: Console | None = None,
+) -> TrainResult:
+    """Train privately to the end of a plan, and keep a run folder.
+
+    Args:
+        model: what to train, in the modes (train, eval) its layers shall have.
+        optimizer: over exactly its trainable parameters.
+        plan: what will run.
+        dataset: private rows, in any form `PrivateStep` takes.
+        loss_per_example: called as `loss_per_example(model, rows)`; returns (B,) losses.
+        out: the run's folder; new or empty.
+        evaluation: what to measure, on which PUBLIC data.
+        settings: evaluation, checkpoints, average, public seed.
+        physical_batch_size: rows that go through the model at once.
+        noise_seed: fixes noise and sampling, for tests and research: the run is then NOT private, and
+            its ledger, report and result say so.
+        transform: `transform(rows, generator)` on each chunk, row by row.
+        check_batch: public rows for the engine's self-check.
+        description: public facts to keep in `run.json`.
+        console: where to draw a progress bar; none by default.
+
+    Returns:
+        The ledger's epsilon and the scores.
+
+    Guarantee:
+        That of `PrivateStep`, for everything in the folder: weights, averages, checkpoints, metrics. An
+        error before the first step leaves no folder behind and spends nothing. A run killed at any
+        instant can be resumed, and its ledger holds at least the steps whose updates were kept.
+
+    Raises:
+        ConfigError[out-exists]: the folder exists and is not empty.
+        ReticentError: as `PrivateStep` and its steps.
+    """
+    check_optimizer(model, optimizer)
+    check_physical_batch_size(physical_batch_size)
+    settings = settings or TrainSettings()
+    folder = new_folder(Path(out))
+    run_id = new_run_id()
+    with removed_unless_spent(folder):
+        write_run(
+            folder,
+            run_id=run_id,
+            description=description or RunDescription(),
+            plan=plan.describe(),
+            settings=settings,
+            physical_batch_size=physical_batch_size,
+            noise_seed=noise_seed,
+            model=model,
+            private=noise_seed is None,
+        )
+        ledger = create_ledger(
+            folder / "ledger.jsonl", plan, run_id=run_id, reproducible=noise_seed is not None
+        )
+        with ledger:
+            private = PrivateStep(
+                model,
+                optimizer,
+                plan=plan,
+                ledger=ledger,
+                physical_batch_size=physical_batch_size,
+                noise=_noise(noise_seed, start=0),
+                seed=settings.seed,
+                transform=transform,
+                check_batch=check_batch,
+            )
+            return _run(
+                private, folder, dataset, loss_per_example, evaluation, settings, noise_seed, None, console
+            )
+
+
+def resume(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    dataset: Any,
+    loss_per_example: LossPerExample,
+    out: Path | str,
+    evaluation: Evaluation | None = None,
+    transform: Transform | None = None,
+    check_batch: Any = None,
+    console: Console | None = None,
+) -> TrainResult:
+    """Go on with a run that was stopped, to the end of its plan.
+
+    Plan and settings come from `run.json`, weights and optimizer state from the newest whole
+    checkpoint. Give the model, optimizer, data set and functions that the run began with.
+
+    Guarantee:
+        The ledger is never shortened: steps after the checkpoint are lost and stay spent, and the run
+        stops when the ledger holds the planned number, so epsilon never exceeds the plan's. Noise and
+        sampling are drawn from fresh keys; nothing is replayed.
+
+    Raises:
+        ConfigError[not-a-run]: the folder holds no run.
+        LedgerError: the ledger is damaged, missing or locked, was cut, or belongs to another plan.
+        CheckpointError: no checkpoint is whole, or it does not fit.
+    """
+    folder = Path(out)
+    about = read_run(folder)
+    plan = Plan.from_dict(about["plan"])
+    physical_batch_size, noise_seed, settings = _settings(about)
+    with _reopen_ledger(folder, plan, about["run_id"], noise_seed) as ledger:
+        check_ledger(ledger, plan, reproducible=noise_seed is not None)
+        checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
+        _check_chain(ledger, checkpoint, folder)
+        start = ledger.num_steps
+        private = PrivateStep(
+            model,
+            optimizer,
+            plan=plan,
+            ledger=ledger,
+            physical_batch_size=physical_batch_size,
+            noise=_noise(noise_seed, start=start),
+            seed=settings.seed,
+            transform=transform,
+            check_batch=check_batch,
+        )
+        ledger.append_resume(checkpoint_step=0 if checkpoint is None else checkpoint.step)
+        for name in ("metrics.jsonl", "not-private.jsonl"):
+            drop_torn_line(folder / name)
+        return _run(
+            private, folder, dataset, loss_per_example, evaluation, settings, noise_seed, checkpoint, console
+        )
+
+
+def _run(
+    private: PrivateStep,
+    folder: Path,
+    dataset: Any,
+    loss_per_example: LossPerExample,
+    evaluation: Evaluation | None,
+    settings: TrainSettings,
+    noise_seed: int | None,
+    checkpoint: Checkpoint | None,
+    console: Console | None,
+) -> TrainResult:
+    """Take the steps that are left, and write the result down."""
+    ledger, plan, start = private.ledger, private.plan, private.num_steps
+    stream = (
+        SampleStream.fresh() if noise_seed is None else SampleStream.reproducible(noise_seed, start=start)
+    )
+    shown = silent_or_bar(console, "private", plan.num_steps, epsilon=lambda: private.epsilon().epsilon)
+    with shown as watcher:
+        done = fit(
+            private,
+            plan.batches(dataset, start=start, stream=stream),
+            loss_per_example=loss_per_example,
+            folder=folder,
+            settings=settings,
+            watcher=watcher,
+            evaluation=evaluation,
+            checkpoint=checkpoint,
+        )
+    result = TrainResult(
+        run=folder,
+        private=not ledger.reproducible,
+        epsilon=ledger_epsilon(ledger),
+        num_steps=ledger.num_steps,
+        num_lost=ledger.num_steps - done.updates,
+        seconds=done.seconds,
+        weights="ema" if settings.ema else "last",
+        scores=done.scores,
+    )
+    write_json(folder / "result.json", result.to_dict())
+    return result
+
+
+def _noise(noise_seed: int | None, *, start: int) -> CipherNoise:
+    """A fresh key for every process; a resumed reproducible run goes on in another stream."""
+    return CipherNoise.fresh() if noise_seed is None else CipherNoise.reproducible(noise_seed, start=start)
+
+
+def _settings(about: Mapping[str, Any]) -> tuple[int, int | None, TrainSettings]:
+    values = dict(about["settings"])
+    return values.pop("physical_batch_size"), values.pop("noise_seed"), TrainSettings(**values)
+
+
+def _reopen_ledger(folder: Path, plan: Plan, run_id: str, noise_seed: int | None) -> Ledger:
+    """The run's ledger; a new one if the run was stopped before it had one."""
+    path = folder / "ledger.jsonl"
+    began = any(folder.glob("checkpoint*"))
+    if not began and (not path.exists() or b"\n" not in path.read_bytes()):
+        return create_ledger(path, plan, run_id=run_id, reproducible=noise_seed is not None)
+    return Ledger.open(path)
+
+
+def _check_chain(ledger: Ledger, checkpoint: Checkpoint | None, folder: Path) -> None:
+    """Refuse a checkpoint whose place in the ledger's chain is gone."""
+    if checkpoint is None:
+        if ledger.num_steps:
+            raise CheckpointError(
+                f"The ledger of '{folder}' holds {ledger.num_steps} steps and there is no checkpoint: their "
+                "weights are gone and the steps stay spent. Restore the checkpoints, or start a new run with "
+                "what is left of the budget.",
+                code="checkpoint-missing",
+            )
+        return
+    if checkpoint.ledger_head is None:
+        raise CheckpointError(
+            f"The checkpoint of '{folder}' belongs to a run without a ledger.", code="checkpoint-mismatch"
+        )
+    verify_contains(ledger, head=checkpoint.ledger_head, num_steps=checkpoint.step)
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, style="bold yellow", markup=False, highlight=False)
