@@ -168,6 +168,15 @@ def test_a_run_without_metrics_has_a_page_without_curves(tmp_path):
     assert 'data-plot="epsilon"' in page
 
 
+def test_one_evaluation_is_a_number_and_no_curve(tmp_path):
+    folder = make_run(tmp_path / "run", twin=False, ema=False)
+    last = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[-1]
+    (folder / "metrics.jsonl").write_text(last, encoding="utf-8")
+    page = write_report(folder).path.read_text(encoding="utf-8")
+    assert 'data-plot="accuracy"' not in page
+    assert "85.41 %" in words(page)
+
+
 def test_a_page_that_cannot_be_written_is_a_clear_error(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "report.html").mkdir()

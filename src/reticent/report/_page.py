@@ -18,7 +18,7 @@ from pydantic import JsonValue
 from reticent.errors import ConfigError
 from reticent.report._plots import Series, accuracy_plot, epsilon_plot
 from reticent.report._run import Run, Twin, curve, read_run
-from reticent.report._statement import Statement, guess_accuracy, public_num_examples, setting, state, unit_of
+from reticent.report._statement import Statement, guess_accuracy, number, public_num_examples, state, unit_of
 
 Rows = tuple[tuple[str, str], ...]
 
@@ -93,13 +93,13 @@ def render(run: Run, statement: Statement) -> str:
         guess=math.ceil(1000 * guess_accuracy(report)) / 10 if report else 100.0,
         epsilon=round_up(report.epsilon) if report and statement.private else "∞",
         epsilon_plot=_epsilon_plot(run, statement),
-        accuracy_plot=Markup(accuracy_plot(accuracies)) if accuracies else None,
+        accuracy_plot=_accuracy_plot(accuracies),
         accuracies=accuracies,
         last_accuracy={line.name: line.points[-1][1] for line in accuracies},
         num_ledger_lines=run.num_ledger_lines,
         num_examples=public_num_examples(run),
-        clip_norm=setting(run, "max_norm"),
-        expected_batch_size=setting(run, "expected_batch_size"),
+        clip_norm=number(run, "max_norm"),
+        expected_batch_size=number(run, "expected_batch_size"),
         seconds=_seconds(run),
         time_ratio=run.result.twin.get("time_ratio") if run.result else None,
         config=rows(run.about.config or run.about.settings),
@@ -115,6 +115,13 @@ def _epsilon_plot(run: Run, statement: Statement) -> Markup | None:
         return None
     last = round_up(statement.curve[-1][1])
     return Markup(epsilon_plot(statement.curve, delta=run.ledger.delta, last=last))
+
+
+def _accuracy_plot(accuracies: tuple[Series, ...]) -> Markup | None:
+    """None where every curve is one point: the numbers at the top say as much."""
+    if all(len(line.points) < 2 for line in accuracies):
+        return None
+    return Markup(accuracy_plot(accuracies))
 
 
 def _accuracies(run: Run) -> tuple[Series, ...]:

@@ -111,12 +111,14 @@ def _curve(segments: Sequence[Segment], ledger: LedgerView, num_points: int) -> 
 
 def public_num_examples(run: Run) -> int | None:
     """The number of training examples, if the plan declared it public."""
-    return _integer(_find(run.about.plan, "num_examples"))
+    value = _find(run.about.plan, "num_examples")
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def setting(run: Run, name: str) -> object:
-    """A setting of the plan, wherever in the plan's description it stands; None if it is not there."""
-    return _find(run.about.plan, name)
+def number(run: Run, name: str) -> float | None:
+    """A number of the plan, wherever in the plan's description it stands; None if it is not there."""
+    value = _find(run.about.plan, name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _find(value: object, name: str) -> object:
@@ -126,10 +128,6 @@ def _find(value: object, name: str) -> object:
         return value[name]
     found = (_find(part, name) for part in value.values())
     return next((part for part in found if part is not None), None)
-
-
-def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report: EpsilonReport) -> list[str]:
@@ -164,9 +162,9 @@ def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report:
             f"Steps lost in crashes: {ledger.num_lost:,}. They influence no weights that were kept, but "
             "what they computed may have been seen, so they stay spent."
         )
-    planned = setting(run, "noise_multiplier")
+    planned = number(run, "noise_multiplier")
     ran = {mechanism.noise_multiplier for mechanism, _ in segments}
-    if isinstance(planned, int | float) and ran - {float(planned)}:
+    if planned is not None and ran - {planned}:
         found.append(
             "The ledger's noise multiplier is not the plan's. The ledger is what ran, and what counts here."
         )
