@@ -49,10 +49,10 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError
-from reticent.records import Mechanism, NeighbouringRelation, check_delta
+from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme, check_delta
 
 try:
     import fcntl
@@ -208,7 +208,7 @@ class Ledger:
         num_steps: int,
         reproducible: bool = False,
         public: Mapping[str, Any],
-    ) -> Self:
+    ) -> "Ledger":
         """Start the ledger of a new run, durable when this returns.
 
         Args:
@@ -248,7 +248,7 @@ class Ledger:
             raise
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(cls, path: str | os.PathLike[str]) -> "Ledger":
         """Go on with a ledger: verify it, repair a torn last line, and lock it.
 
         A torn last line is the append that a crash interrupted: nothing came of it, so it is
@@ -453,7 +453,7 @@ class Ledger:
             self._file.close()
             self._unlock()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Ledger":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -543,7 +543,8 @@ class _Chain:
         if kind == "header" or entry.keys() != _MEMBERS[kind]:
             raise ValueError(kind)
         if kind == "segment":
-            self._segments.append((Mechanism(**entry), 0))
+            scheme = SamplingScheme(entry.pop("scheme"))
+            self._segments.append((Mechanism(scheme=scheme, **entry), 0))
         elif kind == "resume":
             step = entry["checkpoint_step"]
             if not 0 <= step <= self.num_steps:

@@ -11,7 +11,7 @@ Sources:
 
 import os
 import threading
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -66,7 +66,7 @@ class Keystream:
     def __repr__(self) -> str:
         return f"Keystream(position={self._position})"
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+    def __reduce__(self) -> NoReturn:
         refuse_copy()
 
 

@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NoReturn, Protocol, Self, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64, Int64
@@ -66,12 +66,12 @@ class CipherNoise:
         self._private = private
 
     @classmethod
-    def fresh(cls) -> Self:
+    def fresh(cls) -> "CipherNoise":
         """Make a private source: a new 256-bit key from the operating system."""
         return cls(Keystream(os.urandom(KEY_BYTES)), private=True)
 
     @classmethod
-    def reproducible(cls, seed: int, *, start: int = 0) -> Self:
+    def reproducible(cls, seed: int, *, start: int = 0) -> "CipherNoise":
         """Make a source that repeats: for tests and research only, without any privacy.
 
         Args:
@@ -138,7 +138,7 @@ class CipherNoise:
     def __repr__(self) -> str:
         return f"CipherNoise(private={self._private})"
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+    def __reduce__(self) -> NoReturn:
         refuse_copy()
 
 

@@ -9,7 +9,7 @@ Sources:
 import hashlib
 import os
 import threading
-from typing import Any, NoReturn, Self
+from typing import NoReturn
 
 import numpy as np
 
@@ -38,12 +38,12 @@ class SampleStream:
         self._lock = threading.Lock()
 
     @classmethod
-    def fresh(cls) -> Self:
+    def fresh(cls) -> "SampleStream":
         """Make a private stream, keyed by the operating system at each draw."""
         return cls(None, 0)
 
     @classmethod
-    def reproducible(cls, seed: int, *, start: int = 0) -> Self:
+    def reproducible(cls, seed: int, *, start: int = 0) -> "SampleStream":
         """Make a stream that repeats: for tests and research only, without any amplification.
 
         Args:
@@ -85,7 +85,7 @@ class SampleStream:
     def __repr__(self) -> str:
         return f"SampleStream(private={self.private})"
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+    def __reduce__(self) -> NoReturn:
         raise StepError(
             "A sample stream cannot be copied, pickled or saved: which examples were drawn must "
             "stay unknown and must not repeat. Make a new one: SampleStream.fresh().",
