@@ -46,7 +46,7 @@ demo: $(VENV)/.installed  ## install, train Fashion-MNIST privately beside its n
 	@run=$(DEMO_RUN); n=2; while [ -e "$$run" ]; do run=$(DEMO_RUN)-$$n; n=$$((n + 1)); done; \
 	echo $(BIN)/reticent train fashion-mnist --set twin=true --out "$$run"; \
 	$(BIN)/reticent train fashion-mnist --set twin=true --out "$$run" && \
-	echo "The report is $$PWD/$$run/report.html"
+	echo "The report is $$(cd "$$run" && pwd)/report.html"
 
 test: $(VENV)/.installed-dev  ## install, run the fast tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
