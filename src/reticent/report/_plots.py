@@ -80,7 +80,7 @@ def accuracy_plot(series: Sequence[Series]) -> str:
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
     axes.set_xlim(left=0)
     axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
-    axes.legend(frameon=False, labelcolor=_INK, loc="lower right")
+    figure.legend(frameon=False, labelcolor=_INK, loc="outside upper center", ncols=len(series))
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.1%}" for line in series)
     return _svg(figure, name="accuracy", title="Test accuracy against steps", description=f"{ends}.")
 
