@@ -12,8 +12,8 @@ Words (this file):
     value      a parameter, or something computed from parameters and constants alone
     constant   a tensor that does not depend on the batch, and is no value
     meeting    an operation of a value with a tensor that may depend on the batch
-    optional   a meeting that may turn out not to be one: a value expanded, or looked up at constant
-               places, may or may not have received the example axis
+    optional   a meeting that may turn out not to be one: the result of expanding a value, or of
+               looking places of it up, may or may not have the example axis
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +34,7 @@ from reticent.rules._replay import Call
 
 _SAME = frozenset("to float double half bfloat16 type type_as contiguous clone alias".split())
 _TRANSPOSE = frozenset(("t", "T", "mT", "H", "mH", "transpose", "swapaxes", "permute", "adjoint"))
+_LOOKUPS = frozenset(("embedding", "__getitem__", "index_select"))
 _UNTRACKED = frozenset(
     "detach data grad requires_grad_ retain_grad register_hook share_memory_ item tolist __repr__ __format__ "
     "__deepcopy__ __reduce_ex__ size dim stride numel is_contiguous __len__ untyped_storage data_ptr".split()
@@ -181,6 +182,7 @@ class Capture(TorchFunctionMode):
         self._rules = rules
         self._not_meetings = not_meetings
         self._counts: dict[tuple[str, str], int] = {}
+        self._forward_counts: dict[tuple[str, str], int] = {}
         self._optional_key: tuple[str, str, int] | None = None
         self.leaves: dict[str, Tensor] = {}
         self._values: dict[int, Value] = {}
@@ -196,6 +198,23 @@ class Capture(TorchFunctionMode):
         for tensor in _model_tensors(model):
             if id(tensor) not in self._values:
                 self._constants[id(tensor)] = tensor
+
+    def begin_backward(self, index: int) -> None:
+        """Start backward pass `index` (0, 1): what it recomputes gets the same names in each pass."""
+        self.passes[0] = index
+        if index == 0:
+            self._forward_counts = dict(self._counts)
+        self._counts = dict(self._forward_counts)
+
+    def end_backward(self) -> None:
+        """Join the passes of operations that only ran in the backward (reentrant checkpointing)."""
+        first: dict[tuple[str, str, int], Entry] = {}
+        for entry in self.entries:
+            if entry.grads:
+                same = first.setdefault(entry.key, entry)
+                if same is not entry and len(entry.grads) == 2 and not entry.grads[0]:
+                    same.grads.append(entry.grads[1])
+                    entry.grads = []
 
     # -- the mode -----------------------------------------------------------------------------
 
@@ -224,28 +243,37 @@ class Capture(TorchFunctionMode):
         name = _name(func)
         if name in _UNTRACKED:
             return func(*args, **kwargs)
+        optional = func in EXPANSIONS or (
+            name in _LOOKUPS
+            and func in self._rules
+            and not any(t.requires_grad for t in tensors if id(t) not in self._values)
+        )
+        if optional:
+            return self._maybe_meet(func, name, args, kwargs, tensors)
         if all(id(t) in self._values or id(t) in self._constants for t in tensors):
-            return self._without_batch(func, name, args, kwargs, tensors)
+            return self._derive(func, name, args, kwargs)
         return self._meet(func, name, args, kwargs)
 
-    def _without_batch(
+    def _maybe_meet(
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
     ) -> Any:
-        looked_up = func in self._rules and name in ("embedding", "__getitem__", "index_select")
-        if looked_up or func in EXPANSIONS:
-            key = self._next_key(name, [self._values[id(t)] for t in tensors if id(t) in self._values])
-            if key not in self._not_meetings:
-                self._optional_key = key
-                try:
-                    if looked_up:
-                        out = self._rules[func](self, args, kwargs)
-                        if out is not NotImplemented:
-                            return out
-                    else:
-                        return self._replayed(func, name, args, kwargs)
-                finally:
-                    self._optional_key = None
-        return self._derive(func, name, args, kwargs)
+        """A look-up or expansion: a meeting, unless that was found not to hold."""
+        key = self._next_key(name, [self._values[id(t)] for t in tensors if id(t) in self._values])
+        if key in self._not_meetings:
+            return self._derive(func, name, args, kwargs)
+        self._optional_key = key
+        try:
+            if func in EXPANSIONS:
+                return self._replayed(func, name, args, kwargs)
+            out = self._rules[func](self, args, kwargs)
+        finally:
+            self._optional_key = None
+        if out is not NotImplemented:
+            return out
+        constant = all(id(t) in self._values or id(t) in self._constants for t in tensors)
+        return (
+            self._derive(func, name, args, kwargs) if constant else self._replayed(func, name, args, kwargs)
+        )
 
     def _derive(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A value computed from values and constants."""
@@ -307,17 +335,14 @@ class Capture(TorchFunctionMode):
         where = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor)]
         tensors = [flat[i] for i in where]
         trainable = tuple(j for j, t in enumerate(tensors) if id(t) in self._values)
-        in_place = func in IN_PLACE
-        if (in_place and 0 in trainable) or (
-            not in_place and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__")))
-        ):
+        in_place = name == "__setitem__" or func in IN_PLACE or (name[-1] == "_" and name[-2:] != "__")
+        if in_place and 0 in trainable:
             label = "+".join(
                 sorted(frozenset().union(*(self._values[id(tensors[j])].roots for j in trainable)))
             )
             raise UnsupportedModel(
-                f"Parameter '{label}' takes part in the in-place operation {name}, whose per-example gradient "
-                "is not defined here. Write it out of place (torch.where, a new tensor), or freeze the "
-                "parameter with requires_grad_(False).",
+                f"The in-place operation {name} writes to parameter '{label}', or to something computed from it. "
+                "Write it out of place, or freeze the parameter with requires_grad_(False).",
                 code="in-place-parameter",
             )
         plain = [self._values[id(t)].graph.detach() if j in trainable else t for j, t in enumerate(tensors)]
@@ -332,7 +357,8 @@ class Capture(TorchFunctionMode):
             if in_place:
                 leaves[where[0]] = leaves[where[0]].clone()
             new_args, new_kwargs = tree_unflatten(leaves, spec)
-            return tuple(_tensors(func(*new_args, **new_kwargs)))
+            result = func(*new_args, **new_kwargs)
+            return (leaves[where[0]],) if in_place else tuple(_tensors(result))
 
         leaves = list(flat)
         for i, t in zip(where, plain, strict=True):
@@ -345,10 +371,14 @@ class Capture(TorchFunctionMode):
             entry.kind = CallKind.ELEMENTWISE
         elif func in EXPANSIONS and len(trainable) == 1:
             entry.kind = CallKind.EXPANSION
-        outs = list(_tensors(out))
+        outs = [tensors[0]] if in_place else list(_tensors(out))
         if entry.kind is CallKind.OTHER:
             entry.outputs = tuple(t.detach() for t in outs)
-        swapped = {id(t): self._tapped(entry, i, t) for i, t in enumerate(outs) if t.is_floating_point()}
+        swapped = {
+            id(t): self._tapped(entry, i, t)
+            for i, t in enumerate(outs)
+            if t.is_floating_point() or t.is_complex()
+        }
         flat_out, out_spec = tree_flatten(out)
         return tree_unflatten([swapped.get(id(t), t) for t in flat_out], out_spec)
 
@@ -361,7 +391,7 @@ class Capture(TorchFunctionMode):
 
             y.register_hook(hook)
             return y
-        return _Tap.apply(entry, passes, index, self.anchor, y.clone() if y._is_view() else y)  # pyright: ignore
+        return _Tap.apply(entry, passes, index, self.anchor, y.clone() if y._is_view() else y)
 
     # -- what a rule may ask (see rules.Recorder) ------------------------------------------------
 
@@ -374,7 +404,7 @@ class Capture(TorchFunctionMode):
         name = type(meeting).__name__.removesuffix("Meeting")
         entry = self._new_entry(name, {role: self._values[id(t)] for role, t in roles.items()})
         entry.meeting = meeting
-        return _Meet.apply(entry, self.passes, self.anchor, *inputs)  # pyright: ignore
+        return _Meet.apply(entry, self.passes, self.anchor, *inputs)
 
     def call(self, func: Callable[..., Any], *args: Any) -> Any:
         """See `Recorder`."""

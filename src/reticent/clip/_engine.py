@@ -10,11 +10,14 @@ Sources:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.modules.module import register_module_forward_hook
 
 from reticent.bounded import BoundedSum
@@ -48,6 +51,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Raises:
         ConfigError[nothing-to-train]: there is none.
+        UnsupportedModel[complex-parameter]: one is not real.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not params:
@@ -55,6 +59,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
             "The model has no parameter with requires_grad=True. Unfreeze what should be trained.",
             code="nothing-to-train",
         )
+    for name, p in params.items():
+        if not p.is_floating_point():
+            raise UnsupportedModel(
+                f"Parameter '{name}' is {p.dtype}: only real parameters are supported. Store real and imaginary "
+                "parts as a real parameter, and use torch.view_as_complex in the forward.",
+                code="complex-parameter",
+            )
     return params
 
 
@@ -189,7 +200,7 @@ class ClipEngine:
             k = size // units
             loss = losses(rows(batch, unit * k, (unit + 1) * k))
             _check_losses(loss, k if num_units is None else None)
-            grads = torch.autograd.grad(loss.sum(), list(params.values()), allow_unused=True)
+            grads = _plain_gradients(loss, list(params.values()))
             norms.append(self._add_one(params, grads, bool(torch.isfinite(loss).all()), total))
         before.refuse_changes(self._model, params)
         return torch.tensor(norms, dtype=torch.float64)
@@ -197,7 +208,7 @@ class ClipEngine:
     def _add_one(
         self,
         params: Mapping[str, nn.Parameter],
-        grads: tuple[Tensor | None, ...],
+        grads: Sequence[Tensor | None],
         finite: bool,
         total: dict[str, Tensor],
     ) -> float:
@@ -265,10 +276,11 @@ class ClipEngine:
         before.refuse_changes(self._model, params)
         weights_U = self._backward(capture, loss_R, units, force, params)
         before.refuse_changes(self._model, params)
-        forms = self._forms(capture, units, weights_U)
-        capture.entries.clear()
-        finite_U = torch.isfinite(loss_R.detach().reshape(units, -1)).all(1)
-        return self._sum(params, forms, finite_U, total)
+        with torch.no_grad():
+            forms = self._forms(capture, units, weights_U)
+            capture.entries.clear()
+            finite_U = torch.isfinite(loss_R.reshape(units, -1)).all(1)
+            return self._sum(params, forms, finite_U, total)
 
     def _backward(
         self, capture: Capture, loss_R: Tensor, units: int, force: bool, params: Mapping[str, nn.Parameter]
@@ -278,15 +290,15 @@ class ClipEngine:
         _refuse_bypass(leaves, capture, params)
         unknown = any(entry.key not in self._layouts for entry in capture.entries)
         probe = units > 1 and (force or unknown)
-        ones = torch.ones_like(loss_R)
-        with capture, torch.autograd.set_multithreading_enabled(False):
-            torch.autograd.grad(loss_R, leaves, ones, retain_graph=probe, allow_unused=True)
-            if not probe:
-                return None
-            weights_U = probe_weights(units)
-            capture.passes[0] = 1
-            scaled = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
-            torch.autograd.grad(loss_R, leaves, scaled, allow_unused=True)
+        weights_U = probe_weights(units) if probe else None
+        with capture, torch.autograd.set_multithreading_enabled(False), _gradients_kept(leaves):
+            capture.begin_backward(0)
+            _run_backward(loss_R, torch.ones_like(loss_R), retain_graph=probe)
+            if weights_U is not None:
+                capture.begin_backward(1)
+                scaled = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
+                _run_backward(loss_R, scaled, retain_graph=False)
+        capture.end_backward()
         return weights_U
 
     def _layouts_of(self, entry: Entry, units: int, weights_U: Tensor | None) -> dict[int, Layout | None]:
@@ -294,7 +306,8 @@ class ClipEngine:
         if units == 1:
             return {i: Layout(0, 1) for i in entry.grads[0]}
         if weights_U is None:
-            known = self._layouts.get(entry.key)
+            proven = self._layouts.get(entry.key)
+            known = None if proven is None else replace(proven, num_units=units)
             if known is None or any(not _fits(known, g) for g in entry.grads[0].values()):
                 raise _NotProven
             return {i: known for i in entry.grads[0]}
@@ -405,6 +418,33 @@ class ClipEngine:
         return norm_U
 
 
+def _run_backward(loss: Tensor, grad: Tensor, *, retain_graph: bool) -> None:
+    """`torch.autograd.backward`, with function modes left on: checkpointing runs forwards in it."""
+    run: Any = Variable._execution_engine.run_backward
+    run((loss,), (grad,), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+@contextmanager
+def _gradients_kept(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """`.grad` of the leaves is as before afterwards, whatever a backward writes meanwhile."""
+    kept = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, grad in zip(leaves, kept, strict=True):
+            leaf.grad = grad
+
+
+def _plain_gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of the summed loss by an ordinary backward (some checkpointing allows no other)."""
+    leaves = {id(t): t for t in (*_graph_leaves(loss), *params)}
+    with _gradients_kept(list(leaves.values())):
+        _run_backward(loss, torch.ones_like(loss), retain_graph=False)
+        return [p.grad for p in params]
+
+
 def _fits(layout: Layout, g: Tensor) -> bool:
     return layout.axis < g.dim() and layout.fits(g.shape[layout.axis])
 
@@ -437,7 +477,7 @@ def _checked_units(size: int, num_units: int) -> int:
     return num_units
 
 
-def _check_losses(loss: object, expected: int | None) -> None:
+def _check_losses(loss: Any, expected: int | None) -> None:
     good = isinstance(loss, Tensor) and loss.dim() == 1 and loss.is_floating_point()
     if not good or (expected is not None and loss.shape[0] != expected):
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -455,7 +495,7 @@ def _check_losses(loss: object, expected: int | None) -> None:
 
 
 def _graph_leaves(loss: Tensor) -> list[Tensor]:
-    """Every leaf that the graph reaches; all of them are asked for, so that every node runs."""
+    """Every leaf that the graph reaches."""
     leaves: dict[int, Tensor] = {}
     stack, seen = [loss.grad_fn], {loss.grad_fn}
     while stack:

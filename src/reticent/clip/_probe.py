@@ -18,7 +18,12 @@ from torch import Tensor
 
 from reticent.rules import Layout
 
-_TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-4}
+_TOLERANCE: Final = {
+    torch.float64: 1e-9,
+    torch.complex128: 1e-9,
+    torch.float32: 1e-4,
+    torch.complex64: 1e-4,
+}
 _HALF_TOLERANCE: Final = 2e-2
 _MAX_INNER: Final = 16
 
@@ -50,13 +55,13 @@ def _holds(layout: Layout, ones: Tensor, scaled: Tensor, weights: Tensor, tolera
     shape = [1] * ones.dim()
     shape[layout.axis] = size
     owner = layout.owner(size, ones.device)
-    expected = ones * weights.to(ones.device, ones.dtype)[owner].view(shape)
+    expected = ones * weights.to(ones.device, ones.real.dtype)[owner].view(shape)
     both_bad = ~torch.isfinite(expected) & ~torch.isfinite(scaled)
     error = torch.where(both_bad, 0, scaled - expected)
     expected = torch.where(both_bad, 0, expected)
 
     def per_unit(t: Tensor) -> Tensor:
-        return layout.units_first(t).flatten(1).double().norm(dim=1)
+        return layout.units_first(t).flatten(1).abs().double().norm(dim=1)
 
     norm = per_unit(expected)
     return bool((per_unit(error) <= tolerance * norm + 1e-3 * tolerance * norm.max()).all())

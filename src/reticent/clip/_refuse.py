@@ -70,8 +70,8 @@ def refuse_unsupported(model: nn.Module) -> None:
             )
         if _has_spectral_norm(module):
             raise UnsupportedModel(
-                f"{_where(name, module)} has spectral normalisation, whose forward changes buffers and weights "
-                "without noise. Remove it, or use torch.nn.utils.parametrizations.weight_norm.",
+                f"{_where(name, module)} has spectral normalisation, whose forward changes buffers and "
+                "weights without noise. Remove it, or use torch.nn.utils.parametrizations.weight_norm.",
                 code="spectral-norm",
             )
 

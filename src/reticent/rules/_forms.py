@@ -123,7 +123,7 @@ class Outer:
 
     def squared_norm(self) -> Tensor:
         """sum_{p,q} (x_p.x_q)(g_p.g_q) [2], or materialised where that is cheaper."""
-        num_units, positions, num_in = self.x_UPI.shape
+        _, positions, num_in = self.x_UPI.shape
         num_out = self.g_UPO.shape[-1]
         if positions == 1:  # [1]
             return _sum_of_squares(self.x_UPI) * _sum_of_squares(self.g_UPO)

@@ -105,9 +105,12 @@ def _unrolled(cell: _Cell, num_states: int) -> OpRule:
 
 def _single(cell: _Cell, num_states: int) -> OpRule:
     def rule(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x, state, w_ih, w_hh, b_ih, b_hh = (*args, *([None] * (6 - len(args))))
+        if kwargs or len(args) < 4:
+            return NotImplemented
+        x, state, w_ih, w_hh = args[:4]
+        b_ih, b_hh = args[4:6] if len(args) == 6 else (None, None)
         state = tuple(state) if num_states > 1 else (state,)
-        if kwargs or recorder.is_trainable(x) or any(recorder.is_trainable(s) for s in state):
+        if recorder.is_trainable(x) or any(recorder.is_trainable(s) for s in state):
             return NotImplemented
         state = tuple(s.clone() for s in state)
         new = cell(recorder, recorder.call(F.linear, x, w_ih, b_ih), state, w_hh, b_hh)

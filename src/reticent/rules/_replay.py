@@ -12,7 +12,6 @@ Shape letters (this file): U unit; S shape of a trainable value; n size of the u
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
