@@ -79,9 +79,9 @@ def test_the_noise_is_added_to_the_total():
 
 
 def test_the_sum_is_made_in_float64_and_rounded_once():
-    """float32 rounds 2^24 + 1 down before the noise; only one rounding gives 2^24 + 2."""
+    """Noise of 1 + 2^-28 is 1 in float32, and 2^24 + 1 rounds to 2^24 there; the true sum rounds up."""
     total = {"w": torch.tensor([2.0**24])}
-    noised = add_noise(bounded(total), noise_multiplier=1.0 + 2.0**-10, source=Ones())
+    noised = add_noise(bounded(total), noise_multiplier=1.0 + 2.0**-28, source=Ones())
     assert noised["w"].item() == 2.0**24 + 2
 
 
@@ -135,6 +135,8 @@ def test_a_multiplier_that_is_no_multiplier_is_refused(multiplier):
         (1e200, 1e200),
         (1e-200, 1e-200),
         (0.0, math.inf),
+        (0.0, 0.0),
+        (0.0, -1.0),
     ],
 )
 def test_a_standard_deviation_that_is_not_finite_and_positive_is_refused(multiplier, bound):

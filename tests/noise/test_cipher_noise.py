@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -185,6 +186,28 @@ def test_threads_never_share_bytes():
     expected = torch.stack([draw(alone, 64) for _ in range(800)])
     got = torch.stack(drawn)
     assert sorted(map(tuple, got.tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_one_thread_at_a_time_reads_the_keystream():
+    """With a cipher slow enough to be interrupted: overlapping reads would share its state."""
+    inside, overlaps = [], []
+
+    class SlowCipher:
+        def update_into(self, data: memoryview, buffer: memoryview) -> None:
+            overlaps.append(len(inside))
+            inside.append(1)
+            time.sleep(0.01)
+            inside.pop()
+
+    stream = Keystream(bytes(KEY_BYTES))
+    stream._encryptor = SlowCipher()
+    threads = [threading.Thread(target=stream.read_into, args=(memoryview(bytearray(16)),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == [0] * 8
+    assert stream.position == 8 * 16
 
 
 @SOURCES
