@@ -93,6 +93,7 @@ def _refuse(name: str, message: str, status: int) -> NoReturn:
 
 
 @click.command(
+    "reticent",
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train PyTorch models with differential privacy. A plan fixes what runs; a ledger records what ran.",

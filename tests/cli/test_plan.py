@@ -1,0 +1,127 @@
+"""`reticent plan`: solves for what was left out, and warns before it is too late."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from reticent.cli import main
+
+FASHION = "--delta 1e-5 --num-examples 60000"
+
+
+def run(line):
+    return CliRunner().invoke(main, ["plan", *line.split()])
+
+
+def numbers(line):
+    result = run(line + " --json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def refused(line):
+    result = run(line)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.strip().splitlines()) == 1
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "low", "high"),
+    [
+        ("--epsilon 3 --expected-batch-size 4096 --num-steps 600", "noise_multiplier", 2.484, 2.486),
+        ("--epsilon 3 --expected-batch-size 4096 --noise-multiplier 2.5", "num_steps", 605, 612),
+        ("--epsilon 3 --num-steps 600 --noise-multiplier 2.5", "expected_batch_size", 4100, 4150),
+        ("--expected-batch-size 4096 --num-steps 600 --noise-multiplier 2.5", "epsilon", 2.97, 2.999),
+    ],
+)
+def test_the_setting_left_out_is_solved_for(line, name, low, high):
+    found = numbers(f"{FASHION} {line}")
+    assert low <= found[name] <= high
+    assert 0.97 * 3 <= found["epsilon"] <= 3.0
+    assert found["epsilon"] <= found["epsilon_rdp"]
+    assert (found["delta"], found["neighbouring_relation"]) == (1e-5, "zero-out-one")
+    assert found["warnings"] == []
+
+
+def test_signal_and_cost_are_told():
+    found = numbers(
+        f"{FASHION} --expected-batch-size 6000 --num-steps 100 --noise-multiplier 2 --max-norm 0.5"
+    )
+    assert found["noise_std"] == 1.0
+    assert found["noise_std_of_mean"] == 1.0 / 6000
+    assert found["example_gradients"] == 600_000
+    assert found["epochs"] == pytest.approx(10)
+
+
+def test_a_sampling_probability_alone_keeps_the_number_of_examples_secret():
+    found = numbers("--epsilon 3 --delta 1e-5 --sampling-prob 0.01 --num-steps 1000")
+    assert 0.81 < found["noise_multiplier"] < 0.82
+    assert found["neighbouring_relation"] == "add-or-remove-one"
+    assert (found["num_examples"], found["expected_batch_size"]) == (None, None)
+    known = numbers(
+        "--epsilon 3 --delta 1e-5 --sampling-prob 0.01 --num-steps 1000 --expected-batch-size 600"
+    )
+    assert known["noise_multiplier"] == found["noise_multiplier"]
+    assert known["example_gradients"] == 600_000
+
+
+def test_full_batch_plans_use_the_exact_curve():
+    found = numbers("--epsilon 8 --delta 1e-5 --sampler full-batch --num-examples 1437 --num-steps 1")
+    assert 0.60022 <= found["noise_multiplier"] <= 0.6004
+    assert (found["sampling_prob"], found["expected_batch_size"]) == (1.0, 1437.0)
+
+
+def test_a_table_states_epsilon_relation_and_public_size():
+    output = run(f"{FASHION} --epsilon 3 --expected-batch-size 4096 --num-steps 600").stdout
+    for text in ("zero-out-one", "60000 (public)", "epsilon by RDP", "example gradients", "1e-05"):
+        assert text in output
+
+
+def test_a_delta_above_one_over_n_is_warned_about_on_standard_error():
+    line = "--epsilon 3 --delta 0.01 --num-examples 600 --expected-batch-size 60 --num-steps 10 --json"
+    result = run(line)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: delta 0.01 is above 1/N for the N = 600 examples")
+    assert json.loads(result.stdout)["warnings"] != []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"{FASHION} --num-steps 10", "Left out: --epsilon, --noise-multiplier, --expected-batch-size."),
+        (
+            f"{FASHION} --epsilon 1 --num-steps 9 --noise-multiplier 1 --expected-batch-size 5",
+            "Left out: none.",
+        ),
+        ("--epsilon 1 --delta 1e-5 --num-steps 10", "Give either --num-examples"),
+        (f"{FASHION} --sampling-prob 0.1 --epsilon 1 --num-steps 10", "Give either --num-examples"),
+        ("--epsilon 1 --delta 1e-5 --sampler full-batch --num-steps 10", "A full batch takes --num-examples"),
+        (
+            f"{FASHION} --epsilon -1 --expected-batch-size 10 --num-steps 10",
+            "epsilon must be a finite number > 0",
+        ),
+        (
+            f"{FASHION} --epsilon nan --expected-batch-size 10 --num-steps 10",
+            "epsilon must be a finite number > 0",
+        ),
+        (f"{FASHION} --epsilon 1 --expected-batch-size 70000 --num-steps 10", "is more than num_examples"),
+        (
+            f"{FASHION} --epsilon 1 --expected-batch-size 10 --num-steps 0",
+            "num_steps must be an integer from 1",
+        ),
+        (f"{FASHION} --epsilon 1e-9 --expected-batch-size 60000 --num-steps 100000", "cannot be reached"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(line, message):
+    assert message in refused(line)
+
+
+def test_all_problems_are_told_at_once():
+    message = refused(
+        "--epsilon -1 --delta 2 --max-norm 0 --num-examples 0 --expected-batch-size 1 --num-steps 3"
+    )
+    assert "4 settings are wrong" in message
+    for name in ("epsilon", "delta", "max_norm", "num_examples"):
+        assert f"{name} must be" in message
