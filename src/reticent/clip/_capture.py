@@ -341,8 +341,8 @@ class Capture(TorchFunctionMode):
                 sorted(frozenset().union(*(self._values[id(tensors[j])].roots for j in trainable)))
             )
             raise UnsupportedModel(
-                f"The in-place operation {name} writes to parameter '{label}', or to something computed from it. "
-                "Write it out of place, or freeze the parameter with requires_grad_(False).",
+                f"The in-place operation {name} writes to parameter '{label}', or to something computed from "
+                "it. Write it out of place, or freeze the parameter with requires_grad_(False).",
                 code="in-place-parameter",
             )
         plain = [self._values[id(t)].graph.detach() if j in trainable else t for j, t in enumerate(tensors)]
@@ -366,14 +366,14 @@ class Capture(TorchFunctionMode):
         new_args, new_kwargs = tree_unflatten(leaves, spec)
         out = func(*new_args, **new_kwargs)
         entry = self._new_entry(name, {j: self._values[id(tensors[j])] for j in trainable})
-        entry.call = Call(run, tuple(kept), trainable)
+        entry.call = Call(run, tuple(kept), trainable, tuple(t._version for t in kept))
         if func in ELEMENTWISE:
             entry.kind = CallKind.ELEMENTWISE
         elif func in EXPANSIONS and len(trainable) == 1:
             entry.kind = CallKind.EXPANSION
         outs = [tensors[0]] if in_place else list(_tensors(out))
         if entry.kind is CallKind.OTHER:
-            entry.outputs = tuple(t.detach() for t in outs)
+            entry.outputs = tuple(t.detach().clone() for t in outs)  # it may be overwritten later
         swapped = {
             id(t): self._tapped(entry, i, t)
             for i, t in enumerate(outs)

@@ -62,8 +62,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     for name, p in params.items():
         if not p.is_floating_point():
             raise UnsupportedModel(
-                f"Parameter '{name}' is {p.dtype}: only real parameters are supported. Store real and imaginary "
-                "parts as a real parameter, and use torch.view_as_complex in the forward.",
+                f"Parameter '{name}' is {p.dtype}: only real parameters are supported. Store real and "
+                "imaginary parts as a real parameter, and use torch.view_as_complex in the forward.",
                 code="complex-parameter",
             )
     return params
@@ -352,6 +352,12 @@ class ClipEngine:
                 )
             return entry.meeting.forms(entry.saved, grads[0], layout)
         assert entry.call is not None
+        if entry.call.is_stale():
+            raise UnsupportedModel(
+                f"An argument of {entry.describe()} was overwritten by a later in-place operation, and its "
+                "gradient needs it. Write that operation out of place.",
+                code="in-place-parameter",
+            )
         if found and next(iter(found.values())) == Layout(0, 1):
             return _whole_forms(entry)
         if entry.kind is not CallKind.OTHER:
@@ -387,9 +393,9 @@ class ClipEngine:
                 after.append(event)
         inside = ", ".join(f"'{name}'" for name in after[:4]) or "the code that follows it"
         return CoupledExamples(
-            f"The gradient of one example's loss with respect to the output of {mixed[-1].describe()} reaches "
-            f"other examples' rows, or rows that lie in no regular order. Examples are mixed in or after "
-            f"{inside}, or in the loss. Use layers that treat each example alone (group or layer "
+            f"The gradient of one example's loss with respect to the output of {mixed[-1].describe()} "
+            f"reaches other examples' rows, or rows that lie in no regular order. Examples are mixed in or "
+            f"after {inside}, or in the loss. Use layers that treat each example alone (group or layer "
             "normalisation, routing per example) and a loss that is one value per example.",
             code="gradient-mixes-examples",
         )
@@ -483,8 +489,8 @@ def _check_losses(loss: Any, expected: int | None) -> None:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         want = f"({expected},)" if expected is not None else "(B,)"
         raise ConfigError(
-            f"The losses must be one floating-point value per example, shape {want}; got {got}. Do not average "
-            "over the batch: use reduction='none' and average within each example.",
+            f"The losses must be one floating-point value per example, shape {want}; got {got}. Do not "
+            "average over the batch: use reduction='none' and average within each example.",
             code="loss-shape",
         )
     if not loss.requires_grad and loss.shape[0]:
@@ -539,8 +545,8 @@ class _State:
         ]
         if changed:
             raise UnsupportedModel(
-                f"The forward changes {sorted(changed)}: data would enter the model without clipping or noise. "
-                "Put the layer in eval mode, or remove what it updates.",
+                f"The forward changes {sorted(changed)}: data would enter the model without clipping or "
+                "noise. Put the layer in eval mode, or remove what it updates.",
                 code="forward-changes-state",
             )
         for name, p in params.items():

@@ -88,9 +88,9 @@ def _compare(
     ]
     if wrong or not _near(got_norms.cpu(), want_norms.cpu(), tolerance):
         raise UnsupportedModel(
-            f"The engine's clipped gradients are not those of plain autograd, one example at a time, for {wrong}. "
-            "Examples influence each other in a way that their losses do not show, or an operation has a wrong "
-            "rule: use method='loop', and please report it.",
+            f"The engine's clipped gradients are not those of plain autograd, one example at a time, for "
+            f"{wrong}. Examples influence each other in a way that their losses do not show, or an operation "
+            "has a wrong rule: use method='loop', and please report it.",
             code="self-check",
         )
 
@@ -110,8 +110,9 @@ def _coupled(
         f"module '{name}' gives an example other values" if name is not None else "the loss has other values"
     )
     return CoupledExamples(
-        f"An example's loss depends on the other examples of its batch: {where} in a batch than alone. Divide "
-        "the loss by that example's own counts, not the batch's, and use layers that treat each example alone.",
+        f"An example's loss depends on the other examples of its batch: {where} in a batch than alone. "
+        "Divide the loss by that example's own counts, not the batch's, and use layers that treat each "
+        "example alone.",
         code="loss-mixes-examples",
     )
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from reticent.rules import Layout
 
 _TOLERANCE: Final = {
-    torch.float64: 1e-9,
-    torch.complex128: 1e-9,
-    torch.float32: 1e-4,
-    torch.complex64: 1e-4,
+    torch.float64: 1e-12,
+    torch.complex128: 1e-12,
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
 }
-_HALF_TOLERANCE: Final = 2e-2
+_HALF_TOLERANCE: Final = 1e-3
 _MAX_INNER: Final = 16
 
 

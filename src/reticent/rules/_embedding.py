@@ -102,7 +102,10 @@ def getitem(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """`W[ids]` with one integer tensor."""
     if kwargs or len(args) != 2 or not isinstance(args[1], Tensor):
         return NotImplemented
-    return _record(recorder, args[1], args[0], None)
+    table, ids = args
+    if ids.dtype not in (torch.int64, torch.int32) or not recorder.is_trainable(table):
+        return NotImplemented
+    return _record(recorder, ids.remainder(table.shape[0]), table, None)  # -1 is the last row
 
 
 def index_select(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

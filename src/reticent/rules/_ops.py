@@ -62,8 +62,8 @@ def _functions(names: str) -> frozenset[Callable[..., Any]]:
 
 ELEMENTWISE: Final = _functions(
     "add sub subtract rsub mul multiply div divide true_divide where maximum minimum pow addcmul addcdiv "
-    "lerp __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __rdiv__ __pow__ __rpow__ "
-    "add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ "
+    "lerp __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __rdiv__ __pow__ "
+    "__rpow__ add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ "
     "__iadd__ __isub__ __imul__ __itruediv__ __idiv__"
 )
 ADDITIONS: Final = _functions("add __add__ __radd__ add_ __iadd__")

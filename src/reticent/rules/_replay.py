@@ -48,11 +48,17 @@ class Call:
         run: maps the tensors to the outputs (a tuple of tensors).
         tensors: every tensor argument, detached, as it was before the call.
         trainable: positions in `tensors` of the trainable values.
+        versions: each tensor's version counter at the call.
     """
 
     run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
     tensors: tuple[Tensor, ...]
     trainable: tuple[int, ...]
+    versions: tuple[int, ...]
+
+    def is_stale(self) -> bool:
+        """Whether an argument was overwritten after the call: running it again would lie."""
+        return any(t._version != v for t, v in zip(self.tensors, self.versions, strict=True))
 
 
 def broadcast_form(g: Tensor, value_shape: Sequence[int], layout: Layout) -> Dense | Rows:
