@@ -51,10 +51,10 @@ def test_a_mixture_of_experts_is_exact_or_refused_by_name(case: Case) -> None:
 def test_removing_any_example_moves_the_sum_by_at_most_its_bound(case: Case) -> None:
     problem = case.build(1, torch.float64)
     max_norm = 0.5 * median_norm(problem)
-    full = rt.clipped_sum(problem.model, problem.losses, problem.batch, max_norm=max_norm)
+    engine = rt.ClipEngine(problem.model, max_norm=max_norm)
+    full = engine.clipped_sum(problem.losses, problem.batch)
     for row in (0, problem.num_rows - 1):
-        batch = oracle.without_row(problem.batch, row)
-        rest = rt.clipped_sum(problem.model, problem.losses, batch, max_norm=max_norm)
+        rest = engine.clipped_sum(problem.losses, oracle.without_row(problem.batch, row))
         assert oracle.distance(dict(full.total), dict(rest.total)) <= full.bound * (1 + 1e-6)
 
 

@@ -47,7 +47,7 @@ class Case:
     make: Callable[[], Problem]
     idle: tuple[str, ...] = ()
     refuse: type[Exception] | None = None
-    match: str = ""
+    match: str | None = None
     may_refuse: bool = False
     upcasts: bool = False
 

@@ -74,7 +74,7 @@ def causal(
     padded: bool = False,
     idle: tuple[str, ...] = (),
     may_refuse: bool = False,
-    match: str = "",
+    match: str | None = None,
 ) -> Case:
     """A causal language model with its own default position ids."""
 

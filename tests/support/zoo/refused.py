@@ -190,7 +190,7 @@ def _with_balance(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     return _sums(model, ids, labels) + model(ids).softmax(-1).mean((0, 1)).square().sum()
 
 
-def mixing(name: str, make: Callable[[], nn.Module], *shape: int, match: str = "") -> Case:
+def mixing(name: str, make: Callable[[], nn.Module], *shape: int, match: str | None = None) -> Case:
     """A model that couples examples."""
     return Case(
         name=name,
