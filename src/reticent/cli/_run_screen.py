@@ -1,0 +1,85 @@
+"""What `train` and `resume` print at the end of a run.
+
+Room: cli.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from reticent.errors import ReticentError
+
+
+def progress_console() -> Console:
+    """Where progress and warnings go: standard error, so that standard output stays clean."""
+    return Console(stderr=True)
+
+
+def finish(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """Write the report, then print the result: one JSON object, or a screen for people."""
+    report = _write_report(Path(result["run"]))
+    shown = {**result, "report": None if report is None else str(report)}
+    if as_json:
+        click.echo(json.dumps(shown, allow_nan=False))
+        return
+    Console().print(_screen(shown))
+
+
+def _write_report(run: Path) -> Path | None:
+    from reticent.report import write_report  # drawing is slow to import; --help should not wait for it
+
+    try:
+        return write_report(run).path
+    except ReticentError as e:
+        click.echo(f"The run is complete, but its report could not be written: {e}", err=True)
+        return None
+
+
+def _screen(result: Mapping[str, Any]) -> Table:
+    table = Table(title=f"Run of recipe {result['recipe']}", show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(result):
+        table.add_row(name, value)
+    return table
+
+
+def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if "fallback_from" in result:
+        rows.append(
+            ("ATTENTION", f"data of '{result['fallback_from']}' could not be reached; embedded data instead")
+        )
+    rows += [
+        _privacy(result),
+        ("test accuracy", f"{result['test_accuracy']:.2%} ({result['weights']} weights)"),
+    ]
+    if "twin" in result:
+        twin = result["twin"]
+        rows.append(
+            ("  without privacy", f"{twin['test_accuracy']:.2%} (same recipe, its own learning rate)")
+        )
+        rows.append(
+            ("time", f"{result['seconds']:.1f} s, {twin['time_ratio']:.2f} x the run without privacy")
+        )
+    else:
+        rows.append(("time", f"{result['seconds']:.1f} s in steps"))
+    lost = result.get("num_lost", 0)
+    rows.append(("steps", str(result["num_steps"]) + (f", {lost} of them lost and spent" if lost else "")))
+    rows.append(("run", result["run"]))
+    if result["report"] is not None:
+        rows.append(("report", result["report"]))
+    return rows
+
+
+def _privacy(result: Mapping[str, Any]) -> tuple[str, str]:
+    if not result["private"]:
+        why = "noise is reproducible" if "neighbouring_relation" in result else "trained without noise"
+        return ("privacy", f"NONE: {why}")
+    relation = result["neighbouring_relation"]
+    return ("epsilon", f"{result['epsilon']:.3f} at delta {result['delta']:g}, {relation} (from the ledger)")

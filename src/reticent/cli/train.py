@@ -1,0 +1,74 @@
+"""`reticent train`: run a recipe.
+
+Room: cli.
+"""
+
+import json
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from reticent.recipes import Request
+
+
+@click.command("train", short_help="Train a recipe with differential privacy.")
+@click.argument("recipe", default="fashion-mnist", metavar="[RECIPE|CONFIG.toml]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The run's folder, new or empty.  [default: runs/RECIPE-DATE-TIME]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@click.option("--dry-run", is_flag=True, help="Check the settings and print the plan; read no data.")
+def command(recipe: str, settings: tuple[str, ...], out: Path | None, as_json: bool, dry_run: bool) -> None:
+    """Train RECIPE (fashion-mnist, digits), or what a CONFIG.toml names, with differential privacy.
+
+    The run's folder holds its ledger, checkpoints, metrics, weights and a report. Epsilon is read
+    from the ledger. A run that is stopped goes on with `reticent resume`.
+    """
+    from reticent.recipes import request, run  # torch is slow to import; --help should not wait for it
+
+    from ._run_screen import finish, progress_console
+
+    asked = request(recipe, settings)
+    if dry_run:
+        _print_plan(asked, as_json=as_json)
+        return
+    folder = out or Path("runs") / f"{asked.recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        result = run(asked, out=folder, console=progress_console())
+    except KeyboardInterrupt:
+        if folder.exists():
+            click.echo(f"Stopped. Go on with: reticent resume {folder}", err=True)
+        raise
+    finish(result, as_json=as_json)
+
+
+def _print_plan(asked: "Request", *, as_json: bool) -> None:
+    from reticent.recipes import make_plan
+
+    plan = make_plan(asked.recipe, asked.config)
+    epsilon = math.inf if asked.config.noise_seed is not None else plan.epsilon().epsilon
+    shown = {
+        "recipe": asked.recipe.name,
+        "private": asked.config.private,
+        "epsilon": epsilon if math.isfinite(epsilon) else None,
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "num_steps": plan.num_steps,
+        "expected_batch_size": plan.expected_batch_size,
+        "neighbouring_relation": str(plan.relation),
+        "config": asked.config.public_dict(),
+    }
+    if as_json:
+        click.echo(json.dumps(shown, allow_nan=False))
+        return
+    click.echo(f"Recipe {asked.recipe.name}: {asked.recipe.summary}. Nothing was read, nothing spent.")
+    for name, value in {**shown, **asked.config.public_dict()}.items():
+        if name not in ("recipe", "config"):
+            click.echo(f"  {name:22}{'none' if value is None else value}")

@@ -1,0 +1,54 @@
+"""A step WITHOUT privacy: what a run is compared with. No clipping, no noise, no ledger.
+
+Room: recipes. May import torch, `reticent.{plan,train}` and the floors below.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from reticent.plan import LogicalBatch
+from reticent.train import chunks_of
+
+
+class PlainStep:
+    """Ordinary optimizer steps in the shape of `PrivateStep`, for `reticent.train.fit`.
+
+    The gradient is the sum over the batch divided by the expected batch size, as in a private run,
+    and batches are drawn in the same way, so that nothing but clipping and noise differs.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, *, physical_batch_size: int, num_steps: int = 0
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.num_steps = num_steps
+        self.head = None
+        self._physical_batch_size = physical_batch_size
+
+    @contextmanager
+    def step(self, batch: LogicalBatch) -> Iterator["_PlainChunks"]:
+        """One update from the batch's plain gradient."""
+        self.optimizer.zero_grad()
+        yield _PlainChunks(self.model, batch, self._physical_batch_size)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.num_steps += 1
+
+
+class _PlainChunks:
+    def __init__(self, model: nn.Module, batch: LogicalBatch, physical_batch_size: int) -> None:
+        self._model, self._batch, self._size = model, batch, physical_batch_size
+
+    def chunks(self) -> Iterator[Any]:
+        device = next(self._model.parameters()).device
+        yield from chunks_of(self._batch.dataset, self._batch.indices, size=self._size, device=device)
+
+    def backward(self, loss_per_example: Any, chunk: Any) -> None:
+        loss = loss_per_example(self._model, chunk).sum() / self._batch.expected_batch_size
+        torch.autograd.backward(loss)

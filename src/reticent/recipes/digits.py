@@ -1,0 +1,48 @@
+"""The embedded digits: 8x8 images, 1,437 to train on, seconds, no network.
+
+Room: recipes.
+"""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+from torch import nn
+
+from ._config import RecipeConfig
+from ._recipe import Recipe
+
+
+class DigitsConfig(RecipeConfig):
+    """Settings of `digits`."""
+
+    num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 120
+    expected_batch_size: Annotated[
+        float, Field(gt=0, le=1437, allow_inf_nan=False, description="examples in a step, on average")
+    ] = 360
+    max_norm: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="clipping norm of one example's gradient")
+    ] = 0.1
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="learning rate")] = 4.0
+    twin_lr: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
+    ] = 0.1
+    model: Annotated[Literal["mlp", "logistic"], Field(description="mlp or logistic")] = "mlp"
+
+
+def _build(config: DigitsConfig) -> nn.Module:
+    if config.model == "logistic":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+
+
+DIGITS: Final = Recipe(
+    name="digits",
+    summary="handwritten digits, 8x8, embedded: a small network in seconds",
+    config=DigitsConfig,
+    dataset="digits",
+    num_examples=1437,
+    row_shape=(8, 8),
+    num_classes=10,
+    scale=16.0,
+    build=_build,
+)

@@ -1,0 +1,199 @@
+"""`reticent train` and `reticent resume`, as a person and as a program call them."""
+
+import json
+import shutil
+
+import pytest
+
+import reticent.cli
+from reticent.recipes import _run as run_module
+
+SHORT = ["--set", "num_steps=4", "--set", "expected_batch_size=40", "--set", "checkpoint_every=2"]
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line; status, standard output, standard error."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as left:
+            reticent.cli.main([str(a) for a in args], prog_name="reticent")
+        said = capsys.readouterr()
+        return left.value.code or 0, said.out, said.err
+
+    return run
+
+
+def test_json_is_one_object_on_the_last_line_and_all_else_is_on_standard_error(tmp_path, call):
+    status, out, err = call("train", "digits", "--out", tmp_path / "run", "--json", *SHORT)
+    assert status == 0
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    assert result["private"] is True
+    assert 0 < result["epsilon"] <= 3.0
+    assert result["delta"] == 1e-5
+    assert 0 <= result["test_accuracy"] <= 1
+    assert result["run"] == str(tmp_path / "run")
+    assert result["report"] == str(tmp_path / "run" / "report.html")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert "4/4" in err
+
+
+def test_the_last_screen_shows_what_matters(tmp_path, call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = call("train", "digits", "--out", tmp_path / "run", "--set", "twin=true", *SHORT)
+    assert status == 0
+    for text in (
+        "epsilon",
+        "from the ledger",
+        "test accuracy",
+        "without privacy",
+        " x ",
+        "report.html",
+        "1e-05",
+    ):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"), [("noise_seed=1", "noise is reproducible"), ("epsilon=inf", "trained without noise")]
+)
+def test_a_run_without_privacy_says_so(tmp_path, call, setting, why):
+    status, out, _ = call("train", "digits", "--out", tmp_path / "a", "--json", "--set", setting, *SHORT)
+    assert status == 0
+    result = json.loads(out)
+    assert (result["private"], result["epsilon"]) == (False, None)
+    status, out, _ = call("resume", tmp_path / "a")
+    assert status == 0
+    assert "NONE" in out
+    assert why in out
+
+
+def test_a_dry_run_reads_no_data_and_writes_nothing(tmp_path, call, monkeypatch):
+    def no_data(*_, **__):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr(run_module, "load", no_data)
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = call("train", "--dry-run", "--json")
+    assert status == 0
+    shown = json.loads(out)
+    assert shown["recipe"] == "fashion-mnist"
+    assert 2.9 < shown["epsilon"] <= 3.0
+    assert shown["noise_multiplier"] > 0
+    status, out, _ = call("train", "digits", "--dry-run", "--set", "epsilon=inf")
+    assert status == 0
+    assert "Nothing was read" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_out_the_run_goes_to_a_folder_named_after_recipe_and_time(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = call("train", "digits", "--json", *SHORT)
+    assert status == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-2")
+    assert json.loads(out)["run"] == f"runs/{folder.name}"
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["digits", "--set", "epsilon=-1"], "epsilon: input should be greater than 0, got -1"),
+        (["digits", "--set", "epsilom=1"], "Did you mean 'epsilon'?"),
+        (["digits", "--set", "lr=x", "--set", "delta=2"], "2 problems with the settings: (1) delta: "),
+        (["digist"], "Did you mean 'digits'?"),
+        (["none.toml"], "Cannot read the config file"),
+        (["digits", "--sett", "lr=1"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(tmp_path, call, args, text):
+    status, out, err = call("train", *args, "--out", tmp_path / "run", "--json")
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert text in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path, call):
+    (tmp_path / "notes.txt").write_text("mine")
+    status, out, err = call("train", "digits", "--out", tmp_path)
+    assert (status, out) == (2, "")
+    assert "[out-exists]" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run, to be copied."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    args = ["train", "digits", "--out", str(run), "--json", *SHORT]
+    reticent.cli.main(args, prog_name="reticent", standalone_mode=False)
+    return run
+
+
+@pytest.fixture
+def stopped(tmp_path, finished):
+    """A run stopped after its last checkpoint: its result is not there."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    return tmp_path / "run"
+
+
+def test_resume_of_a_finished_run_gives_the_same_numbers(finished, call):
+    before = json.loads((finished / "result.json").read_text())
+    status, out, _ = call("resume", finished, "--json")
+    assert status == 0
+    assert json.loads(out) == {**before, "report": str(finished / "report.html")}
+
+
+def test_resume_ends_a_stopped_run(stopped, call):
+    status, out, _ = call("resume", stopped, "--json")
+    assert status == 0
+    result = json.loads(out)
+    assert result["num_steps"] == 4
+    assert result["run"] == str(stopped)
+
+
+def damage_ledger(run):
+    text = (run / "ledger.jsonl").read_text()
+    (run / "ledger.jsonl").write_text(text.replace('"delta":1e-05', '"delta":1e-06'))
+
+
+def damage_checkpoints(run):
+    for path in run.glob("checkpoint-*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def damage_list(run):
+    (run / "checkpoint.json").write_text("{")
+
+
+def damage_config(run):
+    about = json.loads((run / "run.json").read_text())
+    about["config"]["lr"] = "fast"
+    (run / "run.json").write_text(json.dumps(about))
+
+
+def delete_ledger(run):
+    (run / "ledger.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (damage_ledger, "ledger-damaged"),
+        (delete_ledger, "ledger-missing"),
+        (damage_checkpoints, "checkpoint-damaged"),
+        (damage_list, "checkpoint-index"),
+        (damage_config, "config"),
+        (shutil.rmtree, "not-a-run"),
+    ],
+)
+def test_a_damaged_run_is_refused_in_one_line(stopped, call, damage, code):
+    damage(stopped)
+    status, out, err = call("resume", stopped, "--json")
+    assert (status, out) == (2, "")
+    assert f"[{code}]" in err
+    assert "Traceback" not in err

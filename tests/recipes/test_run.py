@@ -1,0 +1,215 @@
+"""Recipes from name to result, on the embedded digits."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from reticent.account.ledger import read_ledger
+from reticent.data import ArrayPair, load
+from reticent.errors import ConfigError, DataError
+from reticent.recipes import _run as run_module
+from reticent.recipes import go_on, recipes, request, run
+from reticent.recipes._run import build_model
+from reticent.train._checkpoint import load_tensors
+
+SHORT = ["num_steps=6", "eval_every=3", "checkpoint_every=2", "expected_batch_size=40"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def test_digits_learns_within_its_budget(tmp_path, digits):
+    result = run(request("digits", ["num_steps=30"]), out=tmp_path / "run", data=digits)
+    assert result["private"] is True
+    assert 2.9 < result["epsilon"] <= 3.0
+    assert result["delta"] == 1e-5
+    assert result["neighbouring_relation"] == "zero-out-one"
+    assert result["test_accuracy"] > 0.75
+    assert result["run"] == str(tmp_path / "run")
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["recipe"] == "digits"
+    assert about["config"]["num_steps"] == 30
+    assert about["data"]["licence"] == digits.licence
+
+
+def test_a_twin_is_trained_beside_without_privacy(tmp_path, digits):
+    result = run(request("digits", [*SHORT, "twin=true"]), out=tmp_path / "run", data=digits)
+    twin = json.loads((tmp_path / "run" / "twin" / "result.json").read_text())
+    assert twin["private"] is False
+    assert twin["epsilon"] is None
+    assert twin["num_steps"] == 6
+    assert result["twin"]["test_accuracy"] == twin["test_accuracy"]
+    assert result["twin"]["time_ratio"] > 0
+    assert (tmp_path / "run" / "twin" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "twin" / "ledger.jsonl").exists()
+
+
+def test_epsilon_inf_trains_without_privacy_and_says_so(tmp_path, digits):
+    result = run(request("digits", [*SHORT, "epsilon=inf"]), out=tmp_path / "run", data=digits)
+    assert result["private"] is False
+    assert result["epsilon"] is None
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["private"] is False
+
+
+def test_a_noise_seed_fixes_everything_and_ends_privacy(tmp_path, digits):
+    for name in ("a", "b"):
+        asked = request("digits", [*SHORT, "noise_seed=1", "seed=2"])
+        result = run(asked, out=tmp_path / name, data=digits)
+        assert (result["private"], result["epsilon"]) == (False, None)
+    a, b = (load_tensors(tmp_path / name / "weights.safetensors")[0] for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_same_seed_gives_the_same_start_and_another_end(tmp_path, digits):
+    for name in ("a", "b"):
+        run(
+            request("digits", [*SHORT, "seed=5"]),
+            out=tmp_path / name,
+            data=digits,
+        )
+    a, b = (load_tensors(tmp_path / name / "weights.safetensors")[0] for name in ("a", "b"))
+    assert not any(torch.equal(a[key], b[key]) for key in a)
+    recipe = recipes()["digits"]
+    first, second = (build_model(recipe, request("digits", ["seed=5"]).config) for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "setting", ["optimizer=adam", "optimizer=adamw", "model=logistic", "ema=0", "show_loss=true"]
+)
+def test_every_choice_runs(tmp_path, digits, setting):
+    lr = ["lr=0.01"] if "adam" in setting else []
+    result = run(request("digits", [*SHORT, "num_steps=2", setting, *lr]), out=tmp_path / "run", data=digits)
+    assert result["num_steps"] == 2
+    assert result["weights"] == ("last" if setting == "ema=0" else "ema")
+    assert (tmp_path / "run" / "not-private.jsonl").exists() == (setting == "show_loss=true")
+
+
+def test_the_fashion_network_has_the_published_size_and_treats_rows_alone():
+    asked = request("fashion-mnist")
+    model = build_model(asked.recipe, asked.config)
+    assert sum(p.numel() for p in model.parameters()) == 26_010
+    x = torch.randn(3, 28, 28)
+    assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-6)
+
+
+# -- going on -----------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """What stands for a kill."""
+
+
+def stop_at(monkeypatch, step):
+    from reticent.train import _loop
+
+    real = _loop._take
+
+    def take(stepper, batch, *rest):
+        if stepper.num_steps == step:
+            raise Stop
+        return real(stepper, batch, *rest)
+
+    monkeypatch.setattr(_loop, "_take", take)
+    return lambda: monkeypatch.setattr(_loop, "_take", real)
+
+
+@pytest.mark.parametrize("settings", [["twin=true"], ["epsilon=inf"], ["noise_seed=3"]])
+def test_a_stopped_run_goes_on_to_its_end(tmp_path, digits, monkeypatch, settings):
+    out = tmp_path / "run"
+    let_go = stop_at(monkeypatch, 5)
+    with pytest.raises(Stop):
+        run(request("digits", [*SHORT, *settings]), out=out, data=digits)
+    let_go()
+    result = go_on(out, data=digits)
+    assert result["num_steps"] == 6
+    assert result["private"] == (settings == ["twin=true"])
+    assert ("twin" in result) == (settings == ["twin=true"])
+    if result["private"]:
+        assert result["num_lost"] == read_ledger(out / "ledger.jsonl").num_lost == 1
+    assert go_on(out, data=digits) == result
+
+
+def test_a_run_stopped_in_its_twin_trains_the_twin_again(tmp_path, digits, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(run_module, "_train_twin", lambda *_: (_ for _ in ()).throw(Stop))
+        run(request("digits", [*SHORT, "twin=true"]), out=out, data=digits)
+    result = go_on(out, data=digits)
+    assert result["num_steps"] == read_ledger(out / "ledger.jsonl").num_steps == 6
+    assert "twin" in result
+
+
+# -- data that cannot be had, or is wrong -------------------------------------------------------------
+
+
+def unreachable(monkeypatch, *, code="data-sources"):
+    def fail(name, **options):
+        if name == "digits":
+            return load(name, **options)
+        raise DataError(f"'{name}' could not be had from any source: https refused.", code=code)
+
+    monkeypatch.setattr(run_module, "load", fail)
+
+
+def test_unreachable_data_fall_back_to_digits_loudly(tmp_path, monkeypatch, capsys):
+    from rich.console import Console
+
+    unreachable(monkeypatch)
+    asked = request("fashion-mnist", ["epsilon=2", "noise_seed=1", "num_steps=1000", "lr=3"])
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(run_module), "make_config", short_config)
+        result = run(asked, out=tmp_path / "run", console=Console(stderr=True, width=400))
+    told = capsys.readouterr().err
+    assert "https refused" in told
+    assert "ATTENTION" in told
+    assert "without your settings lr, num_steps" in told
+    assert (result["recipe"], result["fallback_from"]) == ("digits", "fashion-mnist")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["recipe"] == "digits"
+    assert about["data"]["fallback_from"] == "fashion-mnist"
+    assert about["config"]["epsilon"] == 2
+    assert about["config"]["noise_seed"] == 1
+
+
+def short_config(kind, settings):
+    return kind.model_validate({**settings, "num_steps": 2, "expected_batch_size": 40})
+
+
+def test_wrong_data_do_not_fall_back(tmp_path, monkeypatch):
+    unreachable(monkeypatch, code="data-checksum")
+    with pytest.raises(DataError, match="data-checksum"):
+        run(request("fashion-mnist"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def change(data, split, **arrays):
+    pair = getattr(data, split)
+    return dataclasses.replace(data, **{split: ArrayPair(**{"x": pair.x, "y": pair.y, **arrays})})
+
+
+@pytest.mark.parametrize(
+    ("split", "arrays", "code"),
+    [
+        ("train", {"x": np.zeros((0, 8, 8)), "y": np.zeros(0, np.int64)}, "data-empty"),
+        ("test", {"x": np.zeros((0, 8, 8)), "y": np.zeros(0, np.int64)}, "data-empty"),
+        ("train", {"x": np.zeros((1437, 64))}, "data-shape"),
+        ("train", {"x": np.zeros((1436, 8, 8))}, "data-shape"),
+        ("train", {"y": np.zeros((1437, 1), np.int64)}, "data-shape"),
+        ("train", {"y": np.full(1437, 10)}, "data-labels"),
+        ("train", {"y": np.full(1437, -1)}, "data-labels"),
+        ("test", {"y": np.full(360, 0.5)}, "data-labels"),
+        ("train", {"x": np.zeros((20, 8, 8)), "y": np.zeros(20, np.int64)}, "data-size"),
+    ],
+)
+def test_wrong_data_are_refused_and_nothing_is_left(tmp_path, digits, split, arrays, code):
+    with pytest.raises((DataError, ConfigError), match=rf"\[{code}\]"):
+        run(request("digits"), out=tmp_path / "run", data=change(digits, split, **arrays))
+    assert not (tmp_path / "run").exists()
