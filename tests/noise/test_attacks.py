@@ -127,7 +127,7 @@ def test_seeding_everything_twice_gives_different_noise():
     for _ in range(2):
         seed_everything(7)
         outputs.append(release(CipherNoise.fresh())[0])
-    assert not np.isclose(*outputs).any()
+    assert not np.allclose(*outputs, atol=0.01)
 
 
 def test_two_processes_with_equal_seeds_and_hash_seeds_differ():

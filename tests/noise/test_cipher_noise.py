@@ -60,7 +60,7 @@ def test_the_standard_deviation_is_one_and_wrong_ones_are_rejected(source, dtype
 def test_the_law_is_normal(source):
     z = draw(source, N).numpy()
     assert stats.kstest(z, "norm").pvalue > ALPHA
-    assert stats.kstest(z * 1.02, "norm").pvalue < ALPHA  # the test can fail
+    assert stats.kstest(z * 1.03, "norm").pvalue < ALPHA  # the test can fail
     assert stats.kstest(np.abs(z), "halfnorm").pvalue > ALPHA
     beyond = 2 * stats.norm.sf(4.0)
     assert stats.binomtest(int((np.abs(z) > 4.0).sum()), N, beyond).pvalue > ALPHA
@@ -91,7 +91,7 @@ def test_steps_tensors_rows_and_neighbours_are_independent():
     for lag in (1, 2, 3, 7, 64, 255, 1024, flat.numel() // 2):
         assert correlation_in_standard_errors(flat[:-lag], flat[lag:]) < 6
         assert correlation_in_standard_errors(flat[:-lag].square(), flat[lag:].square()) < 6
-    assert correlation_in_standard_errors(flat, flat + 0.02 * other.flatten()) > 6  # it can fail
+    assert correlation_in_standard_errors(flat, other.flatten() + 0.03 * flat) > 6  # it can fail
 
 
 def test_the_two_normals_of_a_pair_are_independent():
@@ -102,7 +102,7 @@ def test_the_two_normals_of_a_pair_are_independent():
 
 def test_no_value_comes_twice():
     source = CipherNoise.fresh()
-    z = torch.cat([draw(source, 9999) for _ in range(20)])  # odd counts: the spare normal is thrown away
+    z = torch.cat([draw(source, 9999) for _ in range(10)])  # odd counts: the spare normal is thrown away
     assert z.unique().numel() == z.numel()
 
 
@@ -115,7 +115,7 @@ def test_every_bit_of_the_key_matters():
 
 
 def test_two_fresh_sources_differ():
-    a, b = (draw(CipherNoise.fresh(), N // 10) for _ in range(2))
+    a, b = (draw(CipherNoise.fresh(), N // 20) for _ in range(2))
     assert correlation_in_standard_errors(a, b) < 6
     assert not set(a.tolist()) & set(b.tolist())
 
