@@ -23,6 +23,8 @@ from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_role
 _HOLD: Final = 1 << 24
 # Channels up to which one grouped convolution beats a loop over rows (measured on CPU).
 _GROUPED: Final = 64
+# Numbers in one row's patches up to which unfolding and one batched product beat both.
+_UNFOLD: Final = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,29 +102,36 @@ class ConvForm:
 
     def squared_norm(self) -> Tensor:
         """By a Gram matrix over output positions where that is cheaper, else materialised."""
-        patches = self._patches()
+        patches = self._patches() if self.by_gram() else None
         if patches is not None:
             return patches.squared_norm()
         return Dense(self.dense()).squared_norm()
 
     def _patches(self) -> Outer | None:
-        positions, fan_in = math.prod(self.g.shape[2:]), self.weight[0].numel()
-        num_out = self.weight.shape[0]
-        plain = not self.conf.transposed and self.conf.groups == 1 and self.x.dim() == 4
-        if (
-            not plain
-            or self.x.shape[0] != self.num_units
-            or 2 * positions * (fan_in + num_out) > fan_in * num_out
-        ):
+        """The convolution as a matrix product over patches, for one row a unit, where torch can unfold."""
+        plain = not self.conf.transposed and self.conf.groups == 1 and self.x.dim() in (3, 4)
+        if not plain or self.x.shape[0] != self.num_units or self.num_units == 0:
             return None
+        lift = self.x.dim() == 3  # one dimension is two, of height one
+        x = self.x.unsqueeze(2) if lift else self.x
+        one, none = ((1,), (0,)) if lift else ((), ())
         x_NKP = F.unfold(
-            self.x,
-            self.weight.shape[2:],
-            dilation=self.conf.dilation,
-            padding=self.conf.padding,
-            stride=self.conf.stride,
+            x,
+            (*one, *self.weight.shape[2:]),
+            dilation=(*one, *self.conf.dilation),
+            padding=(*none, *self.conf.padding),
+            stride=(*one, *self.conf.stride),
         )
         return Outer(x_NKP.mT, self.g.flatten(2).mT)
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Positions, fan-in (of a group), output channels."""
+        return math.prod(self.g.shape[2:]), self.weight[0].numel(), self.weight.shape[0]
+
+    def by_gram(self) -> bool:
+        """Whether a Gram matrix over positions is cheaper than the gradient itself."""
+        positions, fan_in, num_out = self._sizes()
+        return 2 * positions * (fan_in + num_out) <= fan_in * num_out
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`: one summed weight gradient."""
@@ -136,6 +145,10 @@ class ConvForm:
 
     def dense(self) -> Tensor:
         """See `Form`."""
+        positions, fan_in, _ = self._sizes()
+        patches = self._patches() if positions * fan_in <= _UNFOLD else None
+        if patches is not None:
+            return patches.dense().reshape(self.num_units, *self.weight.shape)
         channels = max(self.x.shape[1], self.g.shape[1])
         by_groups = not self.conf.transposed and channels <= _GROUPED and self.x.shape[0] > 0
         method: Callable[..., Tensor] = _rows_by_groups if by_groups else _rows_by_loop
@@ -175,7 +188,7 @@ class ConvMeeting:
             x = layout.units_first(at_least_float32(saved[0])).flatten(0, 1)
             weight = at_least_float32(self.weight)
             form = ConvForm(self.conf, x.contiguous(), g.contiguous(), weight, layout.num_units)
-            hold = form._patches() is None and layout.num_units * weight.numel() <= _HOLD
+            hold = not form.by_gram() and layout.num_units * weight.numel() <= _HOLD
             forms["weight"] = Dense(form.dense()) if hold else form
         if "bias" in self.roles:
             forms["bias"] = Dense(g.flatten(2).sum(2).reshape(layout.num_units, -1, g.shape[1]).sum(1))

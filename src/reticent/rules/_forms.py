@@ -56,8 +56,9 @@ class Form(Protocol):
 
 def _sum_of_squares(t: Tensor) -> Tensor:
     """(U, ..) -> (U,) in float64; 0 for no entries."""
-    t = at_least_float32(t)
-    return torch.einsum("u...,u...->u", t, t).double()
+    if t.numel() == 0:
+        return t.new_zeros(t.shape[0], dtype=torch.float64)
+    return torch.linalg.vector_norm(at_least_float32(t).flatten(1), dim=1).double().square()
 
 
 def _masked(t: Tensor, keep: Tensor | None) -> Tensor:
