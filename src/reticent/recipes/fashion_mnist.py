@@ -30,7 +30,7 @@ class FashionMnistConfig(RecipeConfig):
     twin_lr: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
     ] = 0.1
-    physical_batch_size: Annotated[int, Field(ge=1, description="rows at once: memory, not result")] = 512
+    physical_batch_size: Annotated[int, Field(ge=1, description="rows at once: memory, not result")] = 256
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 50
     model: Annotated[Literal["tanh-cnn"], Field(description="tanh-cnn")] = "tanh-cnn"
 

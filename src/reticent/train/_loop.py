@@ -126,6 +126,7 @@ class _State:
     updates: int = 0
     seconds: float = 0.0
     ema: dict[str, Tensor] = field(default_factory=dict)
+    measured: tuple[int, dict[str, dict[str, float]]] = (-1, {})  # at which step, and what
 
 
 def fit(
@@ -212,13 +213,16 @@ def _look(model: nn.Module, loss_per_example: LossPerExample, chunk: Any) -> Ten
 def _measure(
     stepper: Stepper, state: _State, evaluation: Evaluation, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Evaluate the last and the averaged weights, and write the metrics down."""
+    """Evaluate the last and the averaged weights, once a step, and write the metrics down."""
+    if state.measured[0] == stepper.num_steps:
+        return state.measured[1]
     scores = {"last": evaluate(stepper.model, evaluation)}
     if state.ema:
         scores["ema"] = evaluate(averaged_model(stepper.model, state.ema), evaluation)
     for weights, values in scores.items():
         line = {"step": stepper.num_steps, "split": "test", "weights": weights, **values}
         append_line(folder / "metrics.jsonl", {**line, "seconds": round(state.seconds, 3)})
+    state.measured = stepper.num_steps, scores
     return scores
 
 
