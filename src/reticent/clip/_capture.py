@@ -22,6 +22,7 @@ from enum import Enum, auto
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -35,6 +36,7 @@ from reticent.rules._replay import Call
 _SAME = frozenset("to float double half bfloat16 type type_as contiguous clone alias".split())
 _TRANSPOSE = frozenset(("t", "T", "mT", "H", "mH", "transpose", "swapaxes", "permute", "adjoint"))
 _LOOKUPS = frozenset(("embedding", "__getitem__", "index_select"))
+_LIKE = frozenset("to type_as view_as reshape_as expand_as".split())  # only the shape or type of the second
 _UNTRACKED = frozenset(
     "detach data grad requires_grad_ retain_grad register_hook share_memory_ item tolist __repr__ __format__ "
     "__deepcopy__ __reduce_ex__ size dim stride numel is_contiguous __len__ untyped_storage data_ptr".split()
@@ -57,7 +59,9 @@ class Value:
         graph: the value, with an autograd graph down to detached copies of the parameters.
         roots: names of the parameters it was computed from.
         source: the value it was computed from, if by a step that forms can be pulled through.
-        step: that step: "transpose" (of a matrix) or "same" (a cast or copy).
+        step: that step: "transpose" (of a matrix), "same" (a cast or copy), or "gather" (rows of a table).
+        ids: of a "gather": the rows.
+        padding_idx: of a "gather": the row without gradient.
         name: the parameter's name, if the value is a parameter itself.
     """
 
@@ -66,6 +70,8 @@ class Value:
     name: str | None = None
     source: "Value | None" = None
     step: str = ""
+    ids: Tensor | None = None
+    padding_idx: int | None = None
 
 
 @dataclass(eq=False)
@@ -75,6 +81,7 @@ class Entry:
     Args:
         key: names the call: parameters, operation, how many of these came before.
         optional: see the module header.
+        constant: no operand depends on the batch, for certain.
         values: role (or tensor position) -> value.
         meeting: the rule's meeting, or None for a call without rule.
         call: the call without rule, or None.
@@ -88,13 +95,27 @@ class Entry:
     values: dict[Any, Value]
     meeting: Meeting | None = None
     call: Call | None = None
+    constant: bool = False
     kind: CallKind = CallKind.OTHER
     outputs: tuple[Tensor, ...] = ()
     saved: tuple[Tensor, ...] = ()
     grads: list[dict[int, Tensor]] = field(default_factory=list)
 
     def receive(self, passes: list[int], index: int, g: Tensor) -> None:
-        """Keep the gradient of one output in the current backward pass."""
+        """Keep the gradient of one output in the current backward pass.
+
+        Raises:
+            UnsupportedModel[hidden-use]: the losses differentiate a gradient: its own use of the
+                parameter would not be seen.
+        """
+        if passes[0] < 0:  # the losses themselves run a backward, say for adversarial inputs
+            if torch.is_grad_enabled():
+                raise UnsupportedModel(
+                    f"The losses use a gradient taken with create_graph=True through {self.describe()}: second "
+                    "derivatives are not followed. Use method='loop'.",
+                    code="hidden-use",
+                )
+            return
         while len(self.grads) <= passes[0]:
             self.grads.append({})
         seen = self.grads[passes[0]]
@@ -126,10 +147,11 @@ class _Meet(torch.autograd.Function):
 
 
 class _Tap(torch.autograd.Function):
-    """Identity on an output that would not require a gradient otherwise."""
+    """Identity on an output that would not require a gradient otherwise, or that was written in place."""
 
     @staticmethod
-    def forward(ctx: Any, entry: Entry, passes: list[int], index: int, anchor: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: Any, entry: Entry, passes: list[int], index: int, y: Tensor, anchor: Tensor) -> Tensor:
+        # y comes first: a write into a view of y's base passes only the first gradient on
         ctx.entry, ctx.passes, ctx.index = entry, passes, index
         ctx.mark_dirty(y)
         return y
@@ -137,7 +159,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         ctx.entry.receive(ctx.passes, ctx.index, grads[0])
-        return None, None, None, None, None
+        return None, None, None, grads[0] if ctx.needs_input_grad[3] else None, None
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
@@ -178,16 +200,18 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.entries: list[Entry] = []
         self.events: list[Entry | str] = []
-        self.passes = [0]
+        self.passes = [-1]  # the backward pass that runs; none yet
         self._rules = rules
         self._not_meetings = not_meetings
         self._counts: dict[tuple[str, str], int] = {}
         self._forward_counts: dict[tuple[str, str], int] = {}
         self._optional_key: tuple[str, str, int] | None = None
+        self._optional_is_constant = False
         self.leaves: dict[str, Tensor] = {}
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # an id is only a name while its tensor lives
         self._constants: dict[int, Tensor] = {}
+        self._overwritten: set[int] = set()  # storages of constants that the batch was written into
         self.anchor = torch.zeros((), requires_grad=True)
         for name, param in params.items():
             leaf = param.detach().requires_grad_()
@@ -222,27 +246,44 @@ class Capture(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():
-            return func(*args, **kwargs)
         tensors = list(_tensors(args))
         if kwargs:
             tensors += _tensors(kwargs)
         values = self._values
-        if any(id(t) in values for t in tensors):
+        if torch.is_grad_enabled() and any(id(t) in values for t in tensors):
             return self._on_value(func, args, kwargs, tensors)
+        return self._plain(func, args, kwargs, tensors)
+
+    def _plain(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
+    ) -> Any:
+        """A call that no gradient of a value can come through."""
         out = func(*args, **kwargs)
-        constants = self._constants
-        if all(id(t) in constants for t in tensors):
+        if all(id(t) in self._values or self._is_constant(t) for t in tensors):
             for t in _tensors(out):
-                constants[id(t)] = t
+                if id(t) not in self._values:
+                    self._constants[id(t)] = t
+        elif tensors and id(tensors[0]) in self._constants and _in_place(func, _name(func)):
+            self._overwritten.add(tensors[0].untyped_storage().data_ptr())
         return out
+
+    def _is_constant(self, t: Tensor) -> bool:
+        if id(t) not in self._constants:
+            return False
+        return not self._overwritten or t.untyped_storage().data_ptr() not in self._overwritten
 
     def _on_value(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
     ) -> Any:
         name = _name(func)
-        if name in _UNTRACKED:
-            return func(*args, **kwargs)
+        if torch._C._functorch.maybe_current_level() is not None:
+            raise UnsupportedModel(
+                f"A parameter is used by {name} inside a transform of torch.func (vmap, grad, jvp), where its "
+                "per-example gradient cannot be seen. Write it without the transform, or use method='loop'.",
+                code="hidden-use",
+            )
+        if name in _UNTRACKED or (name in _LIKE and id(tensors[0]) not in self._values):
+            return self._plain(func, args, kwargs, tensors)
         optional = func in EXPANSIONS or (
             name in _LOOKUPS
             and func in self._rules
@@ -250,7 +291,7 @@ class Capture(TorchFunctionMode):
         )
         if optional:
             return self._maybe_meet(func, name, args, kwargs, tensors)
-        if all(id(t) in self._values or id(t) in self._constants for t in tensors):
+        if all(id(t) in self._values or self._is_constant(t) for t in tensors):
             return self._derive(func, name, args, kwargs)
         return self._meet(func, name, args, kwargs)
 
@@ -261,16 +302,16 @@ class Capture(TorchFunctionMode):
         key = self._next_key(name, [self._values[id(t)] for t in tensors if id(t) in self._values])
         if key in self._not_meetings:
             return self._derive(func, name, args, kwargs)
-        self._optional_key = key
+        constant = all(id(t) in self._values or self._is_constant(t) for t in tensors)
+        self._optional_key, self._optional_is_constant = key, constant
         try:
             if func in EXPANSIONS:
                 return self._replayed(func, name, args, kwargs)
             out = self._rules[func](self, args, kwargs)
         finally:
-            self._optional_key = None
+            self._optional_key, self._optional_is_constant = None, False
         if out is not NotImplemented:
             return out
-        constant = all(id(t) in self._values or id(t) in self._constants for t in tensors)
         return (
             self._derive(func, name, args, kwargs) if constant else self._replayed(func, name, args, kwargs)
         )
@@ -286,11 +327,21 @@ class Capture(TorchFunctionMode):
             sources.append(value)
             return value.graph
 
+        source_args, source_kwargs = args, kwargs
         flat, spec = tree_flatten((args, kwargs))
         args, kwargs = tree_unflatten([swap(leaf) for leaf in flat], spec)
         out = func(*args, **kwargs)
         roots = frozenset().union(*(s.roots for s in sources))
-        for t in _tensors(out):
+        outs = list(_tensors(out))
+        if _in_place(func, name):
+            written = next(_tensors(args))
+            outs = [written] if written._base is None else [written, written._base]
+            for t in outs:
+                old = self._values.get(id(t))
+                if old is not None:  # no longer a plain copy of anything
+                    roots |= old.roots
+                    old.roots, old.source = roots, None
+        for t in outs:
             if id(t) in self._values:
                 continue
             if not t.requires_grad:
@@ -301,6 +352,9 @@ class Capture(TorchFunctionMode):
                 source = sources[0]
                 if name in _SAME and t.shape == source.graph.shape:
                     value.source, value.step = source, "same"
+                elif func is F.embedding and isinstance(source_args[0], Tensor):
+                    value.source, value.step, value.ids = source, "gather", source_args[0]
+                    value.padding_idx = _padding_idx(source_args, source_kwargs, len(source.graph))
                 elif name in _TRANSPOSE and _is_transpose(t, source.graph):
                     value.source, value.step = source, "transpose"
             self._values[id(t)] = value
@@ -324,7 +378,7 @@ class Capture(TorchFunctionMode):
 
     def _new_entry(self, name: str, values: dict[Any, Value]) -> Entry:
         key = self._optional_key or self._next_key(name, list(values.values()))
-        entry = Entry(key, self._optional_key is not None, values)
+        entry = Entry(key, self._optional_key is not None, values, constant=self._optional_is_constant)
         self.entries.append(entry)
         self.events.append(entry)
         return entry
@@ -335,7 +389,7 @@ class Capture(TorchFunctionMode):
         where = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor)]
         tensors = [flat[i] for i in where]
         trainable = tuple(j for j, t in enumerate(tensors) if id(t) in self._values)
-        in_place = name == "__setitem__" or func in IN_PLACE or (name[-1] == "_" and name[-2:] != "__")
+        in_place = _in_place(func, name)
         if in_place and 0 in trainable:
             label = "+".join(
                 sorted(frozenset().union(*(self._values[id(tensors[j])].roots for j in trainable)))
@@ -372,26 +426,29 @@ class Capture(TorchFunctionMode):
         elif func in EXPANSIONS and len(trainable) == 1:
             entry.kind = CallKind.EXPANSION
         outs = [tensors[0]] if in_place else list(_tensors(out))
+        same = {id(t) for t in tensors} if not in_place else set()  # an argument, handed on as it is
         if entry.kind is CallKind.OTHER:
             entry.outputs = tuple(t.detach().clone() for t in outs)  # it may be overwritten later
         swapped = {
-            id(t): self._tapped(entry, i, t)
+            id(t): self._tapped(entry, i, t, in_place)
             for i, t in enumerate(outs)
-            if t.is_floating_point() or t.is_complex()
+            if (t.is_floating_point() or t.is_complex()) and id(t) not in same
         }
         flat_out, out_spec = tree_flatten(out)
         return tree_unflatten([swapped.get(id(t), t) for t in flat_out], out_spec)
 
-    def _tapped(self, entry: Entry, index: int, y: Tensor) -> Tensor:
+    def _tapped(self, entry: Entry, index: int, y: Tensor, in_place: bool) -> Tensor:
         passes = self.passes
-        if y.requires_grad:
+        written_view = in_place and y._is_view()  # the gradient comes through its base, past a hook
+        if y.requires_grad and not written_view:
 
             def hook(g: Tensor) -> None:
                 entry.receive(passes, index, g)
 
             y.register_hook(hook)
             return y
-        return _Tap.apply(entry, passes, index, self.anchor, y.clone() if y._is_view() else y)
+        copy = y._is_view() and not written_view
+        return _Tap.apply(entry, passes, index, y.clone() if copy else y, self.anchor)
 
     # -- what a rule may ask (see rules.Recorder) ------------------------------------------------
 
@@ -409,6 +466,16 @@ class Capture(TorchFunctionMode):
     def call(self, func: Callable[..., Any], *args: Any) -> Any:
         """See `Recorder`."""
         return self.__torch_function__(func, (), args, {})
+
+
+def _padding_idx(args: tuple[Any, ...], kwargs: dict[str, Any], num_rows: int) -> int | None:
+    """The third argument of `torch.nn.functional.embedding`."""
+    index = args[2] if len(args) > 2 else kwargs.get("padding_idx")
+    return None if index is None else index % num_rows
+
+
+def _in_place(func: Any, name: str) -> bool:
+    return name == "__setitem__" or func in IN_PLACE or (name[-1] == "_" and name[-2:] != "__")
 
 
 def _is_transpose(t: Tensor, of: Tensor) -> bool:

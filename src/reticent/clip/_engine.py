@@ -24,6 +24,7 @@ from reticent.bounded import BoundedSum
 from reticent.clip import _isolation
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._capture import CallKind, Capture, Entry
+from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._probe import probe_weights, prove_layout
 from reticent.clip._pull import pull_back
 from reticent.clip._refuse import refuse_unsupported
@@ -193,13 +194,13 @@ class ClipEngine:
         if batch is None:
             raise ConfigError("method='loop' needs `batch`, to run each unit alone.", code="loop-needs-batch")
         size = num_rows(batch)
-        units = size if num_units is None else _checked_units(size, num_units)
+        units = size if num_units is None else checked_units(size, num_units)
         norms = []
-        before = _State(self._model, params)
+        before = State(self._model, params)
         for unit in range(units):
             k = size // units
             loss = losses(rows(batch, unit * k, (unit + 1) * k))
-            _check_losses(loss, k if num_units is None else None)
+            check_losses(loss, k if num_units is None else None)
             grads = _plain_gradients(loss, list(params.values()))
             norms.append(self._add_one(params, grads, bool(torch.isfinite(loss).all()), total))
         before.refuse_changes(self._model, params)
@@ -253,7 +254,7 @@ class ClipEngine:
         total: dict[str, Tensor],
         force: bool,
     ) -> Tensor:
-        before = _State(self._model, params)
+        before = State(self._model, params)
         capture = Capture(params, self._model, self._rules, self._not_meetings)
         names = {id(m): n for n, m in self._model.named_modules()}
 
@@ -267,17 +268,17 @@ class ClipEngine:
                 loss_R = losses() if batch is None else losses(batch)
         finally:
             hook.remove()
-        _check_losses(loss_R, None if batch is None or num_units is not None else num_rows(batch))
+        check_losses(loss_R, None if batch is None or num_units is not None else num_rows(batch))
         if batch is not None and num_units is not None:
-            _checked_units(num_rows(batch), num_units)
-        units = loss_R.shape[0] if num_units is None else _checked_units(loss_R.shape[0], num_units)
+            checked_units(num_rows(batch), num_units)
+        units = loss_R.shape[0] if num_units is None else checked_units(loss_R.shape[0], num_units)
         if units == 0:
             return torch.zeros(0, dtype=torch.float64)
         before.refuse_changes(self._model, params)
         weights_U = self._backward(capture, loss_R, units, force, params)
         before.refuse_changes(self._model, params)
         with torch.no_grad():
-            forms = self._forms(capture, units, weights_U)
+            forms = self._forms(capture, units, weights_U, batch is not None)
             capture.entries.clear()
             finite_U = torch.isfinite(loss_R.reshape(units, -1)).all(1)
             return self._sum(params, forms, finite_U, total)
@@ -320,7 +321,9 @@ class ClipEngine:
             self._layouts[entry.key] = next(iter(found.values()))
         return found
 
-    def _forms(self, capture: Capture, units: int, weights_U: Tensor | None) -> dict[str, list[Form]]:
+    def _forms(
+        self, capture: Capture, units: int, weights_U: Tensor | None, has_batch: bool
+    ) -> dict[str, list[Form]]:
         layouts: dict[Entry, dict[int, Layout | None]] = {}
         for entry in capture.entries:
             if entry.grads:
@@ -328,8 +331,9 @@ class ClipEngine:
             elif weights_U is not None:
                 self._layouts.setdefault(entry.key, None)
         mixed = [e for e, found in layouts.items() if None in found.values()]
-        optional = frozenset(e.key for e in mixed if e.optional)
-        if optional:
+        # Without the batch, what was looked up or expanded may be data: mixed, it is refused.
+        optional = frozenset(e.key for e in mixed if e.optional and (e.constant or has_batch))
+        if optional and len(optional) == len({e.key for e in mixed if e.optional}):
             raise _NotProven(optional)
         if mixed:
             raise self._mixing_error(capture, mixed, layouts)
@@ -474,32 +478,6 @@ def _whole_forms(entry: Entry) -> dict[Any, Dense]:
     }
 
 
-def _checked_units(size: int, num_units: int) -> int:
-    if isinstance(num_units, bool) or not isinstance(num_units, int) or num_units < 1 or size % num_units:
-        raise ConfigError(
-            f"num_units={num_units!r} must be a positive integer that divides the {size} rows.",
-            code="num-units",
-        )
-    return num_units
-
-
-def _check_losses(loss: Any, expected: int | None) -> None:
-    good = isinstance(loss, Tensor) and loss.dim() == 1 and loss.is_floating_point()
-    if not good or (expected is not None and loss.shape[0] != expected):
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        want = f"({expected},)" if expected is not None else "(B,)"
-        raise ConfigError(
-            f"The losses must be one floating-point value per example, shape {want}; got {got}. Do not "
-            "average over the batch: use reduction='none' and average within each example.",
-            code="loss-shape",
-        )
-    if not loss.requires_grad and loss.shape[0]:
-        raise ConfigError(
-            "The losses do not depend on any trainable parameter (or were computed under torch.no_grad).",
-            code="loss-without-gradient",
-        )
-
-
 def _graph_leaves(loss: Tensor) -> list[Tensor]:
     """Every leaf that the graph reaches."""
     leaves: dict[int, Tensor] = {}
@@ -528,35 +506,6 @@ def _refuse_bypass(leaves: list[Tensor], capture: Capture, params: Mapping[str, 
             "operation with ordinary torch functions, or use method='loop'.",
             code="hidden-use",
         )
-
-
-class _State:
-    """Versions of parameters, buffers and gradients, to notice a forward that changes them."""
-
-    def __init__(self, model: nn.Module, params: Mapping[str, nn.Parameter]) -> None:
-        self._tensors = {n: (t, t._version) for n, t in (*model.named_parameters(), *model.named_buffers())}
-        self._grads = {n: (p.grad, None if p.grad is None else p.grad._version) for n, p in params.items()}
-
-    def refuse_changes(self, model: nn.Module, params: Mapping[str, nn.Parameter]) -> None:
-        """Raise if anything changed."""
-        now = dict((*model.named_parameters(), *model.named_buffers()))
-        changed = [n for n, (t, v) in self._tensors.items() if now.get(n) is not t or t._version != v] + [
-            n for n in now if n not in self._tensors
-        ]
-        if changed:
-            raise UnsupportedModel(
-                f"The forward changes {sorted(changed)}: data would enter the model without clipping or "
-                "noise. Put the layer in eval mode, or remove what it updates.",
-                code="forward-changes-state",
-            )
-        for name, p in params.items():
-            grad, version = self._grads[name]
-            if p.grad is not grad or (grad is not None and grad._version != version):
-                raise UnsupportedModel(
-                    f"The backward wrote a gradient of '{name}' past the engine (a nested backward). Use "
-                    "method='loop'.",
-                    code="hidden-use",
-                )
 
 
 def clipped_sum(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from reticent.clip._batch import num_rows, rows
+from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._quiet import Quiet
 from reticent.errors import CoupledExamples, UnsupportedModel
 
@@ -43,15 +44,21 @@ def check(
     units = min(units, max_units)
     few = rows(batch, 0, units * k)
     several = None if num_units is None else units
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    before = State(model, params)
     with Quiet():
-        together = engine.clipped_sum(losses, few, num_units=several)
-        loss_in = losses(few).detach().reshape(units, -1).sum(1)
+        loss = losses(few)
+        check_losses(loss, units * k if num_units is None else None)
+        checked_units(loss.shape[0], units)
+        before.refuse_changes(model, params)
+        loss_in = loss.detach().reshape(units, -1).sum(1)
         alone = [rows(few, u * k, (u + 1) * k) for u in range(units)]
         loss_alone = torch.stack([losses(one).detach().sum() for one in alone])
         tolerance = _tolerance(loss_in)
         if not _near(loss_in, loss_alone, tolerance):
             again = losses(few).detach().reshape(units, -1).sum(1)
             raise _coupled(model, losses, few, alone[0], k, random=not _near(loss_in, again, 0.0))
+        together = engine.clipped_sum(losses, few, num_units=several)
         looped = type(engine)(model, max_norm=engine.max_norm, method="loop").clipped_sum(
             losses, few, num_units=several
         )

@@ -9,8 +9,19 @@ import torch
 from torch import Tensor
 
 from reticent.clip._capture import Value
-from reticent.rules import Dense, Form, Outer
+from reticent.rules import Dense, Form, Gather, Outer
 from reticent.rules._replay import Rows
+
+
+def _gathered(value: Value, form: Form | Rows) -> Gather:
+    """Gradients of rows looked up at constant places, as gradients of the table."""
+    assert value.ids is not None and value.source is not None
+    grad = form.dense()
+    ids_P = value.ids.reshape(-1)
+    g_UPD = grad.reshape(grad.shape[0], len(ids_P), grad.shape[-1])
+    if value.padding_idx is not None:
+        g_UPD = torch.where((ids_P == value.padding_idx)[None, :, None], 0, g_UPD)
+    return Gather(ids_P.expand(len(g_UPD), -1), g_UPD, value.source.graph.shape[0])
 
 
 def pull_back(
@@ -18,12 +29,15 @@ def pull_back(
 ) -> None:
     """Add the forms that `form`, of `value`, means for each parameter below it.
 
-    A transpose or cast keeps the form compressed; any other step is a vector-Jacobian product for
+    A transpose, cast or look-up keeps the form compressed; any other step is a vector-Jacobian product for
     each unit, of the value's own small graph.
     """
-    while value.source is not None and (value.step == "same" or isinstance(form, Outer)):
-        if value.step == "transpose":
-            assert isinstance(form, Outer)
+    while value.source is not None:
+        if value.step == "gather":
+            form = _gathered(value, form)
+        elif value.step == "transpose":
+            if not isinstance(form, Outer):
+                break
             form = form.transposed()
         value = value.source
     if value.name is not None:

@@ -15,6 +15,7 @@ Sources:
     [3] Bu et al. 2022, arXiv:2210.00038 (weighted sums from what the first backward left)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -58,7 +59,7 @@ def _sum_of_squares(t: Tensor) -> Tensor:
     """(U, ..) -> (U,) in float64; 0 for no entries."""
     if t.numel() == 0:
         return t.new_zeros(t.shape[0], dtype=torch.float64)
-    return torch.linalg.vector_norm(at_least_float32(t).flatten(1), dim=1).double().square()
+    return torch.linalg.vector_norm(at_least_float32(t).reshape(t.shape[0], -1), dim=1).double().square()
 
 
 def _masked(t: Tensor, keep: Tensor | None) -> Tensor:
@@ -129,13 +130,27 @@ class Outer:
         if positions == 1:  # [1]
             return _sum_of_squares(self.x_UPI) * _sum_of_squares(self.g_UPO)
         if positions * (num_in + num_out) > num_in * num_out:
-            return self._materialised_squared_norm(max(1, _CHUNK // (num_in * num_out)))
+            square_U = self._materialised_squared_norm(max(1, _CHUNK // (num_in * num_out)))
+            return self._with_rounding(square_U)
 
         def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
             x, g = cast(self.x_UPI), cast(self.g_UPO)
             return torch.bmm(x, x.mT).mul_(torch.bmm(g, g.mT))
 
-        return _guarded(gram)
+        return self._with_rounding(_guarded(gram))
+
+    def _with_rounding(self, square_U: Tensor) -> Tensor:
+        """Add to the norm what rounding may add to the sum over positions, when it is formed.
+
+        Where outer products nearly cancel, that can exceed a float32 norm's own rounding by far.
+        """
+        x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
+        if x.dtype == torch.float64 or x.numel() == 0:
+            return square_U
+        length_UP = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(g, dim=2)
+        spread_U = torch.linalg.vector_norm(length_UP, dim=1).double()
+        rounding_U = torch.finfo(torch.float32).eps * math.sqrt(x.shape[1]) * spread_U
+        return (square_U.sqrt() + rounding_U).square()
 
     def _materialised_squared_norm(self, chunk: int) -> Tensor:
         x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)

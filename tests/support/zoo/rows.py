@@ -26,13 +26,18 @@ class Rearranged(nn.Module):
 
 
 def rearranged(
-    name: str, there: Callable[[Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor], *, length: int = T
+    name: str,
+    there: Callable[[Tensor], Tensor],
+    back: Callable[[Tensor, Tensor], Tensor],
+    *,
+    length: int = T,
+    may_refuse: bool = False,
 ) -> Case:
     """The case of a rearrangement and its inverse, which is given the original for its shape."""
     return Case(
         name=name,
         make=lambda: supervised(Rearranged(there, back), torch.randn(B, length, D)),
-        may_refuse=False,
+        may_refuse=may_refuse,
     )
 
 
@@ -264,7 +269,7 @@ CASES: Final = (
     rearranged("two-leading-axes", lambda x: x.view(1, -1, T, D), lambda h, x: h[0]),
     rearranged("time-by-time", lambda x: torch.stack(x.unbind(1)), lambda h, x: torch.stack(h.unbind(0), 1)),
     rearranged("example-by-example", lambda x: torch.stack([row * 1.0 for row in x]), lambda h, x: h),
-    rearranged("reversed-rows-and-back", lambda x: x.flip(0), lambda h, x: h.flip(0)),
+    rearranged("reversed-rows-and-back", lambda x: x.flip(0), lambda h, x: h.flip(0), may_refuse=True),
     _plain("windowed-attention", Windowed, 4, 4, D),
     _plain("checkpoint-reentrant", lambda: Checkpointed(True), 3, D),
     _plain("checkpoint-not-reentrant", lambda: Checkpointed(False), 3, D),

@@ -1,0 +1,129 @@
+"""What the engine keeps between calls, its slow twin, half precision, and its settings."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reticent as rt
+from tests.support import oracle
+
+
+def _problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)
+    ).to(dtype)
+    return model, (torch.randint(0, 11, (8, 4)), torch.randint(0, 3, (8, 4)))
+
+
+def _losses(model: nn.Module):  # noqa: ANN202
+    def losses(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch[0]).mT, batch[1], reduction="none").mean(1)
+
+    return losses
+
+
+def test_the_loop_is_the_same_sum() -> None:
+    model, batch = _problem()
+    fast = rt.clipped_sum(model, _losses(model), batch, max_norm=0.1)
+    slow = rt.clipped_sum(model, _losses(model), batch, max_norm=0.1, method="loop")
+    assert oracle.distance(dict(fast.total), dict(slow.total)) < 1e-10
+    torch.testing.assert_close(fast.norms, slow.norms, rtol=1e-10, atol=0.0)
+
+
+def test_chunks_of_any_size_give_the_same_sum() -> None:
+    model, batch = _problem()
+    whole = rt.clipped_sum(model, _losses(model), batch, max_norm=0.1)
+    for size in (1, 3, 8):
+        engine = rt.ClipEngine(model, max_norm=0.1)
+        out = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+        for start in range(0, 8, size):
+            engine.clipped_sum(_losses(model), tuple(t[start : start + size] for t in batch), out=out)
+        assert oracle.distance(out, dict(whole.total)) < 1e-12
+
+
+def test_only_a_new_operation_costs_a_second_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reticent.clip import _engine
+
+    backwards: list[bool] = []
+    real = _engine._run_backward
+
+    def counted(loss: Tensor, grad: Tensor, *, retain_graph: bool) -> None:
+        backwards.append(retain_graph)
+        real(loss, grad, retain_graph=retain_graph)
+
+    monkeypatch.setattr(_engine, "_run_backward", counted)
+    model, batch = _problem()
+    engine = rt.ClipEngine(model, max_norm=0.1)
+    for _ in range(3):
+        engine.clipped_sum(_losses(model), batch)
+    assert backwards == [True, False, False, False]
+
+
+def test_autocast_is_close_to_float32_and_counts_no_norm_in_half_precision() -> None:
+    model, batch = _problem(torch.float32)
+    exact = rt.clipped_sum(model, _losses(model), batch, max_norm=0.1)
+
+    def losses(batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return _losses(model)(batch)
+
+    half = rt.clipped_sum(model, losses, batch, max_norm=0.1)
+    assert half.norms.dtype == torch.float64
+    assert {t.dtype for t in half.total.values()} == {torch.float32}
+    torch.testing.assert_close(half.norms, exact.norms, rtol=0.05, atol=0.0)
+    assert oracle.distance(dict(half.total), dict(exact.total)) < 0.05 * 0.1 * 8
+
+
+def test_a_forward_that_raises_leaves_no_hook_and_no_mode() -> None:
+    model, batch = _problem()
+    engine = rt.ClipEngine(model, max_norm=0.1)
+
+    def broken(batch: tuple[Tensor, Tensor]) -> Tensor:
+        model(batch[0])
+        raise KeyError("mine")
+
+    before = len(torch.nn.modules.module._global_forward_hooks)
+    with pytest.raises(KeyError, match="mine"):
+        engine.clipped_sum(broken, batch)
+    assert len(torch.nn.modules.module._global_forward_hooks) == before
+    assert torch._C._len_torch_function_stack() == 0
+    assert bool((engine.clipped_sum(_losses(model), batch).norms > 0).all())
+
+
+@pytest.mark.parametrize("max_norm", [0.0, -1.0, float("nan"), float("inf"), True, "1"])
+def test_a_clipping_norm_that_is_no_finite_positive_number_is_refused(max_norm: object) -> None:
+    model, _ = _problem()
+    with pytest.raises(rt.errors.ConfigError, match="max_norm must be a finite number > 0"):
+        rt.ClipEngine(model, max_norm=max_norm)  # type: ignore[arg-type]
+
+
+def test_an_unknown_method_lists_the_known_ones() -> None:
+    model, _ = _problem()
+    with pytest.raises(rt.errors.ConfigError, match="'book-keeping' or 'loop'"):
+        rt.ClipEngine(model, max_norm=1.0, method="ghost")  # type: ignore[arg-type]
+
+
+def test_a_batch_whose_tensors_disagree_is_refused() -> None:
+    model, (x, y) = _problem()
+    with pytest.raises(rt.errors.ConfigError, match="share their first axis"):
+        rt.clipped_sum(model, _losses(model), (x, y[:3]), max_norm=1.0)
+
+
+def test_a_wrong_rule_of_a_user_is_found_by_the_self_check() -> None:
+    model, batch = _problem()
+    from reticent.rules import BUILTIN
+    from reticent.rules._linear import LinearMeeting
+
+    class Half(LinearMeeting):
+        def forms(self, saved, g, layout):  # noqa: ANN001, ANN202
+            return LinearMeeting.forms(self, saved, 0.5 * g, layout)
+
+    def rule(recorder, args, kwargs):  # noqa: ANN001, ANN202
+        x, weight, bias = args
+        roles = {"weight": weight, "bias": bias}
+        return recorder.record(Half(weight.detach(), bias.detach(), False, frozenset(roles)), roles, (x,))
+
+    with pytest.raises(rt.errors.UnsupportedModel, match="not those of plain autograd"):
+        rt.clipped_sum(model, _losses(model), batch, max_norm=0.1, rules={**BUILTIN, F.linear: rule})
