@@ -420,7 +420,8 @@ class Capture(TorchFunctionMode):
         new_args, new_kwargs = tree_unflatten(leaves, spec)
         out = func(*new_args, **new_kwargs)
         entry = self._new_entry(name, {j: self._values[id(tensors[j])] for j in trainable})
-        entry.call = Call(run, tuple(kept), trainable, tuple(t._version for t in kept))
+        constant = tuple(id(t) in self._constants for t in tensors)
+        entry.call = Call(run, tuple(kept), trainable, constant, tuple(t._version for t in kept))
         if func in ELEMENTWISE:
             entry.kind = CallKind.ELEMENTWISE
         elif func in EXPANSIONS and len(trainable) == 1:

@@ -48,12 +48,14 @@ class Call:
         run: maps the tensors to the outputs (a tuple of tensors).
         tensors: every tensor argument, detached, as it was before the call.
         trainable: positions in `tensors` of the trainable values.
+        constant: for each tensor, whether it is known not to depend on the batch.
         versions: each tensor's version counter at the call.
     """
 
     run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
     tensors: tuple[Tensor, ...]
     trainable: tuple[int, ...]
+    constant: tuple[bool, ...]
     versions: tuple[int, ...]
 
     def is_stale(self) -> bool:
@@ -160,7 +162,10 @@ def unit_by_unit_forms(
     choices = []
     for i, tensor in enumerate(call.tensors):
         axes = _unit_axes(tensor, first)
-        choices.append(axes[::-1] if i in call.trainable else axes)
+        # What may be data is never shared by units, if it has an axis that may carry them: in
+        # attention over the wrong axis, queries of one unit would meet keys of all.
+        free = i in call.trainable or call.constant[i] or len(axes) == 1
+        choices.append((axes[::-1] if i in call.trainable else axes) if free else axes[:-1])
 
     def replay(axes: Sequence[int | None], unit: int) -> list[Tensor] | None:
         tensors = [_slice(t, a, first, unit) for t, a in zip(call.tensors, axes, strict=True)]
