@@ -36,6 +36,10 @@ class RecipeConfig(BaseModel):
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="what updates the weights")] = (
         "sgd"
     )
+    lr_decay: Annotated[
+        Literal["none", "linear"],
+        Field(description="linear: the learning rate falls to zero by the last step"),
+    ] = "none"
     ema: Annotated[float, Field(ge=0, lt=1, description="decay of the weights' average; 0 turns it off")] = (
         0.99
     )

@@ -6,7 +6,7 @@ Room: recipes. May import torch, rich, `reticent.{plan,train,data,sample}` and t
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +259,7 @@ def _settings(config: RecipeConfig) -> TrainSettings:
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
         ema=config.ema,
+        lr_decay_steps=config.num_steps if config.lr_decay == "linear" else 0,
         seed=config.seed,
         show_loss=config.show_loss,
     )
@@ -361,9 +362,7 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
     stepper = PlainStep(
         model, _optimizer(model, config, lr=config.twin_lr), physical_batch_size=config.physical_batch_size
     )
-    settings = TrainSettings(
-        eval_every=config.eval_every, checkpoint_every=0, ema=config.ema, seed=config.seed
-    )
+    settings = replace(_settings(config), checkpoint_every=0, show_loss=False)
     with silent_or_bar(console, "twin without privacy", config.num_steps) as watcher:
         done = fit(
             stepper,

@@ -79,6 +79,8 @@ class TrainSettings:
         eval_every: steps between evaluations; 0 for one at the end only.
         checkpoint_every: steps between checkpoints; 0 for one at the start and one at the end.
         ema: the average's final decay mu in [0, 1); 0 for no average.
+        lr_decay_steps: steps over which every learning rate falls linearly from its own value to zero;
+            0 keeps it constant. Step t of T runs at 1 - t / T of it.
         seed: public seed of dropout and other random layers.
         show_loss: show the training loss. It is computed from private rows and is NOT private.
 
@@ -89,13 +91,18 @@ class TrainSettings:
     eval_every: int = 0
     checkpoint_every: int = 100
     ema: float = 0.0
+    lr_decay_steps: int = 0
     seed: int = 0
     show_loss: bool = False
 
     def __post_init__(self) -> None:
         problems = [
             f"{name} must be an integer >= 0, got {value!r}"
-            for name, value in (("eval_every", self.eval_every), ("checkpoint_every", self.checkpoint_every))
+            for name, value in (
+                ("eval_every", self.eval_every),
+                ("checkpoint_every", self.checkpoint_every),
+                ("lr_decay_steps", self.lr_decay_steps),
+            )
             if not isinstance(value, int) or isinstance(value, bool) or value < 0
         ]
         if not 0.0 <= self.ema < 1.0:
@@ -160,6 +167,7 @@ def fit(
     Raises:
         CheckpointError[checkpoint-mismatch]: the checkpoint does not fit the model or the optimizer.
     """
+    rates = [group["lr"] for group in stepper.optimizer.param_groups]
     state = _State(ema=ema_start(trainable(stepper.model)) if settings.ema else {})
     if checkpoint is None:
         _save(stepper, state, folder)
@@ -167,6 +175,7 @@ def fit(
         _restore(stepper, state, checkpoint)
     with torch.random.fork_rng():
         for batch in batches:
+            _set_rates(stepper.optimizer, rates, settings, batch.step)
             loss = _take(stepper, batch, loss_per_example, settings, state)
             spent = stepper.num_steps
             if loss is not None:
@@ -176,7 +185,16 @@ def fit(
                 _save(stepper, state, folder)
             if evaluation is not None and settings.eval_every and spent % settings.eval_every == 0:
                 _measure(stepper, state, evaluation, folder)
+    _set_rates(stepper.optimizer, rates, settings, 0)
     return _finish(stepper, state, evaluation, folder)
+
+
+def _set_rates(optimizer: Optimizer, rates: list[float], settings: TrainSettings, step: int) -> None:
+    """The learning rates of one step, from those that the optimizer came with."""
+    total = settings.lr_decay_steps
+    share = max(0.0, 1.0 - step / total) if total else 1.0
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = share * rate
 
 
 def _take(
