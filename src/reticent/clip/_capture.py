@@ -36,7 +36,7 @@ from reticent.rules._replay import Call
 _SAME = frozenset("to float double half bfloat16 type type_as contiguous clone alias".split())
 _TRANSPOSE = frozenset(("t", "T", "mT", "H", "mH", "transpose", "swapaxes", "permute", "adjoint"))
 _LOOKUPS = frozenset(("embedding", "__getitem__", "index_select"))
-_LIKE = frozenset("to type_as view_as reshape_as expand_as".split())  # only the shape or type of the second
+_LIKE = frozenset("to type_as view_as reshape_as".split())  # of the second argument, only shape or type
 _UNTRACKED = frozenset(
     "detach data grad requires_grad_ retain_grad register_hook share_memory_ item tolist __repr__ __format__ "
     "__deepcopy__ __reduce_ex__ size dim stride numel is_contiguous __len__ untyped_storage data_ptr".split()
@@ -111,8 +111,8 @@ class Entry:
         if passes[0] < 0:  # the losses themselves run a backward, say for adversarial inputs
             if torch.is_grad_enabled():
                 raise UnsupportedModel(
-                    f"The losses use a gradient taken with create_graph=True through {self.describe()}: second "
-                    "derivatives are not followed. Use method='loop'.",
+                    f"The losses use a gradient taken with create_graph=True through {self.describe()}: "
+                    "second derivatives are not followed. Use method='loop'.",
                     code="hidden-use",
                 )
             return
@@ -201,6 +201,7 @@ class Capture(TorchFunctionMode):
         self.entries: list[Entry] = []
         self.events: list[Entry | str] = []
         self.passes = [-1]  # the backward pass that runs; none yet
+        self.trace = 0  # hash of the names of all operations of the forward, in order
         self._rules = rules
         self._not_meetings = not_meetings
         self._counts: dict[tuple[str, str], int] = {}
@@ -246,13 +247,15 @@ class Capture(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.passes[0] < 0:
+            self.trace = hash((self.trace, _name(func)))
         tensors = list(_tensors(args))
         if kwargs:
             tensors += _tensors(kwargs)
         values = self._values
         if torch.is_grad_enabled() and any(id(t) in values for t in tensors):
             return self._on_value(func, args, kwargs, tensors)
-        return self._plain(func, args, kwargs, tensors)
+        return self._plain(func, args, kwargs, tensors[:1] if _name(func) in _LIKE else tensors)
 
     def _plain(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
@@ -276,14 +279,17 @@ class Capture(TorchFunctionMode):
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
     ) -> Any:
         name = _name(func)
-        if torch._C._functorch.maybe_current_level() is not None:
+        if torch._C._are_functorch_transforms_active():
             raise UnsupportedModel(
-                f"A parameter is used by {name} inside a transform of torch.func (vmap, grad, jvp), where its "
-                "per-example gradient cannot be seen. Write it without the transform, or use method='loop'.",
+                f"A parameter is used by {name} inside a transform of torch.func (vmap, grad, jvp), where "
+                "its per-example gradient cannot be seen. Write it without the transform, or use "
+                "method='loop'.",
                 code="hidden-use",
             )
-        if name in _UNTRACKED or (name in _LIKE and id(tensors[0]) not in self._values):
-            return self._plain(func, args, kwargs, tensors)
+        operands = tensors[:1] if name in _LIKE or func in EXPANSIONS else tensors
+        if name in _UNTRACKED or not any(id(t) in self._values for t in operands):
+            return self._plain(func, args, kwargs, operands)
+        tensors = operands if name in _LIKE else tensors
         optional = func in EXPANSIONS or (
             name in _LOOKUPS
             and func in self._rules

@@ -34,7 +34,10 @@ from reticent.rules import BUILTIN, Dense, Form, Layout, OpRule, combine
 from reticent.rules._replay import Rows, elementwise_forms, expansion_forms, unit_by_unit_forms
 
 Key = tuple[str, str, int]
+# Proven layouts: meeting -> entries of one unit along the axis -> layout; 0: however many there are.
+Proven = dict[Key, dict[int, Layout]]
 Losses = Callable[..., Tensor]
+_MAX_CONTEXTS = 256
 # Norms are rounded up by this share, above the rounding of a float32 backward.
 _ROUND_UP = {torch.float64: 1e-13, torch.float32: 4e-6}
 
@@ -109,7 +112,7 @@ class ClipEngine:
         self.method = method
         self._model = model
         self._rules = rules
-        self._layouts: dict[Key, Layout | None] = {}
+        self._layouts: dict[tuple[int, ...], Proven] = {}
         self._not_meetings: frozenset[Key] = frozenset()
         trainable(model)
         refuse_unsupported(model)
@@ -275,22 +278,27 @@ class ClipEngine:
         if units == 0:
             return torch.zeros(0, dtype=torch.float64)
         before.refuse_changes(self._model, params)
-        weights_U = self._backward(capture, loss_R, units, force, params)
+        # Proofs hold for the same operations in the same order, on as many rows a unit.
+        batch_rows = 0 if batch is None else num_rows(batch)
+        context = (capture.trace, loss_R.shape[0] // units, batch_rows // units)
+        if context not in self._layouts and len(self._layouts) >= _MAX_CONTEXTS:
+            self._layouts.clear()
+        proven = self._layouts.setdefault(context, {})
+        probe = units > 1 and (force or any(entry.key not in proven for entry in capture.entries))
+        weights_U = self._backward(capture, loss_R, units, probe, params)
         before.refuse_changes(self._model, params)
         with torch.no_grad():
-            forms = self._forms(capture, units, weights_U, batch is not None)
+            forms = self._forms(capture, units, weights_U, proven, batch is not None)
             capture.entries.clear()
             finite_U = torch.isfinite(loss_R.reshape(units, -1)).all(1)
             return self._sum(params, forms, finite_U, total)
 
     def _backward(
-        self, capture: Capture, loss_R: Tensor, units: int, force: bool, params: Mapping[str, nn.Parameter]
+        self, capture: Capture, loss_R: Tensor, units: int, probe: bool, params: Mapping[str, nn.Parameter]
     ) -> Tensor | None:
         """One backward; two, the second to prove layouts, where a meeting is new."""
         leaves = _graph_leaves(loss_R)
         _refuse_bypass(leaves, capture, params)
-        unknown = any(entry.key not in self._layouts for entry in capture.entries)
-        probe = units > 1 and (force or unknown)
         weights_U = probe_weights(units) if probe else None
         with capture, torch.autograd.set_multithreading_enabled(False), _gradients_kept(leaves):
             capture.begin_backward(0)
@@ -302,34 +310,41 @@ class ClipEngine:
         capture.end_backward()
         return weights_U
 
-    def _layouts_of(self, entry: Entry, units: int, weights_U: Tensor | None) -> dict[int, Layout | None]:
+    def _layouts_of(
+        self, entry: Entry, units: int, weights_U: Tensor | None, proven: Proven
+    ) -> dict[int, Layout | None]:
         """Output -> layout of every output that received a gradient."""
         if units == 1:
             return {i: Layout(0, 1) for i in entry.grads[0]}
         if weights_U is None:
-            proven = self._layouts.get(entry.key)
-            known = None if proven is None else replace(proven, num_units=units)
-            if known is None or any(not _fits(known, g) for g in entry.grads[0].values()):
-                raise _NotProven
-            return {i: known for i in entry.grads[0]}
+            return {i: _reused(proven.get(entry.key, {}), units, g) for i, g in entry.grads[0].items()}
         found: dict[int, Layout | None] = {}
         unique = True
         for i, ones in entry.grads[0].items():
             found[i], only = prove_layout(ones, entry.grads[1][i], weights_U)
             unique &= only
-        if unique and len(set(found.values())) == 1 and None not in found.values():
-            self._layouts[entry.key] = next(iter(found.values()))
+        layouts = set(found.values())
+        if unique and len(layouts) == 1 and (layout := layouts.pop()) is not None:
+            for g in entry.grads[0].values():
+                size = g.shape[layout.axis] // units
+                any_size = layout.inner is None and size > 1  # of a single entry, no order is proven
+                proven.setdefault(entry.key, {})[0 if any_size else size] = layout
         return found
 
     def _forms(
-        self, capture: Capture, units: int, weights_U: Tensor | None, has_batch: bool
+        self,
+        capture: Capture,
+        units: int,
+        weights_U: Tensor | None,
+        proven: Proven,
+        has_batch: bool,
     ) -> dict[str, list[Form]]:
         layouts: dict[Entry, dict[int, Layout | None]] = {}
         for entry in capture.entries:
             if entry.grads:
-                layouts[entry] = self._layouts_of(entry, units, weights_U)
+                layouts[entry] = self._layouts_of(entry, units, weights_U, proven)
             elif weights_U is not None:
-                self._layouts.setdefault(entry.key, None)
+                proven.setdefault(entry.key, {})
         mixed = [e for e, found in layouts.items() if None in found.values()]
         # Without the batch, what was looked up or expanded may be data: mixed, it is refused.
         optional = frozenset(e.key for e in mixed if e.optional and (e.constant or has_batch))
@@ -455,8 +470,14 @@ def _plain_gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | No
         return [p.grad for p in params]
 
 
-def _fits(layout: Layout, g: Tensor) -> bool:
-    return layout.axis < g.dim() and layout.fits(g.shape[layout.axis])
+def _reused(proven: Mapping[int, Layout], units: int, g: Tensor) -> Layout:
+    """The layout proven for an output of this size, for another number of units."""
+    for size, layout in proven.items():
+        here = replace(layout, num_units=units)
+        fits = here.axis < g.dim() and here.fits(g.shape[here.axis])
+        if fits and size in (0, g.shape[here.axis] // units):
+            return here
+    raise _NotProven
 
 
 def _whole_forms(entry: Entry) -> dict[Any, Dense]:

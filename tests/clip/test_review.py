@@ -1,0 +1,257 @@
+"""What an adversarial reading of the engine found: each must stay exact, bounded or refused by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reticent as rt
+from reticent.errors import UnsupportedModel
+from tests.support import oracle
+from tests.support.judge import assert_close
+
+
+class Net(nn.Module):
+    """A linear layer, a vector, and a forward that a test gives."""
+
+    def __init__(self, run: Callable[["Net", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.p = nn.Linear(4, 6), nn.Parameter(torch.randn(6))
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def net(run: Callable[[Net, Tensor], Tensor]) -> Net:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Net(run).double()
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def assert_exact(
+    model: nn.Module, x: Any, *, engine: rt.ClipEngine | None = None, num_units: int | None = None
+) -> None:
+    """The engine itself, without its self-check, against one unit at a time."""
+
+    def losses(batch: Tensor) -> Tensor:
+        return model(batch).square().flatten(1).sum(1)
+
+    engine = rt.ClipEngine(model, max_norm=1.0) if engine is None else engine
+    total, norms = oracle.loop_clipped_sum(model, losses, x, 1.0, num_units)
+    got = engine.clipped_sum(losses, x, num_units=num_units)
+    assert_close(got, total, norms, max_norm=1.0, tolerance=1e-10)
+
+
+# -- writes in place ---------------------------------------------------------------------------------
+
+
+def add_to_a_view(net: Net, x: Tensor) -> Tensor:
+    h = net.layer(x)
+    h[:, :2].add_(net.p[:2])
+    return h
+
+
+def scale_a_reshaped_view(net: Net, x: Tensor) -> Tensor:
+    h = net.layer(x)
+    h.view(-1, 2, 3).mul_(net.p.view(2, 3))
+    return torch.tanh(h)
+
+
+def chain_on_views(net: Net, x: Tensor) -> Tensor:
+    h = net.layer(x)
+    h[:, 1:3].mul_(net.p[:2]).add_(net.p[2:4])
+    h[:, :3] += net.p[:3]
+    return torch.sin(h)
+
+
+def set_items_of_a_view(net: Net, x: Tensor) -> Tensor:
+    b = x.clone()
+    part = b[:, :2]
+    part[:] = net.p[:2]
+    return net.layer(b)
+
+
+def add_to_a_view_of_a_buffer(net: Net, x: Tensor) -> Tensor:
+    b = x.new_zeros(len(x), 6)
+    b[:, :2].add_(net.p[:2])
+    return b * net.layer(x)
+
+
+def copy_then_double(net: Net, x: Tensor) -> Tensor:
+    w = net.layer.weight.clone()
+    w.mul_(2)
+    return F.linear(x, w)
+
+
+def copy_then_zero_a_row(net: Net, x: Tensor) -> Tensor:
+    w = net.layer.weight.clone()
+    w[0] = 0
+    return F.linear(x, w)
+
+
+def transpose_a_copy_then_scale_it(net: Net, x: Tensor) -> Tensor:
+    w = net.layer.weight.clone()
+    v = w.t()
+    w.mul_(3)
+    return x @ v
+
+
+def matrix_built_row_by_row(net: Net, x: Tensor) -> Tensor:
+    w = torch.zeros(2, 4, dtype=x.dtype)
+    w[0], w[1] = net.p[:4], net.p[2:] * 2
+    return F.linear(x, w)
+
+
+IN_PLACE = (
+    add_to_a_view, scale_a_reshaped_view, chain_on_views, set_items_of_a_view, add_to_a_view_of_a_buffer,
+    copy_then_double, copy_then_zero_a_row, transpose_a_copy_then_scale_it, matrix_built_row_by_row,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("run", IN_PLACE, ids=lambda run: run.__name__)
+def test_writes_in_place_are_seen(run: Callable[[Net, Tensor], Tensor]) -> None:
+    assert_exact(net(run), draw(5, 4))
+
+
+# -- what is constant, and what is data ----------------------------------------------------------------
+
+
+def straight_through(net: Net, x: Tensor) -> Tensor:
+    w = net.layer.weight
+    return F.linear(x, w + (torch.round(w * 4) / 4 - w).detach())
+
+
+def masked_by_size(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        mask = (net.layer.weight.abs() > 0.1).to(x)
+    return F.linear(x, net.layer.weight * mask)
+
+
+def scaled_by_its_data(net: Net, x: Tensor) -> Tensor:
+    return F.linear(x, net.layer.weight / net.layer.weight.data.norm())
+
+
+def cast_to_the_type_of_the_batch(net: Net, x: Tensor) -> Tensor:
+    return F.linear(x, net.layer.weight.to(x)) * net.p.type_as(x)
+
+
+def one_hot_by_scatter(net: Net, x: Tensor) -> Tensor:
+    one_hot = torch.zeros(len(x), 4, dtype=x.dtype).scatter_(1, (x[:, :1] > 0).long(), 1.0)
+    return torch.tanh(net.layer(one_hot))
+
+
+def buffer_filled_from_the_batch(net: Net, x: Tensor) -> Tensor:
+    b = torch.zeros(len(x), 4, dtype=x.dtype)
+    b[:, 1:].copy_(x[:, 1:])
+    return torch.tanh(net.layer(b))
+
+
+CONSTANTS = (
+    straight_through, masked_by_size, scaled_by_its_data, cast_to_the_type_of_the_batch, one_hot_by_scatter,
+    buffer_filled_from_the_batch,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("run", CONSTANTS, ids=lambda run: run.__name__)
+def test_weights_computed_from_weights_and_buffers_holding_data_are_no_false_alarm(
+    run: Callable[[Net, Tensor], Tensor],
+) -> None:
+    assert_exact(net(run), draw(5, 4))
+
+
+@pytest.mark.parametrize("cast", [Tensor.type_as, Tensor.to], ids=["type_as", "to"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_cast_to_the_type_of_a_parameter_leaves_the_batch_alone(
+    cast: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    x = draw(5, 4).to(dtype)
+    assert_exact(net(lambda net, x: net.layer(cast(x, net.layer.weight))), x)
+    assert not x.requires_grad and x.grad_fn is None
+
+
+# -- gradients inside the losses -----------------------------------------------------------------------
+
+
+def test_adversarial_inputs_made_in_the_losses_do_not_count() -> None:
+    model = net(lambda net, x: torch.tanh(net.layer(x)) * net.p)
+
+    def losses(batch: Tensor) -> Tensor:
+        x = batch.clone().requires_grad_()
+        (g,) = torch.autograd.grad(model(x).square().sum(), x)
+        return model((x + 0.1 * g.sign()).detach()).square().sum(1)
+
+    total, norms = oracle.loop_clipped_sum(model, losses, draw(5, 4), 1.0)
+    got = rt.ClipEngine(model, max_norm=1.0).clipped_sum(losses, draw(5, 4))
+    assert_close(got, total, norms, max_norm=1.0, tolerance=1e-10)
+
+
+def test_second_derivatives_are_refused_by_name() -> None:
+    model = net(lambda net, x: torch.tanh(net.layer(x)))
+
+    def losses(batch: Tensor) -> Tensor:
+        x = batch.clone().requires_grad_()
+        (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return g.square().sum(1)
+
+    with pytest.raises(UnsupportedModel, match=r"create_graph=True through parameter .*layer"):
+        rt.ClipEngine(model, max_norm=1.0).clipped_sum(losses, draw(5, 4))
+
+
+def test_transforms_of_torch_func_are_refused_by_name() -> None:
+    model = net(lambda net, x: net.layer(x))
+
+    def losses(batch: Tensor) -> Tensor:
+        return torch.func.vmap(lambda row: model(row).square().sum())(batch)
+
+    with pytest.raises(UnsupportedModel, match=r"torch\.func"):
+        rt.ClipEngine(model, max_norm=1.0).clipped_sum(losses, draw(5, 4))
+
+
+# -- layouts proven on one batch, used on the next ------------------------------------------------------
+
+
+def time_major_and_flat(net: Net, x: Tensor) -> Tensor:
+    rows, length, width = x.shape
+    h = torch.tanh(net.layer(x.transpose(0, 1).reshape(length * rows, width))) * net.p
+    return h.view(length, rows, 6).transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [(8, 4, None), (8, 4, 4), (8, 4, 2), (16, 4, 4), (8, 2, 4)],
+        [(8, 4, 4), (8, 4, None), (12, 4, 3)],
+        [(4, 1, None), (4, 3, None), (4, 4, None), (8, 2, 4)],
+        [(4, 4, 1), (4, 4, None)],
+    ],
+    ids=["rows-then-units", "units-then-rows", "one-step-first", "one-unit-first"],
+)
+def test_a_layout_is_not_reused_where_it_was_not_proven(calls: list[tuple[int, int, int | None]]) -> None:
+    model = net(time_major_and_flat)
+    engine = rt.ClipEngine(model, max_norm=1.0)
+    for seed, (rows, length, units) in enumerate(calls):
+        assert_exact(model, draw(rows, length, 4, seed=seed), engine=engine, num_units=units)
+
+
+@pytest.mark.parametrize("first", [1.0, -1.0])
+def test_a_forward_that_takes_another_branch_is_proven_again(first: float) -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        if float(x[0, 0, 0]) > 0:
+            return torch.tanh(net.layer(x.transpose(0, 1))).transpose(0, 1)
+        return torch.tanh(net.layer(x))
+
+    model = net(run)
+    engine = rt.ClipEngine(model, max_norm=1.0)
+    for sign in (first, -first, first):
+        x = draw(4, 4, 4)
+        x[:, 0, 0] = sign
+        assert_exact(model, x, engine=engine)
