@@ -1,4 +1,4 @@
-"""What every test shares: hypothesis without deadlines (torch's first call is slow), no plots on a screen, one thread."""
+"""What every test shares: hypothesis without deadlines (torch's first call is slow), no screen, one thread."""
 
 import os
 

@@ -17,7 +17,7 @@ def _problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, tuple[Tenso
     return model, (torch.randint(0, 11, (8, 4)), torch.randint(0, 3, (8, 4)))
 
 
-def _losses(model: nn.Module):  # noqa: ANN202
+def _losses(model: nn.Module):
     def losses(batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(model(batch[0]).mT, batch[1], reduction="none").mean(1)
 
@@ -117,10 +117,10 @@ def test_a_wrong_rule_of_a_user_is_found_by_the_self_check() -> None:
     from reticent.rules._linear import LinearMeeting
 
     class Half(LinearMeeting):
-        def forms(self, saved, g, layout):  # noqa: ANN001, ANN202
+        def forms(self, saved, g, layout):
             return LinearMeeting.forms(self, saved, 0.5 * g, layout)
 
-    def rule(recorder, args, kwargs):  # noqa: ANN001, ANN202
+    def rule(recorder, args, kwargs):
         x, weight, bias = args
         roles = {"weight": weight, "bias": bias}
         return recorder.record(Half(weight.detach(), bias.detach(), False, frozenset(roles)), roles, (x,))

@@ -13,7 +13,7 @@ def _net() -> nn.Module:
     )
 
 
-def _losses(model: nn.Module):  # noqa: ANN202
+def _losses(model: nn.Module):
     return lambda x: model(x).square().sum(1)
 
 

@@ -56,7 +56,7 @@ def test_no_gradient_of_a_transformer_matrix_is_held_for_each_example() -> None:
 
 
 def test_the_count_would_notice_one() -> None:
-    model, losses, ids = _language_model()
+    model, _, _ = _language_model()
     matrix = next(p for n, p in model.named_parameters() if p.dim() == 2)
     with Shapes() as seen:
         torch.zeros(B, *matrix.shape) + 1.0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import reticent as rt
-from reticent.errors import CoupledExamples, ReticentError
+from reticent.errors import CoupledExamples, ReticentError, UnsupportedModel
 from tests.support import oracle, zoo
 from tests.support.case import Case
 from tests.support.judge import snapshot
