@@ -1,4 +1,4 @@
-"""What every test shares: hypothesis without deadlines (torch's first call is slow), no screen, one thread."""
+"""What every test shares: hypothesis without deadlines (the first call of torch is slow), one thread."""
 
 import os
 
