@@ -87,6 +87,7 @@ def compare(case: str, rounds: int) -> dict[str, Any]:
             if r:
                 times[engine].append(time.perf_counter() - start)
     memory = {engine: peak_above_loaded(case, engine) for engine in ENGINES}
+    base = memory["non-private"]
     results: dict[str, Any] = {
         "case": case,
         "rounds": rounds,
@@ -101,7 +102,7 @@ def compare(case: str, rounds: int) -> dict[str, Any]:
             "time_ratio": statistics.median(ratios),
             "time_ratio_range": [min(ratios), max(ratios)],
             "memory_mib": memory[engine],
-            "memory_ratio": memory[engine] / memory["non-private"],
+            "memory_ratio": memory[engine] / base if base >= 1 else None,  # below 1 MiB it is noise
             "max_error": None if engine == "non-private" else error,
         }
     return results
@@ -127,9 +128,8 @@ def main() -> None:
             return
         for engine in ENGINES:
             r = results[engine]
-            print(
-                f"{engine:15} {r['seconds']:8.3f} s  x{r['time_ratio']:.2f}  memory x{r['memory_ratio']:.2f}"
-            )
+            memory = "-" if r["memory_ratio"] is None else f"x{r['memory_ratio']:.2f}"
+            print(f"{engine:15} {r['seconds']:8.3f} s  x{r['time_ratio']:.2f}  memory {memory}")
 
 
 if __name__ == "__main__":
