@@ -255,3 +255,79 @@ def test_a_forward_that_takes_another_branch_is_proven_again(first: float) -> No
         x = draw(4, 4, 4)
         x[:, 0, 0] = sign
         assert_exact(model, x, engine=engine)
+
+
+# -- attention ------------------------------------------------------------------------------------------
+
+
+def test_attention_is_recorded_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reticent.clip import _engine
+
+    def no_replay(*args: Any) -> None:
+        raise AssertionError("replayed unit by unit")
+
+    monkeypatch.setattr(_engine, "unit_by_unit_forms", no_replay)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+        model = Net(lambda net, x: layer(x, torch.cos(x[:, 1:])))
+    model.layer, model.p = layer, None  # type: ignore[assignment]
+    assert_exact(model, draw(5, 6, 8))
+
+
+def test_dropout_inside_attention_is_no_false_alarm() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True).train()
+        x = torch.randn(5, 6, 8)
+        got = rt.clipped_sum(model, lambda batch: model(batch).square().sum((1, 2)), x, max_norm=1e-3)
+    assert 0 < oracle.norm_of(dict(got.total)) <= 5e-3 * (1 + 1e-5)
+
+
+# -- numbers at the edge of their type ------------------------------------------------------------------
+
+
+def _moved(model: nn.Module, losses: Callable[[Any], Tensor], batch: Any, max_norm: float) -> float:
+    """How far one unit moves the sum, in units of the bound."""
+    got = rt.ClipEngine(model, max_norm=max_norm).clipped_sum(losses, batch)
+    return float(oracle.norm_of({name: t.double() for name, t in got.total.items()})) / got.bound
+
+
+@pytest.mark.parametrize(("length", "width"), [(1, 4), (3, 4), (3, 64)], ids=["single", "dense", "gram"])
+def test_tiny_inputs_with_huge_gradients_stay_bounded(length: int, width: int) -> None:
+    model = nn.Linear(width, width, bias=False)
+    x, g = torch.full((1, length, width), 1e-23), torch.full((1, length, width), 1e18)
+    assert _moved(model, lambda b: (model(b[0]) * b[1]).sum((1, 2)), (x, g), 1e-6) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_positions_that_cancel_stay_bounded_in_either_precision(dtype: torch.dtype, seed: int) -> None:
+    model = nn.Linear(64, 64, bias=False, dtype=dtype)
+    x = 1e6 * draw(1, 1, 64, seed=seed).expand(1, 2, 64).to(dtype)
+    g = 1e6 * draw(1, 1, 64, seed=seed + 10).to(dtype)
+    residual = (1e-4 if dtype == torch.float64 else 1e-1) * draw(1, 1, 64, seed=seed + 20).to(dtype)
+    batch = (x, torch.cat([g, residual - g], 1))
+    assert _moved(model, lambda b: (model(b[0]) * b[1]).sum((1, 2)), batch, 1.0) <= 1 + 1e-5
+
+
+class Tied(nn.Module):
+    """One table, looked up and multiplied with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+
+    def forward(self, ids: Tensor, h: Tensor, g: Tensor, e: Tensor) -> Tensor:
+        looked_up = (self.table(ids) * e).flatten(1).sum(1)
+        return looked_up + (F.linear(h, self.table.weight) * g).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e6, 1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_two_uses_of_a_tied_table_that_cancel_stay_bounded(dtype: torch.dtype, scale: float) -> None:
+    model = Tied().to(dtype)
+    h, g = draw(1, 1, 4).to(dtype), torch.zeros(1, 1, 10, dtype=dtype)
+    g[0, 0, 3] = scale
+    batch = (torch.tensor([[3]]), h, g, -h * scale * (1 + 1e-9))
+    assert _moved(model, lambda b: model(*b), batch, 1e-3) <= 1 + 1e-5

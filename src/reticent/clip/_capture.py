@@ -474,6 +474,11 @@ class Capture(TorchFunctionMode):
         """See `Recorder`."""
         return self.__torch_function__(func, (), args, {})
 
+    def inline(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """See `Recorder`."""
+        with self:
+            return func(*args, **kwargs)
+
 
 def _padding_idx(args: tuple[Any, ...], kwargs: dict[str, Any], num_rows: int) -> int | None:
     """The third argument of `torch.nn.functional.embedding`."""

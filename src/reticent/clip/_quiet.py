@@ -32,8 +32,8 @@ class Quiet(TorchFunctionMode):
             args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             kwargs.pop("dropout_p", None)
             return func(*args, **kwargs)
-        if func is F.multi_head_attention_forward and len(args) > 9:
-            args = (*args[:9], 0.0, *args[10:])
+        if func is F.multi_head_attention_forward and len(args) > 10:
+            args = (*args[:10], 0.0, *args[11:])  # after add_zero_attn
             return func(*args, **kwargs)
         if func in _RECURRENT:
             args = tuple(0.0 if isinstance(a, float) else a for a in args)

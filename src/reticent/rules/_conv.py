@@ -105,7 +105,16 @@ class ConvForm:
         patches = self._patches() if self.by_gram() else None
         if patches is not None:
             return patches.squared_norm()
-        return Dense(self.dense()).squared_norm()
+        return self._with_rounding(Dense(self.dense()).squared_norm())
+
+    def _with_rounding(self, square_U: Tensor) -> Tensor:
+        """Add to the norm what rounding may add to the sum over positions, when it is formed again."""
+        if self.num_units == 0:
+            return square_U
+        sizes = [Dense(t.reshape(self.num_units, -1)).squared_norm() for t in (self.x, self.g)]
+        overlap = math.prod(self.weight.shape[2:])  # an input lies in at most so many patches
+        rounding_U = torch.finfo(self.g.dtype).eps * (overlap * sizes[0] * sizes[1]).sqrt()
+        return (square_U.sqrt() + rounding_U).square()
 
     def _patches(self) -> Outer | None:
         """The convolution as a matrix product over patches, for one row a unit, where torch can unfold."""

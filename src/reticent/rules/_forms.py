@@ -59,7 +59,13 @@ def _sum_of_squares(t: Tensor) -> Tensor:
     """(U, ..) -> (U,) in float64; 0 for no entries."""
     if t.numel() == 0:
         return t.new_zeros(t.shape[0], dtype=torch.float64)
-    return torch.linalg.vector_norm(at_least_float32(t).reshape(t.shape[0], -1), dim=1).double().square()
+    flat = at_least_float32(t).reshape(t.shape[0], -1)
+    norm_U = torch.linalg.vector_norm(flat, dim=1).double()
+    if flat.dtype != torch.float64:  # squares of tiny entries vanish; what they are multiplied by may be huge
+        tiny = torch.nonzero(norm_U < 1e-15 * math.sqrt(flat.shape[1])).flatten()
+        if tiny.numel():
+            norm_U = norm_U.index_copy(0, tiny, torch.linalg.vector_norm(flat[tiny].double(), dim=1))
+    return norm_U.square()
 
 
 def _masked(t: Tensor, keep: Tensor | None) -> Tensor:
@@ -68,18 +74,23 @@ def _masked(t: Tensor, keep: Tensor | None) -> Tensor:
     return torch.where(keep.view(-1, *([1] * (t.dim() - 1))), t, 0)
 
 
-def _guarded(product: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> Tensor:
+def _guarded(
+    product: Callable[[Callable[[Tensor], Tensor]], Tensor], vanishing_U: Tensor | None = None
+) -> Tensor:
     """Squared norms from a sum of signed terms, never below the truth.
 
     Args:
         product: maps a cast to the (U, P, Q) terms of the squared norm, each factor cast first.
             The cast may also select units.
+        vanishing_U: what float32 terms may lack because a factor was too small for float32.
     """
     terms = product(at_least_float32)
     total = terms.sum((1, 2), dtype=torch.float64)
-    if terms.dtype == torch.float64:
-        return total.clamp_min(0.0)
     slack = 4 * torch.finfo(terms.dtype).eps * terms.abs().sum((1, 2), dtype=torch.float64)
+    if terms.dtype == torch.float64:
+        return total.clamp_min(0.0) + slack
+    if vanishing_U is not None:
+        slack = slack + vanishing_U
     # NaN compares false: a unit that is not finite stays so, and is left out by the engine.
     again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
     total = total.clamp_min(0.0) + slack
@@ -137,19 +148,23 @@ class Outer:
             x, g = cast(self.x_UPI), cast(self.g_UPO)
             return torch.bmm(x, x.mT).mul_(torch.bmm(g, g.mT))
 
-        return self._with_rounding(_guarded(gram))
+        if self.x_UPI.dtype == torch.float64:
+            return self._with_rounding(_guarded(gram))
+        x_U, g_U = _sum_of_squares(self.x_UPI), _sum_of_squares(self.g_UPO)
+        vanishing_U = positions * torch.finfo(torch.float32).tiny * (num_in * g_U + num_out * x_U)
+        return self._with_rounding(_guarded(gram, vanishing_U))
 
     def _with_rounding(self, square_U: Tensor) -> Tensor:
         """Add to the norm what rounding may add to the sum over positions, when it is formed.
 
-        Where outer products nearly cancel, that can exceed a float32 norm's own rounding by far.
+        Where outer products nearly cancel, that can exceed the norm's own rounding by far.
         """
         x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
-        if x.dtype == torch.float64 or x.numel() == 0:
+        if x.numel() == 0:
             return square_U
         length_UP = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(g, dim=2)
         spread_U = torch.linalg.vector_norm(length_UP, dim=1).double()
-        rounding_U = torch.finfo(torch.float32).eps * math.sqrt(x.shape[1]) * spread_U
+        rounding_U = torch.finfo(x.dtype).eps * math.sqrt(x.shape[1]) * spread_U
         return (square_U.sqrt() + rounding_U).square()
 
     def _materialised_squared_norm(self, chunk: int) -> Tensor:
@@ -249,10 +264,11 @@ class _Tied:
 
         own = self.gather.squared_norm() + self.outer.squared_norm()
         terms = cross(at_least_float32)
+        eps = torch.finfo(terms.dtype).eps
         total = own + 2 * terms.sum((1, 2), dtype=torch.float64)
+        slack = 8 * eps * (own + terms.abs().sum((1, 2), dtype=torch.float64))
         if terms.dtype == torch.float64:
-            return total.clamp_min(0.0)
-        slack = 8 * torch.finfo(terms.dtype).eps * (own + terms.abs().sum((1, 2), dtype=torch.float64))
+            return total.clamp_min(0.0) + slack
         again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
         total = total.clamp_min(0.0) + slack
         if again.numel():
@@ -265,7 +281,7 @@ class _Tied:
                 ),
             )
             total = total.index_copy(0, again, part.squared_norm())
-        return total
+        return (total.sqrt() + 2 * eps * own.sqrt()).square()  # what rounding may leave where both cancel
 
     def _table_inputs(self) -> Tensor:
         return self.outer.g_UPO if self.outer.input_first else self.outer.x_UPI

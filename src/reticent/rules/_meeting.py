@@ -54,6 +54,10 @@ class Recorder(Protocol):
         """Run another torch function in place of this one, recorded like any other."""
         ...
 
+    def inline(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a function made of torch functions, each recorded like any other."""
+        ...
+
 
 # (recorder, args, kwargs) -> the operation's output, or NotImplemented: not my case.
 OpRule = Callable[[Recorder, tuple[Any, ...], dict[str, Any]], Any]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules import _conv, _embedding, _linear, _norm, _recurrent
+from reticent.rules import _attention, _conv, _embedding, _linear, _norm, _recurrent
 from reticent.rules._meeting import Meeting, OpRule
 
 __all__ = ["BUILTIN", "ELEMENTWISE", "Meeting", "OpRule"]
@@ -22,6 +22,7 @@ __all__ = ["BUILTIN", "ELEMENTWISE", "Meeting", "OpRule"]
 BUILTIN: Final[Mapping[Callable[..., Any], OpRule]] = MappingProxyType(
     {
         F.linear: _linear.linear,
+        F.multi_head_attention_forward: _attention.multi_head_attention,
         torch.addmm: _linear.addmm,
         torch.matmul: _linear.matmul,
         torch.mm: _linear.matmul,
