@@ -155,9 +155,13 @@ def buffer_filled_from_the_batch(net: Net, x: Tensor) -> Tensor:
     return torch.tanh(net.layer(b))
 
 
+def driven_by_noise(net: Net, x: Tensor) -> Tensor:
+    return torch.tanh(net.layer(0 * torch.randn(len(x), 4, dtype=x.dtype) + 1)) * net.p
+
+
 CONSTANTS = (
     straight_through, masked_by_size, scaled_by_its_data, cast_to_the_type_of_the_batch, one_hot_by_scatter,
-    buffer_filled_from_the_batch,
+    buffer_filled_from_the_batch, driven_by_noise,
 )  # fmt: skip
 
 
@@ -282,6 +286,25 @@ def test_dropout_inside_attention_is_no_false_alarm() -> None:
         x = torch.randn(5, 6, 8)
         got = rt.clipped_sum(model, lambda batch: model(batch).square().sum((1, 2)), x, max_norm=1e-3)
     assert 0 < oracle.norm_of(dict(got.total)) <= 5e-3 * (1 + 1e-5)
+
+
+# -- half precision -------------------------------------------------------------------------------------
+
+
+def test_half_precision_inside_the_losses_is_no_false_alarm() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 8))
+        x = torch.randn(5, 6, 8)
+
+    def losses(batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = model(batch)
+        return y.float().square().sum((1, 2))
+
+    total, _ = oracle.loop_clipped_sum(model, losses, x, 1.0)
+    got = rt.clipped_sum(model, losses, x, max_norm=1.0)
+    assert oracle.distance(dict(got.total), total) <= 0.05 * len(x)
 
 
 # -- numbers at the edge of their type ------------------------------------------------------------------

@@ -37,6 +37,7 @@ _SAME = frozenset("to float double half bfloat16 type type_as contiguous clone a
 _TRANSPOSE = frozenset(("t", "T", "mT", "H", "mH", "transpose", "swapaxes", "permute", "adjoint"))
 _LOOKUPS = frozenset(("embedding", "__getitem__", "index_select"))
 _LIKE = frozenset("to type_as view_as reshape_as".split())  # of the second argument, only shape or type
+_DRAWS = frozenset("rand randn randint randperm normal".split())  # a fresh draw for each example, most often
 _UNTRACKED = frozenset(
     "detach data grad requires_grad_ retain_grad register_hook share_memory_ item tolist __repr__ __format__ "
     "__deepcopy__ __reduce_ex__ size dim stride numel is_contiguous __len__ untyped_storage data_ptr".split()
@@ -262,6 +263,8 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """A call that no gradient of a value can come through."""
         out = func(*args, **kwargs)
+        if not tensors and _name(func) in _DRAWS:
+            return out
         if all(id(t) in self._values or self._is_constant(t) for t in tensors):
             for t in _tensors(out):
                 if id(t) not in self._values:

@@ -46,7 +46,7 @@ def check(
     several = None if num_units is None else units
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = State(model, params)
-    with Quiet():
+    with Quiet() as quiet:
         loss = losses(few)
         check_losses(loss, units * k if num_units is None else None)
         checked_units(loss.shape[0], units)
@@ -54,7 +54,7 @@ def check(
         loss_in = loss.detach().reshape(units, -1).sum(1)
         alone = [rows(few, u * k, (u + 1) * k) for u in range(units)]
         loss_alone = torch.stack([losses(one).detach().sum() for one in alone])
-        tolerance = _tolerance(loss_in)
+        tolerance = _HALF_TOLERANCE if quiet.half else _tolerance(loss_in)
         if not _near(loss_in, loss_alone, tolerance):
             again = losses(few).detach().reshape(units, -1).sum(1)
             raise _coupled(model, losses, few, alone[0], k, random=not _near(loss_in, again, 0.0))

@@ -19,7 +19,12 @@ _RECURRENT = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
 
 
 class Quiet(TorchFunctionMode):
-    """Dropout passes its input on; a uniform draw is 0.999, a Bernoulli one 1, a normal one 0."""
+    """Dropout passes its input on; a uniform draw is 0.999, a Bernoulli one 1, a normal one 0.
+
+    `half` becomes True once an operation gives half precision: autocast, say, around the model alone.
+    """
+
+    half = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -39,6 +44,8 @@ class Quiet(TorchFunctionMode):
             args = tuple(0.0 if isinstance(a, float) else a for a in args)
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.dtype in (torch.float16, torch.bfloat16):
+            self.half = True
         if isinstance(out, Tensor) and name in ("rand", "rand_like", "uniform_"):
             return out.fill_(0.999)
         if isinstance(out, Tensor) and name in ("randn", "randn_like", "normal_", "normal"):
