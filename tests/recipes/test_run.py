@@ -92,10 +92,11 @@ def test_every_choice_runs(tmp_path, digits, setting):
     assert (tmp_path / "run" / "not-private.jsonl").exists() == (setting == "show_loss=true")
 
 
-def test_the_fashion_network_has_the_published_size_and_treats_rows_alone():
-    asked = request("fashion-mnist")
+@pytest.mark.parametrize(("name", "size"), [("tanh-cnn", 26_010), ("tanh-cnn-gn", 26_010 + 2 * (16 + 32))])
+def test_the_fashion_network_has_the_published_size_and_treats_rows_alone(name, size):
+    asked = request("fashion-mnist", [f"model={name}"])
     model = build_model(asked.recipe, asked.config)
-    assert sum(p.numel() for p in model.parameters()) == 26_010
+    assert sum(p.numel() for p in model.parameters()) == size
     x = torch.randn(3, 28, 28)
     assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-6)
 
