@@ -17,6 +17,7 @@ from reticent.errors import (
     StepError,
 )
 from reticent.noise import CipherNoise, add_noise
+from reticent.sample import PoissonSampler, SampleStream
 from reticent.train import PrivateStep
 from tests.train.joint import (
     BATCH_SIZE,
@@ -340,10 +341,25 @@ def test_a_batch_is_used_once_and_in_order(tmp_path):
 
 def test_a_batch_of_another_plan_or_no_batch_is_refused(tmp_path):
     private = make_private(tmp_path, plan=make_plan())
-    for foreign in (first(make_plan(batch=8)), make_data()[:4], None):
+    secret_n = dataclasses.replace(
+        make_plan(), sampler=PoissonSampler(sampling_prob=0.9, expected_batch_size=BATCH_SIZE)
+    )
+    for foreign in (first(make_plan(batch=8)), first(secret_n), make_data()[:4], None):
         with pytest.raises(StepError, match=r"\[foreign-batch\]"):
             take(private, foreign)
     assert private.num_steps == 0
+
+
+def test_a_batch_that_can_be_drawn_again_is_refused_unless_the_ledger_says_so(tmp_path):
+    plan = make_plan()
+    batch = next(plan.batches(make_data(), stream=SampleStream.reproducible(1)))
+    private = make_private(tmp_path, plan=plan)
+    with pytest.raises(StepError, match=r"\[reproducible-batch\]"):
+        take(private, batch)
+    assert private.num_steps == 0
+    marked = make_private(tmp_path / "marked", plan=plan, noise=CipherNoise.reproducible(1))
+    take(marked, batch)
+    assert marked.epsilon().epsilon == float("inf")
 
 
 def test_the_step_beyond_the_plan_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """Logical batches: what one private step sees of the data, before it is cut to fit in memory.
 
-Room: plan. May import NumPy and `reticent.errors`.
+Room: plan. May import NumPy, `reticent.sample` and `reticent.errors`.
 """
 
 from collections.abc import Mapping, Sized
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reticent.errors import DataError
+from reticent.plan._checks import Sampler
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -21,12 +22,16 @@ class LogicalBatch:
         indices: rows of `dataset` that take part, shape (B,), sorted and distinct. Secret.
         dataset: the data set that `Plan.batches` was given.
         expected_batch_size: what the noised sum is divided by; never the realised B.
+        sampler: what drew it: the description that the accountant knows.
+        private: whether the draw is secret; False from a reproducible stream.
     """
 
     step: int
     indices: npt.NDArray[np.int64] = field(repr=False)
     dataset: object = field(repr=False)
     expected_batch_size: float
+    sampler: Sampler = field(repr=False)
+    private: bool = field(repr=False)
 
 
 def num_rows(dataset: object) -> int:

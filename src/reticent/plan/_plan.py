@@ -314,6 +314,8 @@ class Plan:
                 indices=self.sampler.draw(num_available, stream),
                 dataset=dataset,
                 expected_batch_size=self.expected_batch_size,
+                sampler=self.sampler,
+                private=stream.private,
             )
 
 

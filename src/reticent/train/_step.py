@@ -271,7 +271,8 @@ class PrivateStep:
 
         Raises:
             StepError[step-open]: another step of this object is still open.
-            StepError[foreign-batch]: not a batch of this plan.
+            StepError[foreign-batch]: not a batch of this plan's sampler.
+            StepError[reproducible-batch]: its draw can be repeated, and the ledger claims privacy.
             StepError[batch-order]: not the batch whose turn it is.
             StepError[parameters-changed, raw-gradient]: someone else touched what this object trains.
             BudgetExhausted[budget-exhausted]: the ledger holds every step of the plan.
@@ -300,11 +301,18 @@ class PrivateStep:
                 "nothing is left to spend. Make a new plan with a larger budget, on a new ledger.",
                 code="budget-exhausted",
             )
-        if not isinstance(batch, LogicalBatch) or batch.expected_batch_size != self.plan.expected_batch_size:
+        if not isinstance(batch, LogicalBatch) or batch.sampler != self.plan.sampler:
             raise StepError(
                 "The batch does not come from this plan, so its sampling is not the one accounted for. "
                 "Loop over plan.batches(data_set).",
                 code="foreign-batch",
+            )
+        if not (batch.private or self.ledger.reproducible):
+            raise StepError(
+                "The batch was drawn from a reproducible stream, and the ledger claims privacy: who can tell "
+                "which examples took part gains nothing from sampling. Leave `stream` out of plan.batches, "
+                "or make a ledger with reproducible=True.",
+                code="reproducible-batch",
             )
         if batch.step != self.num_steps:
             raise StepError(
