@@ -127,3 +127,26 @@ def test_a_wrong_rule_of_a_user_is_found_by_the_self_check() -> None:
 
     with pytest.raises(rt.errors.UnsupportedModel, match="not those of plain autograd"):
         rt.clipped_sum(model, _losses(model), batch, max_norm=0.1, rules={**BUILTIN, F.linear: rule})
+
+
+def test_a_gradient_hook_on_a_parameter_is_refused_by_name() -> None:
+    model, batch = _problem()
+    model[2].weight.register_hook(lambda g: 2 * g)
+    with pytest.raises(rt.errors.UnsupportedModel, match=r"'2\.weight' has a gradient hook"):
+        rt.clipped_sum(model, _losses(model), batch, max_norm=0.1)
+
+
+def test_two_of_many_units_that_mix_with_each_other_are_found() -> None:
+    """Up to 64 units every probe weight is another one, so that no pair can hide behind equal weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x = torch.randn(64, 3)
+    swap = torch.eye(64)
+    swap[5, 41], swap[5, 5] = 0.5, 0.5
+
+    def losses() -> Tensor:
+        return model[2](swap @ model[:2](x)).square().sum(1)
+
+    for _ in range(10):
+        with pytest.raises(rt.errors.CoupledExamples):
+            rt.clipped_sum(model, losses, max_norm=0.1)

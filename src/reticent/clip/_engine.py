@@ -56,6 +56,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ConfigError[nothing-to-train]: there is none.
         UnsupportedModel[complex-parameter]: one is not real.
+        UnsupportedModel[parameter-hook]: one has a gradient hook.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not params:
@@ -64,6 +65,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
             code="nothing-to-train",
         )
     for name, p in params.items():
+        if p._backward_hooks:
+            raise UnsupportedModel(
+                f"Parameter '{name}' has a gradient hook, which would not run on per-example gradients. "
+                "Remove it, or apply what it does to the optimizer's gradient.",
+                code="parameter-hook",
+            )
         if not p.is_floating_point():
             raise UnsupportedModel(
                 f"Parameter '{name}' is {p.dtype}: only real parameters are supported. Store real and "
@@ -299,7 +306,8 @@ class ClipEngine:
         """One backward; two, the second to prove layouts, where a meeting is new."""
         leaves = _graph_leaves(loss_R)
         _refuse_bypass(leaves, capture, params)
-        weights_U = probe_weights(units) if probe else None
+        half = any(p.dtype == torch.float16 for p in params.values())
+        weights_U = probe_weights(units, half=half) if probe else None
         with capture, torch.autograd.set_multithreading_enabled(False), _gradients_kept(leaves):
             capture.begin_backward(0)
             _run_backward(loss_R, torch.ones_like(loss_R), retain_graph=probe)

@@ -28,14 +28,19 @@ _HALF_TOLERANCE: Final = 1e-3
 _MAX_INNER: Final = 16
 
 
-def probe_weights(num_units: int) -> Tensor:
-    """A power of two for each unit, distinct for up to 16 units, random beyond, shape (U,), float64."""
+def probe_weights(num_units: int, *, half: bool = False) -> Tensor:
+    """A power of two for each unit, distinct for up to 64 units (16 where float16 has no more range).
+
+    Beyond, weights repeat: two units that mix with each other alone are missed if theirs are equal,
+    with probability 1/64.
+
+    Returns:
+        Shape (U,), float64, in random order.
+    """
     generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
-    if num_units <= 16:
-        exponents = torch.randperm(16, generator=generator)[:num_units] - 8
-    else:
-        exponents = torch.randint(-4, 5, (num_units,), generator=generator)
-    return torch.pow(2.0, exponents.double())
+    span = 16 if half else 64
+    rounds = [torch.randperm(span, generator=generator) for _ in range(0, num_units, span)]
+    return torch.pow(2.0, (torch.cat(rounds)[:num_units] - span // 2).double())
 
 
 def _candidates(shape: torch.Size, num_units: int) -> list[Layout]:
@@ -55,10 +60,10 @@ def _holds(layout: Layout, ones: Tensor, scaled: Tensor, weights: Tensor, tolera
     shape = [1] * ones.dim()
     shape[layout.axis] = size
     owner = layout.owner(size, ones.device)
-    expected = ones * weights.to(ones.device, ones.real.dtype)[owner].view(shape)
-    both_bad = ~torch.isfinite(expected) & ~torch.isfinite(scaled)
-    error = torch.where(both_bad, 0, scaled - expected)
-    expected = torch.where(both_bad, 0, expected)
+    recovered = scaled / weights.to(ones.device, ones.real.dtype)[owner].view(shape)
+    both_bad = ~torch.isfinite(recovered) & ~torch.isfinite(ones)
+    error = torch.where(both_bad, 0, recovered - ones)
+    expected = torch.where(both_bad, 0, ones)
 
     def per_unit(t: Tensor) -> Tensor:
         return layout.units_first(t).flatten(1).abs().double().norm(dim=1)
