@@ -20,7 +20,7 @@ from ._recipe import Recipe
 class FashionMnistConfig(RecipeConfig):
     """Settings of `fashion-mnist`."""
 
-    num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 350
+    num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 600
     expected_batch_size: Annotated[
         float, Field(gt=0, le=60_000, allow_inf_nan=False, description="examples in a step, on average")
     ] = 2048
@@ -32,7 +32,7 @@ class FashionMnistConfig(RecipeConfig):
         float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
     ] = 0.1
     physical_batch_size: Annotated[int, Field(ge=1, description="rows at once: memory, not result")] = 256
-    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 50
+    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 100
     model: Annotated[
         Literal["tanh-cnn", "tanh-cnn-gn"], Field(description="tanh-cnn-gn or, without group norm, tanh-cnn")
     ] = "tanh-cnn-gn"
