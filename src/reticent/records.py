@@ -113,18 +113,19 @@ class FlatClipping:
     """Scale each unit's gradient to L2 norm at most `max_norm`, over all parameters together.
 
     Args:
-        max_norm: clipping norm C, in loss units per weight unit; finite, > 0.
+        max_norm: clipping norm C, in loss units per weight unit; from 1e-15 to 1e15, where C and its
+            square are far from the ends of float32 and rounding cannot change what C bounds.
 
     Raises:
-        ConfigError[clip-norm]: `max_norm` is not a finite positive number.
+        ConfigError[clip-norm]: `max_norm` is not a number in that range.
     """
 
     max_norm: float
 
     def __post_init__(self) -> None:
         _require(
-            _is_real(self.max_norm) and self.max_norm > 0,
-            f"max_norm must be a finite number > 0, got {self.max_norm!r}.",
+            _is_real(self.max_norm) and 1e-15 <= self.max_norm <= 1e15,
+            f"max_norm must be a finite number > 0 (from 1e-15 to 1e15), got {self.max_norm!r}.",
             "clip-norm",
         )
 

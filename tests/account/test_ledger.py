@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reticent.account import ledger as ledger_module
-from reticent.account.ledger import Ledger, read_ledger, verify_contains
+from reticent.account.ledger import Ledger, read_ledger, read_run_ledger, verify_contains
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError
 from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
 
@@ -67,6 +67,31 @@ def relinked(path: Path, change: dict[int, dict[str, object]]) -> None:
         lines.append(ledger_module._line(seq, entry, prev))
         prev = ledger_module._hash_of(lines[-1])
     path.write_bytes(b"".join(lines))
+
+
+# ---- with the checkpoints beside it -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_runs_ledger_is_checked_against_what_its_checkpoints_remember(tmp_path, kept):
+    path = tmp_path / "ledger.jsonl"
+    with create(path) as ledger:
+        places = [(ledger.head, ledger.num_steps)]
+        ledger.append_step(POISSON)
+        places.append((ledger.head, ledger.num_steps))
+    entries = [{"ledger_head": head, "step": step} for head, step in places]
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"checkpoints": entries}))
+    assert read_run_ledger(tmp_path) == read_ledger(path)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + kept]))
+    with pytest.raises(LedgerError, match=r"cut off.*\[ledger-mismatch\]"):
+        read_run_ledger(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["", "{", "[1]", '{"checkpoints": [{"ledger_head": null, "step": 3}]}'])
+def test_a_list_of_checkpoints_that_remembers_nothing_is_passed_over(tmp_path, index):
+    create(tmp_path / "ledger.jsonl").close()
+    (tmp_path / "checkpoint.json").write_text(index)
+    assert read_run_ledger(tmp_path).num_steps == 0
 
 
 # ---- what it says -------------------------------------------------------------------------------

@@ -105,15 +105,56 @@ def test_without_out_the_run_goes_to_a_folder_named_after_recipe_and_time(tmp_pa
         (["digist"], "Did you mean 'digits'?"),
         (["none.toml"], "Cannot read the config file"),
         (["digits", "--sett", "lr=1"], "No such option"),
+        (["x" * 5000], "File name too long"),
+        (["digits", "--set", "lr=1e300"], "lr must be at most 1e+30"),
+        (["digits", "--set", "max_norm=1e-44", "--dry-run"], "[clip-norm]"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(tmp_path, call, args, text):
-    status, out, err = call("train", *args, "--out", tmp_path / "run", "--json")
+    status, out, err = call("train", *args, "--json", "--out", tmp_path / "run")
     assert status == 2
     assert out == ""
     assert err.count("\n") == 1
     assert text in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_whose_recipe_is_no_name_is_refused(tmp_path, call):
+    (tmp_path / "c.toml").write_text('recipe = ["digits"]')
+    status, _, err = call("train", tmp_path / "c.toml", "--out", tmp_path / "run")
+    assert status == 2
+    assert "[unknown-recipe]" in err
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path, call):
+    (tmp_path / "file").write_text("mine")
+    status, out, err = call("train", "digits", "--out", tmp_path / "file" / "run")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "file/run" in err
+
+
+def test_weights_that_diverge_end_in_null_and_not_in_an_error(tmp_path, call):
+    lost = ["--set", "lr=1e30", "--set", "max_norm=1e15", *SHORT]
+    status, out, _ = call("train", "digits", "--out", tmp_path / "run", "--json", *lost)
+    assert status == 0
+    assert json.loads(out)["test_loss"] is None
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["loss"] is None
+
+
+def test_a_delta_above_one_over_n_is_warned_of(tmp_path, call):
+    status, _, err = call("train", "digits", "--out", tmp_path / "run", "--set", "delta=0.01", *SHORT)
+    assert status == 0
+    assert "above 1/N" in " ".join(err.split())
+
+
+def test_epsilon_is_never_rounded_down(tmp_path, call):
+    tiny = ["--set", "epsilon=1e-6", *SHORT]
+    status, out, err = call("train", "digits", "--out", tmp_path / "run", *tiny)
+    assert status == 0
+    assert "epsilon 0.01" in err
+    spent = float(next(line for line in out.splitlines() if "epsilon" in line).split()[3])
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epsilon"] <= spent <= 1e-6
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path, call):
@@ -156,6 +197,61 @@ def test_resume_ends_a_stopped_run(stopped, call):
     assert result["run"] == str(stopped)
 
 
+def test_epsilon_of_a_finished_run_is_the_ledgers_whatever_its_result_says(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**before, "epsilon": 0.1, "num_steps": 1}))
+    _, out, _ = call("resume", run, "--json")
+    assert (json.loads(out)["epsilon"], json.loads(out)["num_steps"]) == (before["epsilon"], 4)
+    (run / "result.json").write_text("[]")
+    _, out, _ = call("resume", run, "--json")
+    assert json.loads(out)["epsilon"] == before["epsilon"]
+    delete_ledger(run)
+    status, out, err = call("resume", run, "--json")
+    assert (status, out) == (2, "")
+    assert "[ledger-missing]" in err
+
+
+@pytest.mark.parametrize("command", ["account", "report"])
+@pytest.mark.parametrize("lines", [1, 3, 5])
+def test_a_ledger_shorter_than_its_checkpoints_states_no_epsilon(finished, tmp_path, call, command, lines):
+    run = shutil.copytree(finished, tmp_path / "run")
+    kept = (run / "ledger.jsonl").read_text().splitlines(keepends=True)[:lines]
+    (run / "ledger.jsonl").write_text("".join(kept))
+    status, out, err = call(command, run, "--json")
+    assert (status, out) == (2, "")
+    assert "[ledger-mismatch]" in err
+
+
+def edit(*path, to):
+    def damage(run):
+        about = json.loads((run / "run.json").read_text())
+        inner = about
+        for part in path[:-1]:
+            inner = inner[part]
+        inner[path[-1]] = to
+        (run / "run.json").write_text(json.dumps(about))
+
+    return damage
+
+
+def make_plain(run):
+    """As if the run had been without privacy from the start."""
+    for change in (edit("config", "epsilon", to="inf"), edit("plan", to=None), edit("private", to=False)):
+        change(run)
+
+
+def make_plain_without_a_ledger(run):
+    make_plain(run)
+    delete_ledger(run)
+
+
+def delete_all_but_the_weights(run):
+    for pattern in ("ledger*", "checkpoint*", "metrics*"):
+        for path in run.glob(pattern):
+            path.unlink()
+
+
 def damage_ledger(run):
     text = (run / "ledger.jsonl").read_text()
     (run / "ledger.jsonl").write_text(text.replace('"delta":1e-05', '"delta":1e-06'))
@@ -189,6 +285,19 @@ def delete_ledger(run):
         (damage_list, "checkpoint-index"),
         (damage_config, "config"),
         (shutil.rmtree, "not-a-run"),
+        (edit("config", "epsilon", to="inf"), "run-edited"),
+        (make_plain, "run-edited"),
+        (make_plain_without_a_ledger, "checkpoint-mismatch"),
+        (edit("config", "epsilon", to=8.0), "run-edited"),
+        (edit("config", "num_steps", to=80), "run-edited"),
+        (edit("plan", "clipping", "max_norm", to=1000.0), "run-edited"),
+        (edit("settings", "noise_seed", to=5), "run-edited"),
+        (edit("settings", "mystery", to=5), "not-a-run"),
+        (edit("plan", "noise_multiplier", to=50.0), "ledger-plan"),
+        (edit("run_id", to="another"), "ledger-plan"),
+        (edit("config", to=[1]), "not-a-run"),
+        (edit("recipe", to=[1]), "not-a-run"),
+        (delete_all_but_the_weights, "ledger-missing"),
     ],
 )
 def test_a_damaged_run_is_refused_in_one_line(stopped, call, damage, code):

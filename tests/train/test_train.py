@@ -1,5 +1,6 @@
 """Whole runs: the folder they leave, what it may hold, and how they go on."""
 
+import dataclasses
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from reticent import train as the_front_door
 from reticent.account.ledger import Ledger, read_ledger
 from reticent.errors import CheckpointError, ConfigError, CoupledExamples, DataError, LedgerError
 from reticent.plan import LogicalBatch
-from reticent.train import Evaluation, RunDescription, TrainSettings, resume, train
+from reticent.train import Evaluation, RunDescription, TrainSettings, _folder, _train, resume, train
 from reticent.train import _step as step_module
 from reticent.train._checkpoint import load_tensors
 from tests.train.joint import cross_entropy, make_data, make_model, make_plan, weights_of
@@ -497,6 +498,44 @@ def test_a_run_never_writes_over_something(tmp_path, is_file):
     with pytest.raises(ConfigError, match=rf"{re.escape(str(out))}.*\[out-exists\]"):
         run(out)
     assert (out if is_file else out / "notes.txt").read_text() == "mine"
+
+
+def test_of_two_processes_that_begin_at_once_one_wins_and_its_files_stay(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    real = _folder.write_new_json
+
+    def late(path, value):
+        real(path, {"format": 1, "run_id": "the other's"})
+        real(path, value)
+
+    monkeypatch.setattr(_folder, "write_new_json", late)
+    with pytest.raises(ConfigError, match=r"Another process.*\[out-exists\]"):
+        run(out)
+    assert [p.name for p in out.iterdir()] == ["run.json"]
+    assert "the other's" in (out / "run.json").read_text()
+
+
+def test_an_interrupt_while_the_ledger_is_made_is_not_hidden_by_its_unfinished_file(tmp_path, monkeypatch):
+    def interrupted(path, plan, **_):
+        path.write_bytes(b'{"seq":0')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_train, "create_ledger", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_counts_other_updates_than_the_ledger_is_refused(tmp_path):
+    out = tmp_path / "run"
+    stopped_run(out, after=3)
+    real = _train.load_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            _train, "load_checkpoint", lambda *a, **k: dataclasses.replace(real(*a, **k), updates=1)
+        )
+        with pytest.raises(CheckpointError, match=r"counts 1 updates.*holds 2.*\[checkpoint-mismatch\]"):
+            go_on(out)
 
 
 @pytest.mark.parametrize("settings", [{"eval_every": -1}, {"checkpoint_every": 1.5}, {"ema": 1.0}])

@@ -144,6 +144,34 @@ def read_ledger(path: str | os.PathLike[str]) -> LedgerView:
     return scan.chain.view(torn_bytes=scan.torn_bytes)
 
 
+def read_run_ledger(folder: str | os.PathLike[str]) -> LedgerView:
+    """Read the ledger of a run folder, and check it against what its checkpoints remember.
+
+    Args:
+        folder: a run's folder.
+
+    Raises:
+        LedgerError[ledger-mismatch]: a checkpoint remembers a place in the chain that is gone: lines
+            were cut off the ledger's end, or it belongs to another run.
+        LedgerError: as `read_ledger`.
+    """
+    folder = Path(folder)
+    view = read_ledger(folder / "ledger.jsonl")
+    for head, num_steps in _remembered(folder / "checkpoint.json"):
+        verify_contains(view, head=head, num_steps=num_steps)
+    return view
+
+
+def _remembered(index: Path) -> list[tuple[str, int]]:
+    """Places in the chain that a list of checkpoints names; a damaged list names none."""
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))["checkpoints"]
+        places = [(entry["ledger_head"], entry["step"]) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [(head, step) for head, step in places if isinstance(head, str) and isinstance(step, int)]
+
+
 def verify_contains(ledger: "LedgerView | Ledger", *, head: str, num_steps: int) -> None:
     """Check that a checkpoint's place in the chain is still there, so that a cut tail is noticed.
 

@@ -70,6 +70,11 @@ class LazyGroup(click.Group):
             if not standalone_mode:
                 raise
             _refuse(name, _explained(error), error.exit_code)
+        except OSError as error:
+            if not standalone_mode:
+                raise
+            where = "" if error.filename is None else f": '{error.filename}'"
+            _refuse(name, f"{error.strerror or error}{where}.", USAGE_STATUS)
         except click.Abort:
             if not standalone_mode:
                 raise

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from reticent.cli._show import rounded_up
 from reticent.errors import ReticentError
 
 
@@ -82,4 +83,7 @@ def _privacy(result: Mapping[str, Any]) -> tuple[str, str]:
         why = "noise is reproducible" if "neighbouring_relation" in result else "trained without noise"
         return ("privacy", f"NONE: {why}")
     relation = result["neighbouring_relation"]
-    return ("epsilon", f"{result['epsilon']:.3f} at delta {result['delta']:g}, {relation} (from the ledger)")
+    return (
+        "epsilon",
+        f"{rounded_up(result['epsilon'])} at delta {result['delta']:g}, {relation} (from the ledger)",
+    )

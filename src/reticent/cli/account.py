@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from reticent.account import epsilon
-from reticent.account.ledger import LedgerView, read_ledger
+from reticent.account.ledger import LedgerView, read_ledger, read_run_ledger
 from reticent.cli._show import print_json, print_table, rounded_up
 from reticent.errors import ConfigError
 from reticent.records import EpsilonReport, Mechanism, SamplingScheme
@@ -90,7 +90,7 @@ def _missing(option: str) -> ConfigError:
 
 
 def _of_run(run: Path, delta: float | None) -> dict[str, Any]:
-    view = read_ledger(run / "ledger.jsonl" if run.is_dir() else run)
+    view = read_run_ledger(run) if run.is_dir() else read_ledger(run)
     report = epsilon(view.segments(), delta=view.delta if delta is None else delta, relation=view.relation)
     private = math.isfinite(report.epsilon) and not view.reproducible
     record = _of_report(report, private=private) | {

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from reticent.errors import ConfigError
 
+_LARGEST_RATE: Final = 1e30
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -66,6 +67,9 @@ class RecipeConfig(BaseModel):
             raise ValueError(
                 "twin is a run without privacy beside a private one; with epsilon = inf leave it out"
             )
+        for name, rate in (("lr", self.lr), ("twin_lr", self.twin_lr)):
+            if rate > _LARGEST_RATE:
+                raise ValueError(f"{name} must be at most {_LARGEST_RATE:g} to fit in the weights' numbers")
         return self
 
     def public_dict(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Room: recipes. May import torch, rich, `reticent.{plan,train,data,sample}` and the floors below.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import TensorDataset
 
 from reticent.data import Dataset, load
-from reticent.errors import ConfigError, DataError
+from reticent.errors import CheckpointError, ConfigError, DataError
 from reticent.plan import Plan
 from reticent.records import Budget, FlatClipping
 from reticent.sample import PoissonSampler, SampleStream
@@ -26,12 +25,14 @@ from reticent.train import (
     FitResult,
     RunDescription,
     TrainSettings,
+    finite,
     fit,
     load_checkpoint,
     mix_seed,
     new_folder,
     new_run_id,
     read_run,
+    removed_if_empty,
     removed_unless_spent,
     resume,
     silent_or_bar,
@@ -41,6 +42,7 @@ from reticent.train import (
 )
 
 from ._config import RecipeConfig, make_config, nearest, parse_settings, read_toml, restore_config
+from ._going_on import check_unedited, finished
 from ._plain import PlainStep
 from ._recipe import Recipe, cross_entropy, scores, tensors
 from .digits import DIGITS
@@ -87,7 +89,7 @@ def request(target: str = DEFAULT_RECIPE, assignments: Sequence[str] = ()) -> Re
     if target not in recipes() and (target.endswith(".toml") or Path(target).is_file()):
         settings = read_toml(Path(target))
         name = settings.pop("recipe", None)
-    if name not in recipes():
+    if not isinstance(name, str) or name not in recipes():
         known = list(recipes())
         raise ConfigError(
             f"No recipe is named {name!r}. {nearest(str(name), known)}Known: {', '.join(known)}; or give a "
@@ -144,7 +146,7 @@ def run(
         ReticentError: whatever is wrong with settings, data or model, before anything is spent.
     """
     out = new_folder(out)
-    with removed_unless_spent(out):
+    with removed_if_empty(out):
         asked, data, replaced = _with_data(asked, data, console)
         job = _Job.prepare(asked, data, fallback_from=replaced)
         plain = math.isinf(asked.config.epsilon)
@@ -165,6 +167,7 @@ def go_on(folder: Path, *, console: Console | None = None, data: Dataset | None 
 
     Raises:
         ConfigError[not-a-run]: the folder holds no run of a recipe.
+        ConfigError[run-edited]: `run.json` contradicts itself, or says of a private run that it is not.
         LedgerError, CheckpointError: ledger or checkpoints are damaged, or do not belong together.
     """
     about = read_run(folder)
@@ -176,10 +179,12 @@ def go_on(folder: Path, *, console: Console | None = None, data: Dataset | None 
         )
     config = restore_config(recipe.config, about["config"])
     asked = Request(recipe=recipe, config=config, chosen={})
-    if (folder / "result.json").exists() and (not config.twin or (folder / "twin" / "result.json").exists()):
-        return {**json.loads((folder / "result.json").read_text(encoding="utf-8")), "run": str(folder)}
-    data = load(recipe.dataset, progress=console is not None) if data is None else data
     plan = None if about["plan"] is None else Plan.from_dict(about["plan"])
+    check_unedited(folder, recipe, config, plan, written=about["settings"], settings=_settings(config))
+    done = finished(folder, config, plan, run_id=about["run_id"])
+    if done is not None:
+        return done
+    data = load(recipe.dataset, progress=console is not None) if data is None else data
     job = _Job.prepare(asked, data, plan=plan, fallback_from=about["data"].get("fallback_from"))
     if math.isinf(config.epsilon):
         result = _resume_plain(job, folder, console)
@@ -271,7 +276,7 @@ def _with_data(
     """The data set; or, loudly, the fallback recipe with its own, if no source can be reached."""
     if data is not None:
         return asked, data, None
-    say = (lambda text: None) if console is None else _sayer(console)
+    say = _sayer(console)
     try:
         return asked, load(asked.recipe.dataset, report=say, progress=console is not None), None
     except DataError as e:
@@ -291,12 +296,16 @@ def _with_data(
         return new, load(instead.dataset, report=say, progress=False), asked.recipe.name
 
 
-def _sayer(console: Console) -> Callable[[str], None]:
+def _sayer(console: Console | None) -> Callable[[str], None]:
+    if console is None:
+        return lambda text: None
     return lambda text: console.print(text, style="bold yellow", markup=False, highlight=False)
 
 
 def _train_private(job: _Job, out: Path, console: Console | None) -> dict[str, Any]:
     config = job.asked.config
+    for warning in job.plan.warnings():
+        _sayer(console)(f"warning: {warning}")
     return train(
         job.model,
         job.optimizer,
@@ -327,12 +336,18 @@ def _train_plain(job: _Job, out: Path, console: Console | None) -> dict[str, Any
         model=job.model,
         private=False,
     )
-    return _resume_plain(job, out, console)
+    with removed_unless_spent(out):
+        return _resume_plain(job, out, console)
 
 
 def _resume_plain(job: _Job, folder: Path, console: Console | None) -> dict[str, Any]:
-    say = (lambda text: None) if console is None else _sayer(console)
+    say = _sayer(console)
     checkpoint = load_checkpoint(folder, say=say)
+    if checkpoint is not None and checkpoint.ledger_head is not None:
+        raise CheckpointError(
+            f"The checkpoint of '{folder}' belongs to a private run, whose ledger is gone.",
+            code="checkpoint-mismatch",
+        )
     start = 0 if checkpoint is None else checkpoint.step
     config = job.asked.config
     stepper = PlainStep(
@@ -390,9 +405,9 @@ def _plain_result(done: FitResult, config: RecipeConfig, folder: Path) -> dict[s
         "epsilon": None,
         "delta": config.delta,
         "num_steps": done.updates,
-        **{f"test_{name}": value for name, value in done.scores[weights].items()},
+        **{f"test_{name}": finite(value) for name, value in done.scores[weights].items()},
         "weights": weights,
-        "scores": {name: dict(values) for name, values in done.scores.items()},
+        "scores": finite(done.scores),
         "seconds": round(done.seconds, 3),
         "run": str(folder),
     }
@@ -411,7 +426,7 @@ def _conclude(job: _Job, out: Path, result: dict[str, Any], console: Console | N
             "test_accuracy": twin["test_accuracy"],
             "seconds": twin["seconds"],
             "time_ratio": round(
-                (result["seconds"] / max(updates, 1)) / (twin["seconds"] / twin["num_steps"]), 3
+                (result["seconds"] / max(updates, 1)) / (max(twin["seconds"], 1e-3) / twin["num_steps"]), 3
             ),
         }
     write_json(out / "result.json", result)

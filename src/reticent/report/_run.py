@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from reticent.account.ledger import LedgerView, read_ledger
+from reticent.account.ledger import LedgerView, read_run_ledger
 from reticent.errors import ConfigError
 
 _Kind = TypeVar("_Kind", bound="_File")
@@ -97,7 +97,7 @@ def read_run(folder: str | Path) -> Run:
         ConfigError[not-a-run]: there is no such folder, or it has no `run.json`.
         ConfigError[run-folder]: a file in it is unreadable or not in our format.
         ConfigError[run-without-ledger]: `run.json` says private, but there is no ledger.
-        LedgerError: the ledger is damaged.
+        LedgerError: the ledger is damaged, was cut, or belongs to another run.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -112,7 +112,9 @@ def read_run(folder: str | Path) -> Run:
             "Restore the ledger from a copy; without one, treat the weights as not private.",
             code="run-without-ledger",
         )
-    ledger = read_ledger(ledger_path) if ledger_path.is_file() else None
+    ledger = read_run_ledger(folder) if ledger_path.is_file() else None
+    if ledger is not None and ledger.run_id != about.run_id:
+        raise _bad(f"run.json and ledger.jsonl in '{folder}' are of different runs.")
     return Run(
         folder=folder,
         about=about,

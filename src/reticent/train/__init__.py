@@ -11,9 +11,16 @@ from types import ModuleType
 
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._evaluate import Evaluation, evaluate
-from ._files import write_json
-from ._folder import RunDescription, new_folder, read_run, removed_unless_spent, write_run
-from ._ledger import new_run_id
+from ._files import finite, write_json
+from ._folder import (
+    RunDescription,
+    new_folder,
+    read_run,
+    removed_if_empty,
+    removed_unless_spent,
+    write_run,
+)
+from ._ledger import check_ledger, ledger_epsilon, new_run_id
 from ._loop import FitResult, Stepper, TrainSettings, fit
 from ._progress import SilentWatcher, Watcher, progress_bar, silent_or_bar
 from ._rows import chunks_of
@@ -33,15 +40,19 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "Watcher",
+    "check_ledger",
     "chunks_of",
     "evaluate",
+    "finite",
     "fit",
+    "ledger_epsilon",
     "load_checkpoint",
     "mix_seed",
     "new_folder",
     "new_run_id",
     "progress_bar",
     "read_run",
+    "removed_if_empty",
     "removed_unless_spent",
     "resume",
     "silent_or_bar",

@@ -4,6 +4,7 @@ Room: train. May import `reticent.errors`.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,10 +27,36 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, lambda beside: _write_text(beside, text))
 
 
+def write_new_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one JSON object where there is no file yet; of two processes that try, one succeeds.
+
+    Raises:
+        FileExistsError: there is a file.
+    """
+    mine = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_json(mine, value)
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: two processes may both succeed
+        os.replace(mine, path)
+    finally:
+        mine.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one JSON line."""
+    """Append one JSON line; numbers that are not finite become null."""
     with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(value, allow_nan=False) + "\n")
+        f.write(json.dumps(finite(value), allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same, with null for every number that JSON cannot hold: weights may diverge."""
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def drop_torn_line(path: Path) -> None:

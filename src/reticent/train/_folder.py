@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType, NoneType
 from typing import Any, Final
 
 import numpy as np
@@ -18,13 +19,25 @@ import torch
 from torch import nn
 
 from reticent.account.ledger import read_ledger
-from reticent.errors import ConfigError
+from reticent.errors import ConfigError, LedgerError
 
-from ._files import write_json
+from ._files import write_new_json
 from ._guards import trainable
 from ._loop import TrainSettings
 
 RUN_FORMAT: Final = 1
+_KINDS: Final[Mapping[str, type | tuple[type, ...]]] = MappingProxyType(
+    {
+        "run_id": str,
+        "recipe": (str, NoneType),
+        "config": dict,
+        "plan": (dict, NoneType),
+        "settings": dict,
+        "data": dict,
+        "private": bool,
+    }
+)
+_MISSING: Final = object()
 _OURS: Final = ("run.json", "ledger.jsonl", "metrics.jsonl", "not-private.jsonl", "checkpoint.json")
 
 
@@ -60,8 +73,22 @@ def new_folder(out: Path) -> Path:
 
 
 @contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove a new folder if its block fails and leaves it empty."""
+    try:
+        yield
+    except BaseException:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+@contextmanager
 def removed_unless_spent(folder: Path) -> Iterator[None]:
-    """Remove a new run's files if its block fails before any step was spent."""
+    """Remove a new run's files if its block fails before any step was spent.
+
+    Only for who wrote the folder's `run.json`: the files of another process are not ours to remove.
+    """
     finished = False
     try:
         yield
@@ -79,7 +106,10 @@ def removed_unless_spent(folder: Path) -> Iterator[None]:
 def _was_spent(folder: Path) -> bool:
     ledger = folder / "ledger.jsonl"
     if ledger.exists():
-        return read_ledger(ledger).num_steps > 0
+        try:
+            return read_ledger(ledger).num_steps > 0
+        except LedgerError as e:  # of which nothing can be known is kept
+            return e.code != "ledger-unfinished"
     return any(p.name != "checkpoint-000000.safetensors" for p in folder.glob("checkpoint-*.safetensors"))
 
 
@@ -95,34 +125,44 @@ def write_run(
     model: nn.Module,
     private: bool,
 ) -> None:
-    """Write `run.json`: what is going to run, with what, where."""
-    write_json(
-        folder / "run.json",
-        {
-            "format": RUN_FORMAT,
-            "run_id": run_id,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "recipe": description.recipe,
-            "config": dict(description.config),
-            "plan": None if plan is None else dict(plan),
-            "settings": {
-                **asdict(settings),
-                "physical_batch_size": physical_batch_size,
-                "noise_seed": noise_seed,
-            },
-            "environment": _environment(),
-            "model": {
-                "num_parameters": sum(p.numel() for p in model.parameters()),
-                "num_trainable": sum(p.numel() for p in trainable(model).values()),
-            },
-            "data": dict(description.data),
-            "private": private,
+    """Write `run.json`: what is going to run, with what, where.
+
+    Raises:
+        ConfigError[out-exists]: there is one; another process took the folder meanwhile.
+    """
+    about = {
+        "format": RUN_FORMAT,
+        "run_id": run_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": description.recipe,
+        "config": dict(description.config),
+        "plan": None if plan is None else dict(plan),
+        "settings": {
+            **asdict(settings),
+            "physical_batch_size": physical_batch_size,
+            "noise_seed": noise_seed,
         },
-    )
+        "environment": _environment(),
+        "model": {
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            "num_trainable": sum(p.numel() for p in trainable(model).values()),
+        },
+        "data": dict(description.data),
+        "private": private,
+    }
+    try:
+        write_new_json(folder / "run.json", about)
+    except FileExistsError as e:
+        raise ConfigError(
+            f"Another process has begun a run in '{folder}'. Choose another folder.", code="out-exists"
+        ) from e
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Read `run.json`.
+
+    Returns:
+        What `write_run` wrote; that its parts are of the right kind was checked, their values were not.
 
     Raises:
         ConfigError[not-a-run]: there is none, or it is damaged, or of another format.
@@ -137,6 +177,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         ) from e
     if not known:
         raise ConfigError(f"'{path}' has format {about['format']!r}; this version reads 1.", code="not-a-run")
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(about.get(name, _MISSING), kind)]
+    if wrong:
+        raise ConfigError(
+            f"'{path}' is damaged: {', '.join(wrong)} missing or of the wrong kind. Restore it.",
+            code="not-a-run",
+        )
     return about
 
 

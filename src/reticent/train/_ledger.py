@@ -22,12 +22,6 @@ def new_run_id() -> str:
 
 def create_ledger(path: Path, plan: Plan, *, run_id: str, reproducible: bool) -> Ledger:
     """Make the ledger of a plan; what it says of the data is the plan's public constants."""
-    public: dict[str, float | int] = {
-        "max_norm": plan.clipping.max_norm,
-        "expected_batch_size": plan.expected_batch_size,
-    }
-    if plan.sampler.num_examples is not None:
-        public["num_examples"] = plan.sampler.num_examples
     return Ledger.create(
         path,
         run_id=run_id,
@@ -35,16 +29,29 @@ def create_ledger(path: Path, plan: Plan, *, run_id: str, reproducible: bool) ->
         delta=plan.delta,
         num_steps=plan.num_steps,
         reproducible=reproducible,
-        public=public,
+        public=_public(plan),
     )
 
 
-def check_ledger(ledger: Ledger | LedgerView, plan: Plan, *, reproducible: bool) -> None:
+def _public(plan: Plan) -> dict[str, float | int]:
+    """The plan's public constants that are in no mechanism."""
+    public: dict[str, float | int] = {
+        "max_norm": plan.clipping.max_norm,
+        "expected_batch_size": plan.expected_batch_size,
+    }
+    if plan.sampler.num_examples is not None:
+        public["num_examples"] = plan.sampler.num_examples
+    return public
+
+
+def check_ledger(
+    ledger: Ledger | LedgerView, plan: Plan, *, reproducible: bool, run_id: str | None = None
+) -> None:
     """Refuse a ledger in which this plan's steps would be entered under another claim.
 
     Raises:
-        LedgerError[ledger-plan]: planned steps, relation, delta or an entered mechanism differ, or the
-            noise is reproducible and the ledger does not say so.
+        LedgerError[ledger-plan]: planned steps, relation, delta, a noted constant, an entered mechanism or
+            the run's name (if given) differ, or the noise is reproducible and the ledger does not say so.
     """
     wrong = [
         f"{name} {theirs} (plan: {ours})"
@@ -52,6 +59,8 @@ def check_ledger(ledger: Ledger | LedgerView, plan: Plan, *, reproducible: bool)
             ("num_steps", ledger.planned_steps, plan.num_steps),
             ("relation", ledger.relation, plan.relation),
             ("delta", ledger.delta, plan.delta),
+            ("run_id", ledger.run_id, ledger.run_id if run_id is None else run_id),
+            *((name, ledger.public.get(name, ours), ours) for name, ours in _public(plan).items()),
         )
         if theirs != ours
     ]

@@ -56,7 +56,7 @@ class _BarWatcher:
 
     def step(self, num_steps: int, loss: float | None) -> None:
         if self._epsilon is not None and num_steps % self._every == 0:
-            self._spent = f"epsilon {self._epsilon():.2f}"
+            self._spent = f"epsilon {self._epsilon() + 0.005:.2f}"  # never below the number
         if loss is not None:
             self._loss = f"loss {loss:.3f} (NOT private)"
         note = "  ".join(part for part in (self._spent, self._loss) if part)

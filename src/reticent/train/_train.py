@@ -3,18 +3,17 @@
 Room: train. May import torch, `reticent.{plan,clip,noise,sample,account}` and the floors below.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
 
 from reticent.account.ledger import Ledger, verify_contains
-from reticent.errors import CheckpointError
+from reticent.errors import CheckpointError, ConfigError
 from reticent.noise import CipherNoise
 from reticent.plan import Plan
 from reticent.records import EpsilonReport
@@ -22,14 +21,24 @@ from reticent.sample import SampleStream
 
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._evaluate import Evaluation
-from ._files import drop_torn_line, write_json
-from ._folder import RunDescription, new_folder, read_run, removed_unless_spent, write_run
+from ._files import drop_torn_line, finite, write_json
+from ._folder import (
+    RunDescription,
+    new_folder,
+    read_run,
+    removed_if_empty,
+    removed_unless_spent,
+    write_run,
+)
 from ._guards import check_optimizer
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._loop import TrainSettings, fit
 from ._progress import silent_or_bar
 from ._rows import Transform
 from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, LossPerExample, PrivateStep, check_physical_batch_size
+
+# What a run leaves only when its ledger was there: without one, a new ledger would forget what was spent.
+_LEFT_BY_STEPS: Final = ("checkpoint*", "*.safetensors", "metrics.jsonl", "not-private.jsonl", "result.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +66,19 @@ class TrainResult:
     scores: Mapping[str, Mapping[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, for `result.json`: an infinite epsilon becomes null."""
+        """As JSON, for `result.json`: what is not finite becomes null."""
         best = self.scores.get(self.weights, {})
         return {
             "private": self.private,
-            "epsilon": self.epsilon.epsilon if math.isfinite(self.epsilon.epsilon) else None,
+            "epsilon": finite(self.epsilon.epsilon),
             "delta": self.epsilon.delta,
             "neighbouring_relation": str(self.epsilon.neighbouring_relation),
             "accountant": self.epsilon.accountant,
             "num_steps": self.num_steps,
             "num_lost": self.num_lost,
-            **{f"test_{name}": value for name, value in best.items()},
+            **{f"test_{name}": finite(value) for name, value in best.items()},
             "weights": self.weights,
-            "scores": {weights: dict(values) for weights, values in self.scores.items()},
+            "scores": finite(self.scores),
             "seconds": round(self.seconds, 3),
             "run": str(self.run),
         }
@@ -128,7 +137,7 @@ def train(
     settings = settings or TrainSettings()
     folder = new_folder(Path(out))
     run_id = new_run_id()
-    with removed_unless_spent(folder):
+    with removed_if_empty(folder):
         write_run(
             folder,
             run_id=run_id,
@@ -140,6 +149,7 @@ def train(
             model=model,
             private=noise_seed is None,
         )
+    with removed_unless_spent(folder):
         ledger = create_ledger(
             folder / "ledger.jsonl", plan, run_id=run_id, reproducible=noise_seed is not None
         )
@@ -192,7 +202,7 @@ def resume(
     plan = Plan.from_dict(about["plan"])
     physical_batch_size, noise_seed, settings = _settings(about)
     with _reopen_ledger(folder, plan, about["run_id"], noise_seed) as ledger:
-        check_ledger(ledger, plan, reproducible=noise_seed is not None)
+        check_ledger(ledger, plan, reproducible=noise_seed is not None, run_id=about["run_id"])
         checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
         _check_chain(ledger, checkpoint, folder)
         start = ledger.num_steps
@@ -208,6 +218,7 @@ def resume(
             check_batch=check_batch,
         )
         ledger.append_resume(checkpoint_step=0 if checkpoint is None else checkpoint.step)
+        _check_updates(ledger, checkpoint)
         for name in ("metrics.jsonl", "not-private.jsonl"):
             drop_torn_line(folder / name)
         return _run(
@@ -248,7 +259,7 @@ def _run(
         private=not ledger.reproducible,
         epsilon=ledger_epsilon(ledger),
         num_steps=ledger.num_steps,
-        num_lost=ledger.num_steps - done.updates,
+        num_lost=ledger.num_lost,
         seconds=done.seconds,
         weights="ema" if settings.ema else "last",
         scores=done.scores,
@@ -264,13 +275,18 @@ def _noise(noise_seed: int | None, *, start: int) -> CipherNoise:
 
 def _settings(about: Mapping[str, Any]) -> tuple[int, int | None, TrainSettings]:
     values = dict(about["settings"])
-    return values.pop("physical_batch_size"), values.pop("noise_seed"), TrainSettings(**values)
+    try:
+        return values.pop("physical_batch_size"), values.pop("noise_seed"), TrainSettings(**values)
+    except (KeyError, TypeError) as e:
+        raise ConfigError(
+            "The settings in run.json are damaged, or of another version. Restore it.", code="not-a-run"
+        ) from e
 
 
 def _reopen_ledger(folder: Path, plan: Plan, run_id: str, noise_seed: int | None) -> Ledger:
     """The run's ledger; a new one if the run was stopped before it had one."""
     path = folder / "ledger.jsonl"
-    began = any(folder.glob("checkpoint*"))
+    began = any(any(folder.glob(pattern)) for pattern in _LEFT_BY_STEPS)
     if not began and (not path.exists() or b"\n" not in path.read_bytes()):
         return create_ledger(path, plan, run_id=run_id, reproducible=noise_seed is not None)
     return Ledger.open(path)
@@ -292,6 +308,17 @@ def _check_chain(ledger: Ledger, checkpoint: Checkpoint | None, folder: Path) ->
             f"The checkpoint of '{folder}' belongs to a run without a ledger.", code="checkpoint-mismatch"
         )
     verify_contains(ledger, head=checkpoint.ledger_head, num_steps=checkpoint.step)
+
+
+def _check_updates(ledger: Ledger, checkpoint: Checkpoint | None) -> None:
+    """Refuse a checkpoint whose weights hold another number of updates than the ledger's history of it."""
+    updates = 0 if checkpoint is None else checkpoint.updates
+    if ledger.num_steps - ledger.num_lost != updates:
+        raise CheckpointError(
+            f"The checkpoint counts {updates} updates, and by the ledger it holds "
+            f"{ledger.num_steps - ledger.num_lost}. Restore the checkpoint that the run wrote.",
+            code="checkpoint-mismatch",
+        )
 
 
 def _say(console: Console | None, text: str) -> None:

@@ -1,0 +1,107 @@
+"""Whether a run may go on as its description says, and what a run that is over has to say.
+
+Room: recipes. May import `reticent.{train,plan,sample,account}` and the floors below.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from reticent.account.ledger import read_run_ledger
+from reticent.errors import ConfigError
+from reticent.plan import Plan
+from reticent.sample import PoissonSampler
+from reticent.train import TrainSettings, check_ledger, finite, ledger_epsilon
+
+from ._config import RecipeConfig
+from ._recipe import Recipe
+
+
+def check_unedited(
+    folder: Path,
+    recipe: Recipe,
+    config: RecipeConfig,
+    plan: Plan | None,
+    *,
+    written: Mapping[str, Any],
+    settings: TrainSettings,
+) -> None:
+    """Refuse a description whose settings are not those of its plan: an edit that would be ignored, or worse.
+
+    A private run above all may not go on without privacy: its ledger would speak for weights that
+    were trained without noise.
+
+    Raises:
+        ConfigError[run-edited]: names the settings in question.
+    """
+    implied = {
+        **asdict(settings),
+        "physical_batch_size": config.physical_batch_size,
+        "noise_seed": config.noise_seed,
+    }
+    wrong = [name for name, value in implied.items() if written.get(name) != value]
+    if math.isinf(config.epsilon):
+        wrong += ["epsilon"] if plan is not None or (folder / "ledger.jsonl").exists() else []
+    else:
+        wrong += _not_of_plan(recipe, config, plan)
+    if wrong:
+        raise ConfigError(
+            f"'{folder / 'run.json'}' contradicts itself or the ledger in: {', '.join(wrong)}. A run goes on "
+            "as it began: restore the file; for other settings start a new run.",
+            code="run-edited",
+        )
+
+
+def _not_of_plan(recipe: Recipe, config: RecipeConfig, plan: Plan | None) -> list[str]:
+    """Names of settings in which a private run's plan differs from its config."""
+    if plan is None or plan.budget is None:
+        return ["epsilon"]
+    sampler = PoissonSampler(num_examples=recipe.num_examples, expected_batch_size=config.expected_batch_size)
+    pairs = {
+        "epsilon": (config.epsilon, plan.budget.epsilon),
+        "delta": (config.delta, plan.delta),
+        "num_steps": (config.num_steps, plan.num_steps),
+        "expected_batch_size": (sampler, plan.sampler),
+        "max_norm": (config.max_norm, plan.clipping.max_norm),
+    }
+    return [name for name, (one, other) in pairs.items() if one != other]
+
+
+def finished(folder: Path, config: RecipeConfig, plan: Plan | None, *, run_id: str) -> dict[str, Any] | None:
+    """The result of a run that is over, its privacy read from the ledger again; None if it is not over.
+
+    Raises:
+        LedgerError: the ledger is missing, damaged, was cut, or belongs to another run.
+    """
+    result = _read_result(folder)
+    if result is None or (config.twin and _read_result(folder / "twin") is None):
+        return None
+    if plan is None:
+        return {**result, "run": str(folder), "private": False, "epsilon": None}
+    view = read_run_ledger(folder)
+    check_ledger(view, plan, reproducible=config.noise_seed is not None, run_id=run_id)
+    if view.num_steps < view.planned_steps:
+        return None
+    return {
+        **result,
+        "run": str(folder),
+        "private": not view.reproducible,
+        "epsilon": finite(ledger_epsilon(view).epsilon),
+        "delta": view.delta,
+        "neighbouring_relation": str(view.relation),
+        "num_steps": view.num_steps,
+        "num_lost": view.num_lost,
+    }
+
+
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    """What a run wrote at its end; None if it did not, or if the file is damaged: then it is made again."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    needed = {"test_accuracy", "weights", "seconds", "num_steps"}
+    return result if isinstance(result, dict) and needed <= result.keys() else None
