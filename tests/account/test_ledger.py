@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reticent.account import ledger as ledger_module
+from reticent.account import _ledger_chain as chain_module
+from reticent.account import _ledger_file as file_module
 from reticent.account.ledger import Ledger, read_ledger, read_run_ledger, verify_contains
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError
 from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
@@ -59,13 +60,13 @@ def written(path: Path) -> Path:
 
 def relinked(path: Path, change: dict[int, dict[str, object]]) -> None:
     """Change entries and compute every hash again: what the chain cannot notice."""
-    lines, prev = [], ledger_module._GENESIS
+    lines, prev = [], chain_module.GENESIS
     for seq, line in enumerate(path.read_text().splitlines()):
         entry = {**json.loads(line), **change.get(seq, {})}
         for member in ("seq", "prev", "hash"):
             entry.pop(member)
-        lines.append(ledger_module._line(seq, entry, prev))
-        prev = ledger_module._hash_of(lines[-1])
+        lines.append(chain_module.line_of(seq, entry, prev))
+        prev = chain_module.hash_of(lines[-1])
     path.write_bytes(b"".join(lines))
 
 
@@ -254,12 +255,12 @@ def test_reproducible_is_for_good(path, tmp_path):
 # ---- crashes ------------------------------------------------------------------------------------
 
 LOAD = """
-import importlib.util, sys
-# The file alone: the package around it takes seconds to import.
-spec = importlib.util.spec_from_file_location("ledger", sys.argv[2])
-module = importlib.util.module_from_spec(spec)
-sys.modules["ledger"] = module
-spec.loader.exec_module(module)
+import importlib, sys, types
+# The ledger alone: the package around it takes seconds to import.
+package = types.ModuleType("reticent.account")
+package.__path__ = [sys.argv[2]]
+sys.modules["reticent.account"] = package
+module = importlib.import_module("reticent.account.ledger")
 Ledger = module.Ledger
 """
 APPENDER = (
@@ -279,7 +280,7 @@ with Ledger.open(sys.argv[1]) as ledger:
 
 def in_a_process(program: str, path: Path) -> list[str]:
     """The command that runs `program` on the ledger at `path`."""
-    return [sys.executable, "-c", program, str(path), str(ledger_module.__file__)]
+    return [sys.executable, "-c", program, str(path), str(Path(chain_module.__file__).parent)]
 
 
 def test_kill_at_any_instant_loses_no_acknowledged_step(path):
@@ -311,7 +312,7 @@ def test_a_line_is_on_disk_before_append_returns(path, monkeypatch):
         name = os.readlink(f"/proc/self/fd/{descriptor}") if os.path.isdir("/proc/self/fd") else ""
         synced.append((name, path.read_bytes()))
 
-    monkeypatch.setattr(ledger_module.os, "fsync", fsync)
+    monkeypatch.setattr(file_module.os, "fsync", fsync)
     with create(path) as ledger:
         assert synced[0][1].count(b"\n") == 1  # the header, then the folder that names the file
         assert len(synced) == 2
@@ -381,7 +382,7 @@ def test_a_failed_write_stops_the_ledger_until_it_is_opened_again(path, monkeypa
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(ledger_module.os, "fsync", disk_full)
+            patch.setattr(file_module.os, "fsync", disk_full)
             with pytest.raises(LedgerError, match=r"Cannot append to.*No space left.*\[ledger-io\]"):
                 ledger.append_step(POISSON)
         with pytest.raises(LedgerError, match=r"did not finish its last append.*\[ledger-closed\]"):
@@ -394,7 +395,7 @@ def test_an_interrupt_inside_an_append_stops_the_ledger_too(path, monkeypatch):
     with create(path) as ledger:
         with monkeypatch.context() as patch:
             patch.setattr(
-                ledger_module.os, "fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt)
+                file_module.os, "fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt)
             )
             with pytest.raises(KeyboardInterrupt):
                 ledger.append_step(POISSON)
@@ -409,7 +410,8 @@ HUNDRED_THOUSAND_STEPS = (
     + """
 import os, time
 from reticent.records import Mechanism
-module._sync = lambda file: None  # the disk's own time is not the question here
+# The disk's own time is not the question here.
+sys.modules["reticent.account._ledger_file"].sync = lambda file: None
 with Ledger.open(sys.argv[1]) as ledger:
     for _ in range(100_000):
         ledger.append_step(Mechanism(scheme="poisson", sampling_prob=0.01, noise_multiplier=1.0))
@@ -435,13 +437,13 @@ def test_a_step_takes_less_than_eighty_bytes_and_reading_is_fast(path):
 def test_any_changed_byte_is_noticed(written):
     """Every byte of the file, with several replacements each; `_scan` is what every reader calls."""
     data, rng = written.read_bytes(), random.Random(0)
-    assert ledger_module._scan(data, written).chain.num_steps == 7
+    assert chain_module.scan_bytes(data, written).chain.num_steps == 7
     for position, byte in enumerate(data):
         for other in {0, 10, 32, 34, 48, 57, 125, byte ^ 1, byte ^ 32, rng.randrange(256)} - {byte}:
             changed = data[:position] + bytes([other]) + data[position + 1 :]
             # A larger digit in the format's place is a newer version, refused as such.
             with pytest.raises(LedgerError, match=r"ledger-(damaged|version)"):
-                ledger_module._scan(changed, written)
+                chain_module.scan_bytes(changed, written)
 
 
 def test_the_damaged_line_is_named(written):
@@ -531,7 +533,7 @@ def test_what_this_version_does_not_know_is_refused_even_with_right_hashes(writt
 def test_a_step_before_any_mechanism_is_refused(path):
     create(path).close()
     header = path.read_bytes()
-    path.write_bytes(header + ledger_module._line(1, {}, ledger_module._hash_of(header)))
+    path.write_bytes(header + chain_module.line_of(1, {}, chain_module.hash_of(header)))
     with pytest.raises(LedgerError, match=r"Line 2 .*\[ledger-damaged\]"):
         read_ledger(path)
 
@@ -605,7 +607,7 @@ def test_a_second_process_is_refused(path):
 @pytest.mark.parametrize("with_fcntl", [True, False])
 def test_a_second_opener_is_refused_with_and_without_kernel_locks(path, monkeypatch, with_fcntl):
     if not with_fcntl:
-        monkeypatch.setattr(ledger_module, "fcntl", None)
+        monkeypatch.setattr(file_module, "fcntl", None)
     with create(path):
         for use in (Ledger.open, create):
             with pytest.raises(LedgerError, match=r"open in another process.*\[ledger-locked\]") as refused:
@@ -617,7 +619,7 @@ def test_a_second_opener_is_refused_with_and_without_kernel_locks(path, monkeypa
 
 
 def test_a_failed_opening_lets_go_of_the_lock(written, monkeypatch):
-    monkeypatch.setattr(ledger_module, "fcntl", None)
+    monkeypatch.setattr(file_module, "fcntl", None)
     good = written.read_bytes()
     written.write_bytes(good.replace(b"segment", b"Segment", 1))
     with pytest.raises(LedgerError, match="ledger-damaged"):
@@ -631,7 +633,7 @@ def test_a_failed_opening_lets_go_of_the_lock(written, monkeypatch):
 def test_a_forked_child_may_not_append(path, monkeypatch):
     with create(path) as ledger:
         with monkeypatch.context() as patch:
-            patch.setattr(ledger_module.os, "getpid", lambda: -1)
+            patch.setattr(file_module.os, "getpid", lambda: -1)
             with pytest.raises(LedgerError, match=r"forked.*\[ledger-locked\]"):
                 ledger.append_step(POISSON)
         assert ledger.append_step(POISSON) == 1
@@ -689,7 +691,7 @@ def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
         def read_only(*arguments: object) -> int:
             raise OSError(30, "Read-only file system")
 
-        monkeypatch.setattr(ledger_module.os, "open", read_only)
+        monkeypatch.setattr(file_module.os, "open", read_only)
     with pytest.raises(LedgerError, match=r"Cannot open the ledger.*(denied|Read-only).*\[ledger-io\]"):
         create(tmp_path / "ledger.jsonl")
     tmp_path.chmod(0o700)
