@@ -1,11 +1,14 @@
 """`reticent plan`: solves for what was left out, and warns before it is too late."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 from reticent.cli import main
+from reticent.recipes import make_plan, request
 
 FASHION = "--delta 1e-5 --num-examples 60000"
 
@@ -125,3 +128,81 @@ def test_all_problems_are_told_at_once():
     assert "4 settings are wrong" in message
     for name in ("epsilon", "delta", "max_norm", "num_examples"):
         assert f"{name} must be" in message
+
+
+@pytest.mark.parametrize("recipe", ["digits", "fashion-mnist"])
+def test_a_recipes_plan_has_the_contracts_fields_and_its_cost(recipe):
+    asked = request(recipe, [])
+    found = numbers(recipe)
+    config = asked.config
+    assert (found["recipe"], found["private"]) == (recipe, True)
+    assert (found["num_steps"], found["expected_batch_size"]) == (
+        config.num_steps,
+        config.expected_batch_size,
+    )
+    assert found["updates"] == config.num_steps
+    assert found["example_gradients"] == config.num_steps * config.expected_batch_size
+    assert 0 < found["epsilon"] <= config.epsilon
+    assert found["noise_multiplier"] == make_plan(asked.recipe, config).noise_multiplier
+    memory = found["memory"]
+    parts = ("parameters", "clipped_sums", "optimizer_state", "ema")
+    assert memory["total"] == sum(memory[name] for name in parts) + max(
+        memory["noise"], memory["activations"]
+    )
+
+
+def test_the_memory_of_a_step_is_what_its_tensors_take():
+    small, large = (
+        numbers(f"digits --set model=logistic --set physical_batch_size={rows} --set optimizer=adam")[
+            "memory"
+        ]
+        for rows in (32, 256)
+    )
+    weights = 4 * (64 * 10 + 10)
+    assert small["parameters"] == small["clipped_sums"] == small["ema"] == weights
+    assert small["optimizer_state"] == 2 * weights + 2 * 4  # two moments, and a step count each
+    assert 32 * 10 * 4 < small["activations"] < large["activations"]
+    assert 4 < large["activations"] / small["activations"] < 16
+    assert {**small, "activations": 0, "total": 0} == {**large, "activations": 0, "total": 0}
+
+
+def test_settings_and_options_change_a_recipes_plan():
+    found = numbers("digits --epsilon 1 --set num_steps=30 --max-norm 0.5")
+    assert (found["epsilon_budget"], found["num_steps"], found["max_norm"]) == (1.0, 30, 0.5)
+    assert numbers("digits --set epsilon=inf")["epsilon"] is None
+    seeded = numbers("digits --set noise_seed=1")
+    assert (seeded["private"], seeded["epsilon"], seeded["epsilon_rdp"]) == (False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("digits --noise-multiplier 1", "plan-recipe"),
+        ("digits --sampling-prob 0.1 --sampler poisson", "--sampling-prob, --sampler"),
+        ("--set epsilon=1 --delta 1e-5", "plan-recipe"),
+        ("digist", "Did you mean 'digits'?"),
+        ("digits --set epsilom=1", "Did you mean 'epsilon'?"),
+        ("digits --epsilon -1", "epsilon: input should be greater than 0"),
+        ("--epsilon 3", "Missing option '--delta'"),
+    ],
+)
+def test_a_recipe_and_its_options_are_checked(line, text):
+    assert text in refused(line)
+
+
+def test_a_recipes_plan_reads_no_data_and_shows_its_memory(monkeypatch):
+    monkeypatch.setattr("reticent.recipes._run.load", None)
+    shown = run("digits").stdout
+    for text in ("recipe", "updates", "memory of a step", "activations", "MiB"):
+        assert text in shown
+
+
+def test_without_a_recipe_torch_stays_out():
+    program = """
+import sys
+from reticent.cli import main
+line = "plan --delta 1e-5 --num-examples 100 --expected-batch-size 10 --num-steps 5 --noise-multiplier 2"
+main(line.split(), standalone_mode=False)
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL).returncode == 0

@@ -3,6 +3,8 @@
 Room: cli.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -15,8 +17,10 @@ from reticent.sample import FullBatchSampler, PoissonSampler
 
 
 @click.command("plan", short_help="Show what a private run would do and cost, without reading data.")
+@click.argument("recipe", required=False, metavar="[RECIPE|CONFIG.toml]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a RECIPE's setting.")
 @click.option("--epsilon", type=float, help="Epsilon that may be spent.")
-@click.option("--delta", type=float, required=True, help="Delta of the statement, well below 1/N.")
+@click.option("--delta", type=float, help="Delta of the statement, well below 1/N.")
 @click.option("--noise-multiplier", type=float, help="Noise standard deviation over the clipping bound.")
 @click.option("--num-steps", type=int, help="Number of steps.")
 @click.option("--expected-batch-size", type=float, help="Expected number of examples of a step.")
@@ -27,22 +31,22 @@ from reticent.sample import FullBatchSampler, PoissonSampler
 @click.option(
     "--sampler",
     type=click.Choice([s.value for s in SamplingScheme]),
-    default=SamplingScheme.POISSON.value,
-    show_default=True,
-    help="How each step draws examples.",
+    help="How each step draws examples.  [default: poisson]",
 )
-@click.option("--max-norm", type=float, default=1.0, show_default=True, help="Clipping norm C.")
+@click.option("--max-norm", type=float, help="Clipping norm C.  [default: 1, or the recipe's]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
+    recipe: str | None,
+    settings: tuple[str, ...],
     epsilon: float | None,
-    delta: float,
+    delta: float | None,
     noise_multiplier: float | None,
     num_steps: int | None,
     expected_batch_size: float | None,
     num_examples: int | None,
     sampling_prob: float | None,
-    sampler: str,
-    max_norm: float,
+    sampler: str | None,
+    max_norm: float | None,
     as_json: bool,
 ) -> None:
     """Show what a private run would do and cost, without reading data.
@@ -50,7 +54,34 @@ def command(
     Give --delta, how examples are drawn (--num-examples with --expected-batch-size, or
     --sampling-prob), and all but one of --epsilon, --noise-multiplier, --num-steps and
     --expected-batch-size: the one left out is solved for, never spending more than --epsilon.
+
+    With a RECIPE (fashion-mnist, digits, or a CONFIG.toml) its settings are the defaults, the noise is
+    solved for, and the memory of a step is estimated from one run of the model on random rows.
     """
+    if recipe is not None:
+        fixed = {
+            "--noise-multiplier": noise_multiplier,
+            "--num-examples": num_examples,
+            "--sampling-prob": sampling_prob,
+            "--sampler": sampler,
+        }
+        changed = {
+            "epsilon": epsilon,
+            "delta": delta,
+            "num_steps": num_steps,
+            "expected_batch_size": expected_batch_size,
+            "max_norm": max_norm,
+        }
+        _refuse_fixed_by_recipe(recipe, fixed)
+        given = [f"{name}={value!r}" for name, value in changed.items() if value is not None]
+        _show(_record_of_recipe(recipe, (*settings, *given)), as_json=as_json)
+        return
+    if settings:
+        raise ConfigError("--set changes a RECIPE's setting: name the recipe first.", code="plan-recipe")
+    if delta is None:
+        raise click.UsageError("Missing option '--delta': no epsilon means anything without it.")
+    sampler = SamplingScheme.POISSON.value if sampler is None else sampler
+    max_norm = 1.0 if max_norm is None else max_norm
     raise_together(
         problem(lambda: Budget(epsilon=1.0 if epsilon is None else epsilon, delta=0.5)),
         problem(lambda: check_delta(delta)),
@@ -76,12 +107,43 @@ def command(
         noise_multiplier=noise_multiplier,
     )
     batch_is_known = sampling_prob is None or expected_batch_size is not None
-    record = _record(plan, batch_is_known=batch_is_known)
-    print_warnings(plan.warnings() if batch_is_known else [])
+    _show(_record(plan, batch_is_known=batch_is_known), as_json=as_json)
+
+
+def _show(record: dict[str, Any], *, as_json: bool) -> None:
+    print_warnings(record["warnings"])
     if as_json:
         print_json(record)
     else:
         print_table("Plan", _rows(record))
+
+
+def _refuse_fixed_by_recipe(recipe: str, options: Mapping[str, object]) -> None:
+    found = [name for name, value in options.items() if value is not None]
+    if found:
+        raise ConfigError(
+            f"The recipe {recipe!r} decides {', '.join(found)}: leave that out, or leave out the recipe.",
+            code="plan-recipe",
+        )
+
+
+def _record_of_recipe(target: str, assignments: Sequence[str]) -> dict[str, Any]:
+    from reticent.recipes import make_plan, request, step_memory  # torch is slow: only where it is needed
+
+    asked = request(target, assignments)
+    plan = make_plan(asked.recipe, asked.config)
+    record = {
+        "recipe": asked.recipe.name,
+        "private": asked.config.private,
+        **_record(plan, batch_is_known=True),
+        "physical_batch_size": asked.config.physical_batch_size,
+        "memory": step_memory(asked),
+    }
+    if asked.config.noise_seed is not None:
+        nothing = dict.fromkeys(("epsilon", "epsilon_rdp", "epsilon_pld"), math.inf)
+        warning = "noise_seed makes the noise reproducible: this run would not be private."
+        record |= {**nothing, "warnings": [*record["warnings"], warning]}
+    return record
 
 
 def _check_one_left_out(left_out: dict[str, bool]) -> None:
@@ -142,6 +204,7 @@ def _record(plan: Plan, *, batch_is_known: bool) -> dict[str, Any]:
         "noise_std": noise_std,
         "noise_std_of_mean": None if batch is None else noise_std / batch,
         "epochs": plan.num_steps * plan.sampler.sampling_prob,
+        "updates": plan.num_steps,
         "example_gradients": None if batch is None else plan.num_steps * batch,
         "notes": list(report.notes),
         "warnings": list(plan.warnings()) if batch_is_known else [],
@@ -167,6 +230,22 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [
             ("expected batch size B", f"{record['expected_batch_size']:.6g}"),
             ("noise in the mean gradient", f"sigma C / B = {record['noise_std_of_mean']:.4g}"),
-            ("cost", f"{record['example_gradients']:.6g} example gradients ({record['epochs']:.4g} epochs)"),
+            (
+                "cost",
+                f"{record['example_gradients']:.6g} example gradients ({record['epochs']:.4g} epochs), "
+                f"{record['updates']} updates",
+            ),
+        ]
+    if "memory" in record:
+        rows.insert(0, ("recipe", record["recipe"]))
+        rows += [("memory of a step", _size(record["memory"]["total"]))]
+        rows += [
+            (f"  {name.replace('_', ' ')}", _size(size))
+            for name, size in record["memory"].items()
+            if name != "total"
         ]
     return rows + [("note", note) for note in record["notes"]]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.4g} MiB"

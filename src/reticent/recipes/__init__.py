@@ -5,7 +5,7 @@ Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 
 from ._config import RecipeConfig
 from ._recipe import Recipe
-from ._run import DEFAULT_RECIPE, Request, go_on, make_plan, recipes, request, run
+from ._run import DEFAULT_RECIPE, Request, go_on, make_plan, recipes, request, run, step_memory
 
 __all__ = [
     "DEFAULT_RECIPE",
@@ -17,4 +17,5 @@ __all__ = [
     "recipes",
     "request",
     "run",
+    "step_memory",
 ]

@@ -43,6 +43,7 @@ from reticent.train import (
 
 from ._config import RecipeConfig, make_config, nearest, parse_settings, read_toml, restore_config
 from ._going_on import check_unedited, finished
+from ._memory import measure_memory
 from ._plain import PlainStep
 from ._recipe import Recipe, cross_entropy, scores, tensors
 from .digits import DIGITS
@@ -257,6 +258,30 @@ def _optimizer(model: nn.Module, config: RecipeConfig, *, lr: float) -> Optimize
             return Adam(model.parameters(), lr=lr)
         case "adamw":
             return AdamW(model.parameters(), lr=lr)
+
+
+def step_memory(asked: Request) -> dict[str, int]:
+    """Bytes that a private step takes, by what they are for: `measure_memory` on random rows, no data.
+
+    Args:
+        asked: the recipe and its settings; the rows are as many as one physical batch of it may hold.
+    """
+    recipe, config = asked.recipe, asked.config
+    model = build_model(recipe, config)
+    largest = math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))
+    num_rows = min(config.physical_batch_size, largest, recipe.num_examples)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((num_rows, *recipe.row_shape), generator=generator).mul_(2.0).sub_(1.0)
+    y = torch.randint(recipe.num_classes, (num_rows,), generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        return measure_memory(
+            model,
+            _optimizer(model, config, lr=config.lr),
+            lambda rows: cross_entropy(model, rows),
+            (x, y),
+            max_norm=config.max_norm,
+            averaged=config.ema > 0,
+        )
 
 
 def _settings(config: RecipeConfig) -> TrainSettings:

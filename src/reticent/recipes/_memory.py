@@ -1,0 +1,114 @@
+"""How much memory a private step of a recipe takes, by counting tensors; no data set is read.
+
+Room: recipes. May import torch, `reticent.{clip,train}` and the floors below.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from reticent.clip import ClipEngine
+
+_NOISE_BLOCK_BYTES: Final = 16 << 20  # float64 temporaries while noise is added, at most
+
+
+def measure_memory(
+    model: nn.Module,
+    optimizer: Optimizer,
+    losses: Callable[[Any], Tensor],
+    rows: Any,
+    *,
+    max_norm: float,
+    averaged: bool,
+) -> dict[str, int]:
+    """Bytes that a private step of `model` takes, by what they are for.
+
+    Runs the engine once on `rows` and takes one optimizer step with a zero gradient, so give a model
+    and an optimizer that nobody else needs. Counted are tensors that torch operations return, which is
+    most of what a step takes; the program itself, the data set and workspace inside an operation come
+    on top.
+
+    Args:
+        model: what would be trained.
+        optimizer: over its trainable parameters; its state is what one step makes.
+        losses: called as `losses(rows)`; returns (B,) losses.
+        rows: one physical batch, of any values.
+        max_norm: clipping norm.
+        averaged: whether an average of the weights is kept.
+
+    Returns:
+        Name -> bytes: `parameters` (and buffers), `clipped_sums`, `noise` (the noised sums, the gradients
+        made from them and a block of draws), `optimizer_state`, `ema`, `activations` (of one physical
+        batch, at their peak, with what clipping needs) and `total`, the peak of a step: activations and
+        noise never exist together.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    sums = {
+        n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in trained.items()
+    }
+    engine = ClipEngine(model, max_norm=max_norm)
+    with _Peak() as peak:
+        engine.clipped_sum(losses, rows, out=sums)
+    sum_bytes = _num_bytes(sums)
+    gradient_bytes = _num_bytes(trained)
+    for p in trained.values():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    state = {str(i): t for i, t in enumerate(tree_leaves(optimizer.state_dict()["state"])) if _is_tensor(t)}
+    found = {
+        "parameters": _num_bytes({**model.state_dict()}),
+        "clipped_sums": sum_bytes,
+        "noise": sum_bytes + gradient_bytes + min(_NOISE_BLOCK_BYTES, 4 * sum_bytes),
+        "optimizer_state": _num_bytes(state),
+        "ema": sum_bytes if averaged else 0,
+        "activations": peak.bytes,
+    }
+    lasting = sum(found[name] for name in ("parameters", "clipped_sums", "optimizer_state", "ema"))
+    return {**found, "total": lasting + max(found["noise"], found["activations"])}
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of tensors made inside its block, and keeps the largest count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self._now = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_address(t) for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if _is_tensor(t) and _address(t) not in given:
+                self._count(t.untyped_storage())
+        return out
+
+    def _count(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self._now += size
+        self.bytes = max(self.bytes, self._now)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self._now -= size
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _address(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
+
+
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
