@@ -447,6 +447,19 @@ def test_a_physical_batch_size_is_a_positive_integer(tmp_path, size):
         make_private(tmp_path, physical_batch_size=size)
 
 
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"noise": object()}, "noise-source"),
+        ({"plan": make_plan(noise_multiplier=1e300, max_norm=1e15)}, "noise-bound"),
+    ],
+)
+def test_noise_that_cannot_be_added_is_refused_before_a_ledger_exists(tmp_path, options, code):
+    with pytest.raises(ConfigError, match=rf"\[{code}\]"):
+        make_private(tmp_path, **options)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_ledger_is_not_taken_by_its_path(tmp_path):
     plan = make_plan()
     take(make_private(tmp_path, plan=plan), first(plan))

@@ -197,6 +197,7 @@ class PrivateStep:
     Raises:
         ConfigError[no-noise]: the plan's noise multiplier is 0.
         ConfigError[physical-batch-size]: not a positive integer.
+        ConfigError[noise-source, noise-bound]: the noise cannot be drawn, or its size is not a number.
         ConfigError[optimizer-type, optimizer-closure, optimizer-parameters, nothing-to-train]: see the codes.
         LedgerError[ledger-exists]: `ledger` is the path of an existing file.
         LedgerError[ledger-plan]: the ledger was made for another plan, or would claim privacy for
@@ -227,12 +228,14 @@ class PrivateStep:
                 "train without privacy use a plain torch loop, or epsilon=inf in a recipe.",
                 code="no-noise",
             )
+        source = CipherNoise.fresh() if noise is None else noise
+        _check_noise(source, plan)
         self._watch = Watch(model, optimizer)
         self.model: Final = model
         self.optimizer: Final = optimizer
         self.plan: Final = plan
         self.physical_batch_size: Final = physical_batch_size
-        self._noise: Final = CipherNoise.fresh() if noise is None else noise
+        self._noise: Final = source
         self._engine: Final = ClipEngine(model, max_norm=plan.clipping.max_norm) if engine is None else engine
         self._seed, self._transform, self._check_batch = seed, transform, check_batch
         self._checked = self._is_open = False
@@ -390,6 +393,18 @@ def check_physical_batch_size(size: int) -> None:
         raise ConfigError(
             f"physical_batch_size must be a positive integer, got {size!r}.", code="physical-batch-size"
         )
+
+
+def _check_noise(source: NoiseSource, plan: Plan) -> None:
+    """Refuse noise that could not be added, before a step is spent on finding out."""
+    if not isinstance(source, NoiseSource):
+        raise ConfigError(
+            f"noise must be a NoiseSource (private, normal), got {type(source).__name__}. Leave it out for "
+            "a fresh cipher.",
+            code="noise-source",
+        )
+    nothing = BoundedSum(total={}, bound=plan.clipping.max_norm, norms=torch.empty(0))
+    add_noise(nothing, noise_multiplier=plan.noise_multiplier, source=source)
 
 
 def _at_least_float32(p: Tensor) -> torch.dtype:
