@@ -4,18 +4,18 @@
 
 Times: all engines in one process, in turn, round after round, after one round that is not counted;
 the ratio is taken within each round, and the median reported. Memory: one process for each engine;
-(peak resident memory - that with model and batch loaded) over the same of non-private training.
+(peak resident memory - that with model and batch loaded) over the same of non-private training; Linux only.
 """
 
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,15 +62,21 @@ def peak_above_loaded(case: str, engine: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def _kib(field: str) -> int:
+    """A figure of this process from the kernel, in KiB (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
+
+
 def _memory_of(case: str, engine: str) -> float:
     torch.manual_seed(0)
     work = CASES[case]()
     step = step_of(engine, work)
-    scale = 1024 if platform.system() == "Linux" else 1024**2
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    loaded = _kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which loading reached
     for _ in range(3):
         step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale - loaded
+    return (_kib("VmHWM") - loaded) / 1024
 
 
 def compare(case: str, rounds: int) -> dict[str, Any]:
