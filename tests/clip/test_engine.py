@@ -150,3 +150,16 @@ def test_two_of_many_units_that_mix_with_each_other_are_found() -> None:
     for _ in range(10):
         with pytest.raises(rt.errors.CoupledExamples):
             rt.clipped_sum(model, losses, max_norm=0.1)
+
+
+@pytest.mark.parametrize("draw", [torch.rand, torch.randn], ids=["uniform", "normal"])
+def test_mixing_inputs_by_a_random_share_is_found_though_draws_are_silenced(draw) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def losses(x: Tensor) -> Tensor:
+        share = draw(1)
+        return model(share * x + (1 - share) * x.flip(0)).square().sum(1)
+
+    with pytest.raises(rt.errors.CoupledExamples, match="depends on the other examples"):
+        rt.clipped_sum(model, losses, torch.randn(8, 3), max_norm=0.1)

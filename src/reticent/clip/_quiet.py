@@ -14,12 +14,14 @@ _DROPOUTS = frozenset(
     getattr(F, name)
     for name in ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split())
 )
-# positions of (dropout, train) among the arguments of torch.lstm and its siblings
 _RECURRENT = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
 
 
 class Quiet(TorchFunctionMode):
-    """Dropout passes its input on; a uniform draw is 0.999, a Bernoulli one 1, a normal one 0.
+    """Dropout passes its input on; a uniform draw is 0.6, a normal one 0.5, a Bernoulli one 1.
+
+    The values are far from 0 and 1 so that what a draw is multiplied with stays visible: mixing two
+    examples with a random share of 0.999 would look like not mixing them.
 
     `half` becomes True once an operation gives half precision: autocast, say, around the model alone.
     """
@@ -47,9 +49,9 @@ class Quiet(TorchFunctionMode):
         if isinstance(out, Tensor) and out.dtype in (torch.float16, torch.bfloat16):
             self.half = True
         if isinstance(out, Tensor) and name in ("rand", "rand_like", "uniform_"):
-            return out.fill_(0.999)
+            return out.fill_(0.6)
         if isinstance(out, Tensor) and name in ("randn", "randn_like", "normal_", "normal"):
-            return out.fill_(0.0)
+            return out.fill_(0.5)
         if isinstance(out, Tensor) and name in ("bernoulli", "bernoulli_"):
             return out.fill_(1.0)
         return out

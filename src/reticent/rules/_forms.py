@@ -26,8 +26,6 @@ from torch import Tensor
 # Where a Gram sum cancels so much that its float32 rounding could exceed this share of the squared
 # norm, the unit is computed again in float64. Below it, the bound on the rounding is added.
 _MAX_ROUNDING: Final = 1e-5
-# Gradients of one parameter are held for all units at once only up to this many numbers.
-_HOLD: Final = 1 << 20
 _CHUNK: Final = 1 << 22
 
 
@@ -215,7 +213,7 @@ class Gather:
 
         def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
             # Ids as float64 would be exact up to 2^53, and the cast must not round them below that.
-            ids, g = _select(cast, self.ids_UP, self.g_UPD), cast(self.g_UPD)
+            ids, g = _select(cast, self.ids_UP), cast(self.g_UPD)
             return torch.where(ids[:, :, None] == ids[:, None, :], torch.bmm(g, g.mT), 0)
 
         if self.ids_UP.shape[1] == 1:
@@ -237,7 +235,7 @@ class Gather:
         return table.view(num_units, self.num_rows, width)
 
 
-def _select(cast: Callable[[Tensor], Tensor], ids: Tensor, like: Tensor) -> Tensor:
+def _select(cast: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     """Apply to integer ids the choice of units, but not the dtype, of a cast."""
     units = torch.arange(ids.shape[0], device=ids.device, dtype=torch.float64)
     picked = cast(units)
@@ -257,7 +255,7 @@ class _Tied:
         out_UQV = self._table_outputs()
 
         def cross(cast: Callable[[Tensor], Tensor]) -> Tensor:
-            ids = _select(cast, ids_UP, e_UPD)
+            ids = _select(cast, ids_UP)
             g, e, h = cast(out_UQV), cast(e_UPD), cast(h_UQD)
             picked_UQP = torch.gather(g, 2, ids[:, None, :].expand(-1, g.shape[1], -1))
             return picked_UQP.mul_(torch.bmm(h, e.mT))

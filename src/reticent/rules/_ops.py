@@ -67,7 +67,6 @@ ELEMENTWISE: Final = _functions(
     "__rpow__ add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ "
     "__iadd__ __isub__ __imul__ __itruediv__ __idiv__"
 )
-ADDITIONS: Final = _functions("add __add__ __radd__ add_ __iadd__")
 IN_PLACE: Final = _functions(
     "add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ "
     "__iadd__ __isub__ __imul__ __itruediv__ __idiv__"
