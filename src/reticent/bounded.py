@@ -22,6 +22,8 @@ class BoundedSum:
         norms: each unit's gradient norm before clipping, shape (B,), rounded up, infinite for a
             unit that counted as zero because its gradient was not finite. Depends on private
             data: never log or release it.
+        group_norms: the same for each of L groups of parameters that were clipped apart, shape (B, L);
+            None where there is one.
 
     A value of this class is not private: it becomes so when noise scaled to `bound` is added.
     """
@@ -29,3 +31,4 @@ class BoundedSum:
     total: Mapping[str, Tensor]
     bound: float
     norms: Tensor = field(repr=False)
+    group_norms: Tensor | None = field(default=None, repr=False)

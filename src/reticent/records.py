@@ -1,6 +1,6 @@
 """Torch-free frozen records that rooms hand to each other.
 
-Room: records (floor 0). May import `reticent.errors` only.
+Room: records (floor 0). May import `reticent.clipping` and `reticent.errors`.
 
 A `Mechanism` says what one step did to the data, in the words an accountant needs. Samplers make
 it, the ledger stores it, `account` turns it into an epsilon: so the three cannot disagree.
@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from reticent.clipping import FlatClipping as FlatClipping  # the kind that most rooms need; all are there
 from reticent.errors import ConfigError
 
 
@@ -105,28 +106,6 @@ class Mechanism:
             _is_real(self.noise_multiplier) and self.noise_multiplier >= 0.0,
             f"noise_multiplier must be a finite number >= 0, got {self.noise_multiplier!r}.",
             "noise-multiplier",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlatClipping:
-    """Scale each unit's gradient to L2 norm at most `max_norm`, over all parameters together.
-
-    Args:
-        max_norm: clipping norm C, in loss units per weight unit; from 1e-15 to 1e15, where C and its
-            square are far from the ends of float32 and rounding cannot change what C bounds.
-
-    Raises:
-        ConfigError[clip-norm]: `max_norm` is not a number in that range.
-    """
-
-    max_norm: float
-
-    def __post_init__(self) -> None:
-        _require(
-            _is_real(self.max_norm) and 1e-15 <= self.max_norm <= 1e15,
-            f"max_norm must be a finite number > 0 (from 1e-15 to 1e15), got {self.max_norm!r}.",
-            "clip-norm",
         )
 
 

@@ -265,12 +265,12 @@ def test_a_forward_that_takes_another_branch_is_proven_again(first: float) -> No
 
 
 def test_attention_is_recorded_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reticent.clip import _engine
+    from reticent.clip import _entries
 
     def no_replay(*args: Any) -> None:
         raise AssertionError("replayed unit by unit")
 
-    monkeypatch.setattr(_engine, "unit_by_unit_forms", no_replay)
+    monkeypatch.setattr(_entries, "unit_by_unit_forms", no_replay)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()

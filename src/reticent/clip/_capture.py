@@ -17,9 +17,10 @@ Words (this file):
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,9 @@ _UNTRACKED = frozenset(
     "detach data grad requires_grad_ retain_grad register_hook share_memory_ item tolist __repr__ __format__ "
     "__deepcopy__ __reduce_ex__ size dim stride numel is_contiguous __len__ untyped_storage data_ptr".split()
 )
+
+
+Key = tuple[str, str, int]
 
 
 class CallKind(Enum):
@@ -87,11 +91,10 @@ class Entry:
         meeting: the rule's meeting, or None for a call without rule.
         call: the call without rule, or None.
         outputs: a call's outputs, detached.
-        saved: what the meeting keeps of the batch, once its backward ran.
-        grads: for each backward pass, the gradient of each output.
+        shapes: of each output that a gradient may come through.
     """
 
-    key: tuple[str, str, int]
+    key: Key
     optional: bool
     values: dict[Any, Value]
     meeting: Meeting | None = None
@@ -99,67 +102,100 @@ class Entry:
     constant: bool = False
     kind: CallKind = CallKind.OTHER
     outputs: tuple[Tensor, ...] = ()
-    saved: tuple[Tensor, ...] = ()
-    grads: list[dict[int, Tensor]] = field(default_factory=list)
+    shapes: dict[int, torch.Size] = field(default_factory=dict)
 
-    def receive(self, passes: list[int], index: int, g: Tensor) -> None:
-        """Keep the gradient of one output in the current backward pass.
+    @property
+    def roots(self) -> frozenset[str]:
+        """Names of the parameters behind the entry's values."""
+        return frozenset().union(*(value.roots for value in self.values.values()))
+
+    def describe(self) -> str:
+        """For error messages."""
+        return describe(self.key)
+
+
+def describe(key: Key) -> str:
+    """A recorded operation, for error messages."""
+    return f"parameter '{key[0]}' in {key[1]}"
+
+
+class Visitor(Protocol):
+    """Sees each recorded output's gradient, while one backward pass runs."""
+
+    def visit(self, entry: Entry, index: int, saved: tuple[Tensor, ...], g: Tensor) -> None:
+        """Take the gradient of one output, and what the entry's meeting saved of the batch."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Stage:
+    """Who visits the backward pass that runs; nobody, while the losses are computed."""
+
+    visitor: Visitor | None = None
+    paused: bool = False  # what the visitor itself computes is not recorded
+
+    def receive(self, entry: Entry, index: int, saved: tuple[Tensor, ...], g: Tensor) -> None:
+        """Hand the gradient of one output to the visitor.
 
         Raises:
             UnsupportedModel[hidden-use]: the losses differentiate a gradient: its own use of the
                 parameter would not be seen.
         """
-        if passes[0] < 0:  # the losses themselves run a backward, say for adversarial inputs
+        if self.visitor is None:  # the losses themselves run a backward, say for adversarial inputs
             if torch.is_grad_enabled():
                 raise UnsupportedModel(
-                    f"The losses use a gradient taken with create_graph=True through {self.describe()}: "
+                    f"The losses use a gradient taken with create_graph=True through {entry.describe()}: "
                     "second derivatives are not followed. Use method='loop'.",
                     code="hidden-use",
                 )
             return
-        while len(self.grads) <= passes[0]:
-            self.grads.append({})
-        seen = self.grads[passes[0]]
-        seen[index] = g if index not in seen else seen[index] + g
+        with torch.no_grad(), self.pause():
+            self.visitor.visit(entry, index, saved, g)
 
-    def describe(self) -> str:
-        """For error messages."""
-        return f"parameter '{self.key[0]}' in {self.key[1]}"
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Nothing that runs inside is recorded."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
 
 
 class _Meet(torch.autograd.Function):
     """Runs a meeting; its backward records what is needed, and no parameter gradient is computed."""
 
     @staticmethod
-    def forward(ctx: Any, entry: Entry, passes: list[int], anchor: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, entry: Entry, stage: Stage, anchor: Tensor, *inputs: Tensor) -> Tensor:
         assert entry.meeting is not None
         y, saved = entry.meeting.forward(*inputs)
+        entry.shapes[0] = y.shape
         ctx.save_for_backward(*saved)
-        ctx.entry, ctx.passes = entry, passes
+        ctx.entry, ctx.stage = entry, stage
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (g,) = grads
         entry, saved = ctx.entry, ctx.saved_tensors
-        entry.saved = saved
-        entry.receive(ctx.passes, 0, g)
-        return None, None, None, *entry.meeting.backward(saved, g, ctx.needs_input_grad[3:])
+        inputs = entry.meeting.backward(saved, g, ctx.needs_input_grad[3:])
+        ctx.stage.receive(entry, 0, saved, g)
+        return None, None, None, *inputs
 
 
 class _Tap(torch.autograd.Function):
     """Identity on an output that would not require a gradient otherwise, or that was written in place."""
 
     @staticmethod
-    def forward(ctx: Any, entry: Entry, passes: list[int], index: int, y: Tensor, anchor: Tensor) -> Tensor:
+    def forward(ctx: Any, entry: Entry, stage: Stage, index: int, y: Tensor, anchor: Tensor) -> Tensor:
         # y comes first: a write into a view of y's base passes only the first gradient on
-        ctx.entry, ctx.passes, ctx.index = entry, passes, index
+        ctx.entry, ctx.stage, ctx.index = entry, stage, index
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ctx.entry.receive(ctx.passes, ctx.index, grads[0])
+        ctx.stage.receive(ctx.entry, ctx.index, (), grads[0])
         return None, None, None, grads[0] if ctx.needs_input_grad[3] else None, None
 
 
@@ -196,18 +232,19 @@ class Capture(TorchFunctionMode):
         params: Mapping[str, nn.Parameter],
         model: nn.Module,
         rules: Mapping[Callable[..., Any], OpRule],
-        not_meetings: frozenset[tuple[str, str, int]],
+        not_meetings: frozenset[Key],
     ) -> None:
         super().__init__()
         self.entries: list[Entry] = []
-        self.events: list[Entry | str] = []
-        self.passes = [-1]  # the backward pass that runs; none yet
+        self.events: list[Key | str] = []  # what was recorded, and the modules that ended, in order
+        self.stage = Stage()
+        self._in_forward = True
         self.trace = 0  # hash of the names of all operations of the forward, in order
         self._rules = rules
         self._not_meetings = not_meetings
         self._counts: dict[tuple[str, str], int] = {}
         self._forward_counts: dict[tuple[str, str], int] = {}
-        self._optional_key: tuple[str, str, int] | None = None
+        self._optional_key: Key | None = None
         self._optional_is_constant = False
         self.leaves: dict[str, Tensor] = {}
         self._values: dict[int, Value] = {}
@@ -225,22 +262,13 @@ class Capture(TorchFunctionMode):
             if id(tensor) not in self._values:
                 self._constants[id(tensor)] = tensor
 
-    def begin_backward(self, index: int) -> None:
-        """Start backward pass `index` (0, 1): what it recomputes gets the same names in each pass."""
-        self.passes[0] = index
-        if index == 0:
+    def begin_backward(self, visitor: Visitor) -> None:
+        """Start a backward pass: what it recomputes gets the same names in each pass."""
+        if self._in_forward:
             self._forward_counts = dict(self._counts)
+            self._in_forward = False
         self._counts = dict(self._forward_counts)
-
-    def end_backward(self) -> None:
-        """Join the passes of operations that only ran in the backward (reentrant checkpointing)."""
-        first: dict[tuple[str, str, int], Entry] = {}
-        for entry in self.entries:
-            if entry.grads:
-                same = first.setdefault(entry.key, entry)
-                if same is not entry and len(entry.grads) == 2 and not entry.grads[0]:
-                    same.grads.append(entry.grads[1])
-                    entry.grads = []
+        self.stage.visitor = visitor
 
     # -- the mode -----------------------------------------------------------------------------
 
@@ -248,7 +276,9 @@ class Capture(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.passes[0] < 0:
+        if self.stage.paused:
+            return func(*args, **kwargs)
+        if self._in_forward:
             self.trace = hash((self.trace, _name(func)))
         tensors = list(_tensors(args))
         if kwargs:
@@ -380,7 +410,7 @@ class Capture(TorchFunctionMode):
                 return out
         return self._replayed(func, name, args, kwargs)
 
-    def _next_key(self, name: str, values: Sequence[Value]) -> tuple[str, str, int]:
+    def _next_key(self, name: str, values: Sequence[Value]) -> Key:
         label = "+".join(sorted(frozenset().union(*(v.roots for v in values))))
         count = self._counts[label, name] = self._counts.get((label, name), -1) + 1
         return label, name, count
@@ -388,8 +418,9 @@ class Capture(TorchFunctionMode):
     def _new_entry(self, name: str, values: dict[Any, Value]) -> Entry:
         key = self._optional_key or self._next_key(name, list(values.values()))
         entry = Entry(key, self._optional_key is not None, values, constant=self._optional_is_constant)
-        self.entries.append(entry)
-        self.events.append(entry)
+        if self._in_forward:  # what a backward runs again is held by nobody
+            self.entries.append(entry)
+        self.events.append(key)
         return entry
 
     def _replayed(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -439,26 +470,28 @@ class Capture(TorchFunctionMode):
         same = {id(t) for t in tensors} if not in_place else set()  # an argument, handed on as it is
         if entry.kind is CallKind.OTHER:
             entry.outputs = tuple(t.detach().clone() for t in outs)  # it may be overwritten later
-        swapped = {
-            id(t): self._tapped(entry, i, t, in_place)
+        tapped = [
+            (i, t)
             for i, t in enumerate(outs)
             if (t.is_floating_point() or t.is_complex()) and id(t) not in same
-        }
+        ]
+        entry.shapes = {i: t.shape for i, t in tapped}
+        swapped = {id(t): self._tapped(entry, i, t, in_place) for i, t in tapped}
         flat_out, out_spec = tree_flatten(out)
         return tree_unflatten([swapped.get(id(t), t) for t in flat_out], out_spec)
 
     def _tapped(self, entry: Entry, index: int, y: Tensor, in_place: bool) -> Tensor:
-        passes = self.passes
+        stage = self.stage
         written_view = in_place and y._is_view()  # the gradient comes through its base, past a hook
         if y.requires_grad and not written_view:
 
             def hook(g: Tensor) -> None:
-                entry.receive(passes, index, g)
+                stage.receive(entry, index, (), g)
 
             y.register_hook(hook)
             return y
         copy = y._is_view() and not written_view
-        return _Tap.apply(entry, passes, index, y.clone() if copy else y, self.anchor)
+        return _Tap.apply(entry, stage, index, y.clone() if copy else y, self.anchor)
 
     # -- what a rule may ask (see rules.Recorder) ------------------------------------------------
 
@@ -471,7 +504,7 @@ class Capture(TorchFunctionMode):
         name = type(meeting).__name__.removesuffix("Meeting")
         entry = self._new_entry(name, {role: self._values[id(t)] for role, t in roles.items()})
         entry.meeting = meeting
-        return _Meet.apply(entry, self.passes, self.anchor, *inputs)
+        return _Meet.apply(entry, self.stage, self.anchor, *inputs)
 
     def call(self, func: Callable[..., Any], *args: Any) -> Any:
         """See `Recorder`."""

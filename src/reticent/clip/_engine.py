@@ -1,45 +1,47 @@
 """The clip engine: capture, prove, norms, weights, sums.
 
-Room: clip. May import torch, `reticent.rules`, `reticent.bounded`, `reticent.errors`.
+Room: clip. May import torch, `reticent.rules`, `reticent.bounded`, `reticent.clipping`, `reticent.errors`.
 
-Shape letters (this file): U privacy units, R rows of the batch (U times k).
+Shape letters (this file): U privacy units, R rows of the batch (U times k), L groups.
 
 Sources:
     [1] Abadi et al. 2016, arXiv:1607.00133 (per-example clipping).
     [2] Bu et al. 2022, arXiv:2210.00038 (one backward: norms, then sums from what it left).
+    [3] Li et al. 2021, arXiv:2110.05679 (two backwards: norms, then sums).
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.nn.modules.module import register_module_forward_hook
 
 from reticent.bounded import BoundedSum
 from reticent.clip import _isolation
-from reticent.clip._batch import num_rows, rows
-from reticent.clip._capture import CallKind, Capture, Entry
+from reticent.clip._backward import gradients_kept, graph_leaves, run_backward
+from reticent.clip._batch import num_rows
+from reticent.clip._capture import Capture, Entry, Key, describe
+from reticent.clip._explain import Explanation
+from reticent.clip._groups import Group, resolve
 from reticent.clip._guards import State, check_losses, checked_units
-from reticent.clip._probe import probe_weights, prove_layout
-from reticent.clip._pull import pull_back
+from reticent.clip._loop import loop_norms
+from reticent.clip._passes import Clip, Consumer, FormVisitor, GroupNorms, LayoutOf, Norms, Sums, round_up
+from reticent.clip._planner import Planner, Planning
+from reticent.clip._probe import Fingerprints, probe_weights, prove_layout
 from reticent.clip._refuse import refuse_unsupported
+from reticent.clipping import FlatClipping, StepClipping, sensitivity
 from reticent.errors import ConfigError, CoupledExamples, UnsupportedModel
-from reticent.records import FlatClipping
-from reticent.rules import BUILTIN, Dense, Form, Layout, OpRule, combine
-from reticent.rules._replay import Rows, elementwise_forms, expansion_forms, unit_by_unit_forms
+from reticent.rules import BUILTIN, Layout, OpRule
 
-Key = tuple[str, str, int]
 # Proven layouts: meeting -> entries of one unit along the axis -> layout; 0: however many there are.
 Proven = dict[Key, dict[int, Layout]]
 Losses = Callable[..., Tensor]
+Method = Literal["book-keeping", "ghost", "loop"]
+METHODS: Final = ("book-keeping", "ghost", "loop")
 _MAX_CONTEXTS = 256
-# Norms are rounded up by this share, above the rounding of a float32 backward.
-_ROUND_UP = {torch.float64: 1e-13, torch.float32: 4e-6}
 
 
 class _NotProven(Exception):
@@ -80,6 +82,22 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return params
 
 
+def _one_clipping(max_norm: float | None, clipping: StepClipping | None) -> StepClipping:
+    if clipping is not None and max_norm is None:
+        return clipping
+    if max_norm is not None and clipping is None:
+        return FlatClipping(max_norm=max_norm)
+    raise ConfigError(
+        f"Give exactly one of max_norm (for flat clipping) and clipping, got max_norm={max_norm!r} and "
+        f"clipping={clipping!r}.",
+        code="clipping",
+    )
+
+
+def _sizes(params: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: p.numel() for name, p in params.items()}
+
+
 def sum_dtype(param: Tensor) -> torch.dtype:
     """Clipped sums are kept in float32, or float64 if the parameter is."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
@@ -93,15 +111,24 @@ class ClipEngine:
 
     Args:
         model: any module. Its mode, its gradients and its parameters are left as they are.
-        max_norm: clipping norm C, in loss units per weight unit; finite, > 0.
-        method: "book-keeping" takes one forward and one backward for all units; "loop" runs each
-            unit alone through plain autograd: slow, and exact for any model that runs on a batch of
-            one, so it is the way out for operations that the other refuses.
-        rules: operation -> rule, for "book-keeping"; see `reticent.rules`.
+        max_norm: short for `clipping=FlatClipping(max_norm=...)`.
+        clipping: how one unit's influence is bounded; see `reticent.clipping`. With more than one group
+            of parameters (per layer, say), each is clipped inside the backward, and nothing is kept.
+        method: "book-keeping" takes one forward and one backward for all units, and keeps what the
+            sums need until the norms are known [2]. "ghost" keeps nothing, and runs the backward
+            twice [3]: less memory, more time. "loop" runs each unit alone through plain autograd:
+            slow, and exact for any model that runs on a batch of one, so it is the way out for
+            operations that the others refuse.
+        rules: operation -> rule; see `reticent.rules`.
+        memory_budget: bytes that may be kept between norms and sums; see `Planner`.
+        planning: "estimate" picks each layer's method from shapes; "measure" times the candidates once.
 
     Raises:
         ConfigError[clip-norm]: `max_norm` is not a finite positive number.
+        ConfigError[clipping]: not exactly one of `max_norm` and `clipping`, or an unknown record.
+        ConfigError[clip-groups]: the groups do not fit the model's parameters.
         ConfigError[clip-method]: unknown method.
+        ConfigError[planning, memory-budget]: see `Planner`.
         UnsupportedModel: the model holds a layer refused by name.
     """
 
@@ -109,19 +136,23 @@ class ClipEngine:
         self,
         model: nn.Module,
         *,
-        max_norm: float,
-        method: Literal["book-keeping", "loop"] = "book-keeping",
+        max_norm: float | None = None,
+        clipping: StepClipping | None = None,
+        method: Method = "book-keeping",
         rules: Mapping[Callable[..., Any], OpRule] = BUILTIN,
+        memory_budget: int | None = None,
+        planning: Planning = "estimate",
     ) -> None:
-        if method not in ("book-keeping", "loop"):
-            raise ConfigError(f"method must be 'book-keeping' or 'loop', got {method!r}.", code="clip-method")
-        self.max_norm = FlatClipping(max_norm=max_norm).max_norm
+        if method not in METHODS:
+            raise ConfigError(f"method must be one of {METHODS}, got {method!r}.", code="clip-method")
+        self.clipping = _one_clipping(max_norm, clipping)
         self.method = method
         self._model = model
         self._rules = rules
+        self._planner = Planner(memory_budget=memory_budget, planning=planning)
         self._layouts: dict[tuple[int, ...], Proven] = {}
         self._not_meetings: frozenset[Key] = frozenset()
-        trainable(model)
+        resolve(self.clipping, _sizes(trainable(model)))
         refuse_unsupported(model)
 
     def clipped_sum(
@@ -131,8 +162,9 @@ class ClipEngine:
         *,
         num_units: int | None = None,
         out: dict[str, Tensor] | None = None,
+        clipping: StepClipping | None = None,
     ) -> BoundedSum:
-        """Scale each unit's gradient to L2 norm at most `max_norm`, then add them.
+        """Scale each unit's gradient down as `clipping` says, then add them.
 
         Args:
             losses: runs the model and returns losses, shape (R,): one for each unit, or k for each
@@ -140,10 +172,13 @@ class ClipEngine:
                 `losses(batch)`, or `losses()` if `batch` is None.
             batch: a tree of tensors, example axis first. R may be 0.
             num_units: U, if a unit has more than one row; None: every loss is a unit.
-            out: name -> tensor to add to, from an earlier call on other units of the same sum.
+            out: name -> tensor to add to, from an earlier call on other units of the same sum. If this
+                raises, it may hold a part of this call's units, and must be thrown away.
+            clipping: in place of the engine's, for this call.
 
         Returns:
-            Sum over units, its bound C, and the units' norms, shape (U,), float64.
+            Sum over units, its bound, and the units' norms, shape (U,), float64 (over all parameters;
+            with several groups also of each, (U, L)).
 
         Guarantee:
             Adding or removing one unit moves `total` by at most `bound` (L2, all parameters
@@ -159,16 +194,23 @@ class ClipEngine:
         """
         refuse_unsupported(self._model)
         params = trainable(self._model)
+        clipping = self.clipping if clipping is None else clipping
+        groups = resolve(clipping, _sizes(params))
         total = (
             {n: torch.zeros_like(p, dtype=sum_dtype(p)) for n, p in params.items()} if out is None else out
         )
         if batch is not None and num_rows(batch) == 0:
-            return BoundedSum(total=total, bound=self.max_norm, norms=torch.zeros(0, dtype=torch.float64))
-        if self.method == "loop":
-            norms = self._loop(params, losses, batch, num_units, total)
+            norms = torch.zeros(0, len(groups), dtype=torch.float64)
+        elif self.method == "loop":
+            norms = loop_norms(self._model, params, groups, losses, batch, num_units, total)
         else:
-            norms = self._book_keep(params, losses, batch, num_units, total)
-        return BoundedSum(total=total, bound=self.max_norm, norms=norms)
+            norms = self._book_keep(_Work(params, groups, losses, batch, num_units, total))
+        return BoundedSum(
+            total=total,
+            bound=sensitivity(clipping),
+            norms=torch.linalg.vector_norm(norms, dim=1) if len(groups) > 1 else norms[:, 0],
+            group_norms=norms if len(groups) > 1 else None,
+        )
 
     def check(self, losses: Losses, batch: Any, *, num_units: int | None = None, max_units: int = 4) -> None:
         """Compare a few units alone with the same units in a batch: losses, then gradients.
@@ -191,62 +233,24 @@ class ClipEngine:
         """
         _isolation.check(self, self._model, losses, batch, num_units, max_units)
 
-    # -- one unit at a time ------------------------------------------------------------------------
+    def explain(self) -> Explanation:
+        """How each parameter is clipped, as of the last sum: a table when printed.
 
-    def _loop(
-        self,
-        params: Mapping[str, nn.Parameter],
-        losses: Losses,
-        batch: Any,
-        num_units: int | None,
-        total: dict[str, Tensor],
-    ) -> Tensor:
-        if batch is None:
-            raise ConfigError("method='loop' needs `batch`, to run each unit alone.", code="loop-needs-batch")
-        size = num_rows(batch)
-        units = size if num_units is None else checked_units(size, num_units)
-        norms = []
-        before = State(self._model, params)
-        for unit in range(units):
-            k = size // units
-            loss = losses(rows(batch, unit * k, (unit + 1) * k))
-            check_losses(loss, k if num_units is None else None)
-            grads = _plain_gradients(loss, list(params.values()))
-            norms.append(self._add_one(params, grads, bool(torch.isfinite(loss).all()), total))
-        before.refuse_changes(self._model, params)
-        return torch.tensor(norms, dtype=torch.float64)
-
-    def _add_one(
-        self,
-        params: Mapping[str, nn.Parameter],
-        grads: Sequence[Tensor | None],
-        finite: bool,
-        total: dict[str, Tensor],
-    ) -> float:
-        square = sum(float(g.double().square().sum()) for g in grads if g is not None)
-        norm = math.sqrt(square) if finite and math.isfinite(square) else math.inf
-        if math.isfinite(norm):
-            weight = min(1.0, self.max_norm / norm) if norm > 0 else 1.0
-            for name, grad in zip(params, grads, strict=True):
-                if grad is not None:
-                    total[name].add_(grad.to(total[name].dtype), alpha=weight)
-        return norm
+        Returns:
+            Rows with layer, form, shapes, method, why, time and memory. Nothing before the first sum.
+        """
+        return Explanation(tuple(self._planner.layers()))
 
     # -- book-keeping ------------------------------------------------------------------------------
 
-    def _book_keep(
-        self,
-        params: Mapping[str, nn.Parameter],
-        losses: Losses,
-        batch: Any,
-        num_units: int | None,
-        total: dict[str, Tensor],
-    ) -> Tensor:
+    def _book_keep(self, work: "_Work") -> Tensor:
         force = False
         for _ in range(8):
             try:
-                return self._book_keep_once(params, losses, batch, num_units, total, force)
+                return self._book_keep_once(work, force)
             except _NotProven as again:
+                if work.touched:
+                    break
                 self._not_meetings |= again.not_meetings
                 force = True
         raise UnsupportedModel(
@@ -255,17 +259,40 @@ class ClipEngine:
             code="unstable-forward",
         )
 
-    def _book_keep_once(
-        self,
-        params: Mapping[str, nn.Parameter],
-        losses: Losses,
-        batch: Any,
-        num_units: int | None,
-        total: dict[str, Tensor],
-        force: bool,
-    ) -> Tensor:
-        before = State(self._model, params)
-        capture = Capture(params, self._model, self._rules, self._not_meetings)
+    def _book_keep_once(self, work: "_Work", force: bool) -> Tensor:
+        before = State(self._model, work.params)
+        capture = Capture(work.params, self._model, self._rules, self._not_meetings)
+        loss_R, units = self._forward(capture, work)
+        if units == 0:
+            return torch.zeros(0, len(work.groups), dtype=torch.float64)
+        before.refuse_changes(self._model, work.params)
+        proven = self._proven_for(capture, loss_R.shape[0] // units, work.num_rows // units)
+        probe = units > 1 and (force or not all(_is_proven(e, proven, units) for e in capture.entries))
+        leaves = graph_leaves(loss_R)
+        _refuse_bypass(leaves, capture, work.params)
+        norms = GroupNorms(
+            work.groups,
+            torch.isfinite(loss_R.detach().reshape(units, -1)).all(1),
+            round_up({t.dtype for t in work.total.values()}),
+        )
+        with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
+            found = self._prove(capture, loss_R, units, proven, work) if probe else None
+
+            def layout_of(entry: Entry, index: int, g: Tensor) -> Layout:
+                if units == 1:
+                    return Layout(0, 1)
+                if found is None:
+                    return _reused(proven.get(entry.key, {}), units, g.shape)
+                layout = found.get(entry.key, {}).get(index)
+                if layout is None:
+                    raise _NotProven
+                return layout
+
+            self._clip(capture, loss_R, layout_of, norms, work)
+        before.refuse_changes(self._model, work.params)
+        return norms.all_norms()
+
+    def _forward(self, capture: Capture, work: "_Work") -> tuple[Tensor, int]:
         names = {id(m): n for n, m in self._model.named_modules()}
 
         def on_module(module: nn.Module, args: Any, output: Any) -> None:
@@ -273,256 +300,181 @@ class ClipEngine:
                 capture.events.append(names[id(module)] or type(module).__name__)
 
         hook = register_module_forward_hook(on_module)
+        batch, num_units = work.batch, work.num_units
         try:
             with capture:
-                loss_R = losses() if batch is None else losses(batch)
+                loss_R = work.losses() if batch is None else work.losses(batch)
         finally:
             hook.remove()
-        check_losses(loss_R, None if batch is None or num_units is not None else num_rows(batch))
+        check_losses(loss_R, None if batch is None or num_units is not None else work.num_rows)
         if batch is not None and num_units is not None:
-            checked_units(num_rows(batch), num_units)
-        units = loss_R.shape[0] if num_units is None else checked_units(loss_R.shape[0], num_units)
-        if units == 0:
-            return torch.zeros(0, dtype=torch.float64)
-        before.refuse_changes(self._model, params)
-        # Proofs hold for the same operations in the same order, on as many rows a unit.
-        batch_rows = 0 if batch is None else num_rows(batch)
-        context = (capture.trace, loss_R.shape[0] // units, batch_rows // units)
+            checked_units(work.num_rows, num_units)
+        size = loss_R.shape[0]
+        return loss_R, size if num_units is None else checked_units(size, num_units)
+
+    def _proven_for(self, capture: Capture, losses_a_unit: int, rows_a_unit: int) -> Proven:
+        """Proofs hold for the same operations in the same order, on as many rows a unit."""
+        context = (capture.trace, losses_a_unit, rows_a_unit)
         if context not in self._layouts and len(self._layouts) >= _MAX_CONTEXTS:
             self._layouts.clear()
-        proven = self._layouts.setdefault(context, {})
-        probe = units > 1 and (force or any(entry.key not in proven for entry in capture.entries))
-        weights_U = self._backward(capture, loss_R, units, probe, params)
-        before.refuse_changes(self._model, params)
-        with torch.no_grad():
-            forms = self._forms(capture, units, weights_U, proven, batch is not None)
-            capture.entries.clear()
-            finite_U = torch.isfinite(loss_R.reshape(units, -1)).all(1)
-            return self._sum(params, forms, finite_U, total)
+        return self._layouts.setdefault(context, {})
 
-    def _backward(
-        self, capture: Capture, loss_R: Tensor, units: int, probe: bool, params: Mapping[str, nn.Parameter]
-    ) -> Tensor | None:
-        """One backward; two, the second to prove layouts, where a meeting is new."""
-        leaves = _graph_leaves(loss_R)
-        _refuse_bypass(leaves, capture, params)
-        half = any(p.dtype == torch.float16 for p in params.values())
-        weights_U = probe_weights(units, half=half) if probe else None
-        with capture, torch.autograd.set_multithreading_enabled(False), _gradients_kept(leaves):
-            capture.begin_backward(0)
-            _run_backward(loss_R, torch.ones_like(loss_R), retain_graph=probe)
-            if weights_U is not None:
-                capture.begin_backward(1)
-                scaled = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
-                _run_backward(loss_R, scaled, retain_graph=False)
-        capture.end_backward()
-        return weights_U
+    def _clip(
+        self, capture: Capture, loss_R: Tensor, layout_of: LayoutOf, norms: GroupNorms, work: "_Work"
+    ) -> None:
+        """One backward that clips; two, where norms come first."""
+        planner, ones = self._planner, torch.ones_like(loss_R)
+        planner.begin()
 
-    def _layouts_of(
-        self, entry: Entry, units: int, weights_U: Tensor | None, proven: Proven
-    ) -> dict[int, Layout | None]:
-        """Output -> layout of every output that received a gradient."""
-        if units == 1:
-            return {i: Layout(0, 1) for i in entry.grads[0]}
-        if weights_U is None:
-            return {i: _reused(proven.get(entry.key, {}), units, g) for i, g in entry.grads[0].items()}
-        found: dict[int, Layout | None] = {}
-        unique = True
-        for i, ones in entry.grads[0].items():
-            found[i], only = prove_layout(ones, entry.grads[1][i], weights_U)
-            unique &= only
-        layouts = set(found.values())
-        if unique and len(layouts) == 1 and (layout := layouts.pop()) is not None:
-            for g in entry.grads[0].values():
-                size = g.shape[layout.axis] // units
-                any_size = layout.inner is None and size > 1  # of a single entry, no order is proven
-                proven.setdefault(entry.key, {})[0 if any_size else size] = layout
+        def run(consumer: Consumer, *, last: bool) -> None:
+            visitor = FormVisitor(capture.entries, capture.leaves, layout_of, consumer, last=last)
+            if isinstance(consumer, Clip):
+                consumer.expect(visitor.sure)
+            capture.begin_backward(visitor)
+            run_backward(loss_R, ones, retain_graph=not last)
+            with torch.no_grad(), capture.stage.pause():
+                visitor.finish()
+                if isinstance(consumer, Clip):
+                    consumer.finish()
+
+        if self.method == "ghost":
+            run(Norms(norms, planner, work.total), last=False)
+            work.touched = True
+            run(Sums(norms, work.total), last=True)
+        else:
+            work.touched = len(work.groups) > 1
+            run(Clip(norms, work.total, planner), last=True)
+        planner.end(holding=self.method != "ghost" and len(work.groups) == 1)
+
+    # -- proofs ------------------------------------------------------------------------------------
+
+    def _prove(
+        self, capture: Capture, loss_R: Tensor, units: int, proven: Proven, work: "_Work"
+    ) -> dict[Key, dict[int, Layout | None]]:
+        """Two backward passes: the layout of every output that receives a gradient."""
+        half = any(p.dtype == torch.float16 for p in work.params.values())
+        weights_U = probe_weights(units, half=half)
+        seed = int.from_bytes(os.urandom(7), "little")
+        ones, scaled = Fingerprints(units, seed), Fingerprints(units, seed)
+        capture.begin_backward(ones)
+        run_backward(loss_R, torch.ones_like(loss_R), retain_graph=True)
+        capture.begin_backward(scaled)
+        weights_R = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
+        run_backward(loss_R, weights_R, retain_graph=True)
+        found: dict[Key, dict[int, Layout | None]] = {}
+        for key, prints in ones.prints.items():
+            unique = True
+            found[key] = {}
+            for i, first in prints.items():
+                layout, only = prove_layout(
+                    ones.shapes[key][i], ones.dtypes[key], first, scaled.prints[key][i], weights_U
+                )
+                found[key][i] = layout
+                unique &= only
+            if unique:
+                _remember(proven, key, found[key], ones.shapes[key], units)
+        for entry in capture.entries:
+            if entry.key not in found:
+                proven.setdefault(entry.key, {})
+        self._refuse_mixing(capture, found, ones.entries, work.batch is not None)
         return found
 
-    def _forms(
+    def _refuse_mixing(
         self,
         capture: Capture,
-        units: int,
-        weights_U: Tensor | None,
-        proven: Proven,
+        found: Mapping[Key, Mapping[int, Layout | None]],
+        entries: Mapping[Key, Entry],
         has_batch: bool,
-    ) -> dict[str, list[Form]]:
-        layouts: dict[Entry, dict[int, Layout | None]] = {}
-        for entry in capture.entries:
-            if entry.grads:
-                layouts[entry] = self._layouts_of(entry, units, weights_U, proven)
-            elif weights_U is not None:
-                proven.setdefault(entry.key, {})
-        mixed = [e for e, found in layouts.items() if None in found.values()]
+    ) -> None:
+        mixed = [key for key, layouts in found.items() if None in layouts.values()]
         # Without the batch, what was looked up or expanded may be data: mixed, it is refused.
-        optional = frozenset(e.key for e in mixed if e.optional and (e.constant or has_batch))
-        if optional and len(optional) == len({e.key for e in mixed if e.optional}):
+        doubtful = {key for key in mixed if entries[key].optional}
+        optional = frozenset(key for key in doubtful if entries[key].constant or has_batch)
+        if optional and len(optional) == len(doubtful):
             raise _NotProven(optional)
         if mixed:
-            raise self._mixing_error(capture, mixed, layouts)
-        forms: dict[str, list[Form]] = {}
-        for entry, found in layouts.items():
-            for role, form in self._entry_forms(entry, found).items():
-                pull_back(entry.values[role], form, capture.leaves, forms)
-        return forms
-
-    def _entry_forms(self, entry: Entry, found: dict[int, Layout | None]) -> Mapping[Any, Form | Rows]:
-        grads = entry.grads[0]
-        if entry.meeting is not None:
-            layout = found[0]
-            assert layout is not None
-            if not (entry.meeting.accepts(layout, grads[0].dim()) or layout.num_units == 1):
-                raise UnsupportedModel(
-                    f"The examples lie along an axis that {entry.describe()} works over. Put the example "
-                    "axis first, freeze the parameter, or use method='loop'.",
-                    code="example-axis",
-                )
-            return entry.meeting.forms(entry.saved, grads[0], layout)
-        assert entry.call is not None
-        if entry.call.is_stale():
-            raise UnsupportedModel(
-                f"An argument of {entry.describe()} was overwritten by a later in-place operation, and its "
-                "gradient needs it. Write that operation out of place.",
-                code="in-place-parameter",
-            )
-        if found and next(iter(found.values())) == Layout(0, 1):
-            return _whole_forms(entry)
-        if entry.kind is not CallKind.OTHER:
-            layout = found[0]
-            assert layout is not None
-            formed = elementwise_forms if entry.kind is CallKind.ELEMENTWISE else expansion_forms
-            return formed(entry.call, grads[0], layout)
-        outputs = range(len(entry.outputs))
-        result = unit_by_unit_forms(
-            entry.call, entry.outputs, [grads.get(i) for i in outputs], [found.get(i) for i in outputs]
-        )
-        if result is None:
-            raise UnsupportedModel(
-                f"No rule gives per-example gradients for {entry.describe()}, and running that operation on "
-                "one example alone does not give the example's part of its output. Freeze the parameter "
-                "with requires_grad_(False), write the operation so that examples stay apart (in "
-                "mixture-of-experts models: route each example on its own), or use method='loop'.",
-                code="no-rule",
-            )
-        return result
-
-    def _mixing_error(
-        self, capture: Capture, mixed: list[Entry], layouts: Mapping[Entry, Any]
-    ) -> CoupledExamples | UnsupportedModel:
-        """Names what lies between the last recorded output that mixes and the first that does not."""
-        last = max(capture.events.index(e) for e in mixed)
-        after: list[str] = []
-        for event in capture.events[last + 1 :]:
-            if isinstance(event, Entry):
-                if event in layouts and event not in mixed:
-                    break
-            elif event not in after:
-                after.append(event)
-        inside = ", ".join(f"'{name}'" for name in after[:4]) or "the code that follows it"
-        return CoupledExamples(
-            f"The gradient of one example's loss with respect to the output of {mixed[-1].describe()} "
-            f"reaches other examples' rows, or rows that lie in no regular order. Examples are mixed in or "
-            f"after {inside}, or in the loss. Use layers that treat each example alone (group or layer "
-            "normalisation, routing per example) and a loss that is one value per example.",
-            code="gradient-mixes-examples",
-        )
-
-    def _sum(
-        self,
-        params: Mapping[str, nn.Parameter],
-        forms: dict[str, list[Form]],
-        finite_U: Tensor,
-        total: dict[str, Tensor],
-    ) -> Tensor:
-        """Norms of all parameters together, then the weighted sums."""
-        square_U = torch.zeros(finite_U.shape, dtype=torch.float64, device=finite_U.device)
-        whole: dict[str, Form] = {}
-        for name in list(forms):
-            whole[name] = combine(forms.pop(name))
-            square_U += whole[name].squared_norm()
-        dtypes = {sum_dtype(params[name]) for name in whole} or {torch.float64}
-        norm_U = square_U.sqrt() * (1 + max(_ROUND_UP[d] for d in dtypes))
-        finite_U = finite_U & torch.isfinite(norm_U)
-        norm_U = torch.where(finite_U, norm_U, math.inf)
-        weight_U = torch.where(finite_U, (self.max_norm / norm_U).clamp_max(1.0), 0.0)
-        keep_U = None if bool(finite_U.all()) else finite_U
-        for name in list(whole):
-            whole.pop(name).add_weighted(weight_U, keep_U, total[name])
-        return norm_U
+            raise _mixing_error(capture, mixed, found)
 
 
-def _run_backward(loss: Tensor, grad: Tensor, *, retain_graph: bool) -> None:
-    """`torch.autograd.backward`, with function modes left on: checkpointing runs forwards in it."""
-    run: Any = Variable._execution_engine.run_backward
-    run((loss,), (grad,), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One call: what to run, and what to add to. `touched`: something may have been added."""
+
+    params: Mapping[str, nn.Parameter]
+    groups: tuple[Group, ...]
+    losses: Losses
+    batch: Any
+    num_units: int | None
+    total: dict[str, Tensor]
+    touched: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return 0 if self.batch is None else num_rows(self.batch)
 
 
-@contextmanager
-def _gradients_kept(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """`.grad` of the leaves is as before afterwards, whatever a backward writes meanwhile."""
-    kept = [leaf.grad for leaf in leaves]
-    for leaf in leaves:
-        leaf.grad = None
+def _remember(
+    proven: Proven,
+    key: Key,
+    layouts: Mapping[int, Layout | None],
+    shapes: Mapping[int, torch.Size],
+    units: int,
+) -> None:
+    """Keep a proof, if all outputs of the operation have the one layout."""
+    distinct = set(layouts.values())
+    layout = distinct.pop()
+    if distinct or layout is None:
+        return
+    for i in layouts:
+        size = shapes[i][layout.axis] // units
+        any_size = layout.inner is None and size > 1  # of a single entry, no order is proven
+        proven.setdefault(key, {})[0 if any_size else size] = layout
+
+
+def _is_proven(entry: Entry, proven: Proven, units: int) -> bool:
+    """Whether the layout of an operation's outputs is known; or that they receive no gradient."""
+    known = proven.get(entry.key)
+    if not known:
+        return known is not None
     try:
-        yield
-    finally:
-        for leaf, grad in zip(leaves, kept, strict=True):
-            leaf.grad = grad
+        for shape in entry.shapes.values():
+            _reused(known, units, shape)
+    except _NotProven:
+        return False
+    return True
 
 
-def _plain_gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients of the summed loss by an ordinary backward (some checkpointing allows no other)."""
-    leaves = {id(t): t for t in (*_graph_leaves(loss), *params)}
-    with _gradients_kept(list(leaves.values())):
-        _run_backward(loss, torch.ones_like(loss), retain_graph=False)
-        return [p.grad for p in params]
-
-
-def _reused(proven: Mapping[int, Layout], units: int, g: Tensor) -> Layout:
+def _reused(proven: Mapping[int, Layout], units: int, shape: Sequence[int]) -> Layout:
     """The layout proven for an output of this size, for another number of units."""
     for size, layout in proven.items():
         here = replace(layout, num_units=units)
-        fits = here.axis < g.dim() and here.fits(g.shape[here.axis])
-        if fits and size in (0, g.shape[here.axis] // units):
+        fits = here.axis < len(shape) and here.fits(shape[here.axis])
+        if fits and size in (0, shape[here.axis] // units):
             return here
     raise _NotProven
 
 
-def _whole_forms(entry: Entry) -> dict[Any, Dense]:
-    """A call whose every output belongs to the one unit there is."""
-    call = entry.call
-    assert call is not None
-    tensors = list(call.tensors)
-    leaves = {i: tensors[i].clone().requires_grad_() for i in call.trainable}
-    for i, leaf in leaves.items():
-        tensors[i] = leaf
-    with torch.enable_grad():
-        ys = call.run(tensors)
-        used = sorted(entry.grads[0])
-        grads = [entry.grads[0][i].to(ys[i].dtype) for i in used]
-        found = torch.autograd.grad([ys[i] for i in used], list(leaves.values()), grads, allow_unused=True)
-    return {
-        i: Dense((torch.zeros_like(leaf) if g is None else g)[None])
-        for (i, leaf), g in zip(leaves.items(), found, strict=True)
-    }
-
-
-def _graph_leaves(loss: Tensor) -> list[Tensor]:
-    """Every leaf that the graph reaches."""
-    leaves: dict[int, Tensor] = {}
-    stack, seen = [loss.grad_fn], {loss.grad_fn}
-    while stack:
-        node = stack.pop()
-        if node is None:
-            continue
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves[id(variable)] = variable
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return list(leaves.values())
+def _mixing_error(
+    capture: Capture, mixed: list[Key], found: Mapping[Key, Mapping[int, Layout | None]]
+) -> CoupledExamples:
+    """Names what lies between the last recorded output that mixes and the first that does not."""
+    events = capture.events
+    last = max(events.index(key) for key in mixed)
+    after: list[str] = []
+    for event in events[last + 1 :]:
+        if isinstance(event, tuple):
+            if event in found and event not in mixed:
+                break
+        elif event not in after:
+            after.append(event)
+    inside = ", ".join(f"'{name}'" for name in after[:4]) or "the code that follows it"
+    return CoupledExamples(
+        f"The gradient of one example's loss with respect to the output of {describe(mixed[-1])} "
+        f"reaches other examples' rows, or rows that lie in no regular order. Examples are mixed in or "
+        f"after {inside}, or in the loss. Use layers that treat each example alone (group or layer "
+        "normalisation, routing per example) and a loss that is one value per example.",
+        code="gradient-mixes-examples",
+    )
 
 
 def _refuse_bypass(leaves: list[Tensor], capture: Capture, params: Mapping[str, nn.Parameter]) -> None:
@@ -542,9 +494,10 @@ def clipped_sum(
     losses: Losses,
     batch: Any = None,
     *,
-    max_norm: float,
+    max_norm: float | None = None,
+    clipping: StepClipping | None = None,
     num_units: int | None = None,
-    method: Literal["book-keeping", "loop"] = "book-keeping",
+    method: Method = "book-keeping",
     rules: Mapping[Callable[..., Any], OpRule] = BUILTIN,
 ) -> BoundedSum:
     """The sum of each example's clipped gradient, for any model as it is.
@@ -557,7 +510,8 @@ def clipped_sum(
         batch: a tree of tensors, example axis first. With it, a few examples are also run alone,
             and compared. Without it, only what gradients show can be checked: a batch statistic
             taken of raw inputs, or cut off from the gradient, passes unseen. Prefer giving it.
-        max_norm: clipping norm C, in loss units per weight unit; finite, > 0.
+        max_norm: clipping norm C of flat clipping, in loss units per weight unit; finite, > 0.
+        clipping: any other way to clip, in place of `max_norm`; see `reticent.clipping`.
         num_units: U, where a unit has more than one row (augmentations, users); rows of a unit are
             contiguous.
         method: see `ClipEngine`.
@@ -565,7 +519,7 @@ def clipped_sum(
 
     Returns:
         `total`: parameter name -> tensor of its shape, float32, or float64 if the model is, for
-        every trainable parameter; `bound`: C; `norms`: (B,), float64, before clipping, infinite
+        every trainable parameter; `bound`; `norms`: (B,), float64, before clipping, infinite
         for a unit that is not finite and so counts as zero. None of it is private.
 
     Guarantee:
@@ -579,7 +533,7 @@ def clipped_sum(
     Sources:
         Abadi et al. 2016, arXiv:1607.00133; Bu et al. 2022, arXiv:2210.00038.
     """
-    engine = ClipEngine(model, max_norm=max_norm, method=method, rules=rules)
+    engine = ClipEngine(model, max_norm=max_norm, clipping=clipping, method=method, rules=rules)
     if batch is not None:
         engine.check(losses, batch, num_units=num_units)
     return engine.clipped_sum(losses, batch, num_units=num_units)

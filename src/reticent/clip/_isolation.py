@@ -3,7 +3,7 @@
 A loss divided by a count of the batch, a statistic taken of raw inputs, or one cut off from the
 gradient, leaves no trace in gradients; it does in values.
 
-Room: clip. May import torch, `reticent.errors`.
+Room: clip. May import torch, `reticent.bounded`, `reticent.errors`.
 
 Shape letters (this file): U units compared.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from reticent.bounded import BoundedSum
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._quiet import Quiet
@@ -59,10 +60,10 @@ def check(
             again = losses(few).detach().reshape(units, -1).sum(1)
             raise _coupled(model, losses, few, alone[0], k, random=not _near(loss_in, again, 0.0))
         together = engine.clipped_sum(losses, few, num_units=several)
-        looped = type(engine)(model, max_norm=engine.max_norm, method="loop").clipped_sum(
+        looped = type(engine)(model, clipping=engine.clipping, method="loop").clipped_sum(
             losses, few, num_units=several
         )
-    _compare(together.total, looped.total, together.norms, looped.norms, tolerance, engine.max_norm)
+    _compare(together, looped, tolerance)
 
 
 def _tolerance(loss: Tensor) -> float:
@@ -83,17 +84,16 @@ def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
     )
 
 
-def _compare(
-    got: Any, want: Any, got_norms: Tensor, want_norms: Tensor, tolerance: float, max_norm: float
-) -> None:
-    scale = torch.where(torch.isfinite(want_norms), want_norms, 0).clamp_max(max_norm).sum().clamp_min(1e-30)
+def _compare(got: BoundedSum, want: BoundedSum, tolerance: float) -> None:
+    finite = torch.isfinite(want.norms)
+    scale = torch.where(finite, want.norms, 0).clamp_max(want.bound).sum().clamp_min(1e-30)
     wrong = [
         name
-        for name in want
-        if float((got[name] - want[name]).detach().double().norm()) > tolerance * float(scale)
-        or not bool(torch.isfinite(got[name]).all())
+        for name in want.total
+        if float((got.total[name] - want.total[name]).detach().double().norm()) > tolerance * float(scale)
+        or not bool(torch.isfinite(got.total[name]).all())
     ]
-    if wrong or not _near(got_norms.cpu(), want_norms.cpu(), tolerance):
+    if wrong or not _near(got.norms.cpu(), want.norms.cpu(), tolerance):
         raise UnsupportedModel(
             f"The engine's clipped gradients are not those of plain autograd, one example at a time, for "
             f"{wrong}. Examples influence each other in a way that their losses do not show, or an operation "

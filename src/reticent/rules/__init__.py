@@ -3,8 +3,8 @@
 Room: rules (floor 1). May import torch and `reticent.errors`.
 """
 
-from reticent.rules._forms import Dense, Form, Gather, Outer, combine
+from reticent.rules._forms import Dense, Form, Gather, Method, Outer, combine
 from reticent.rules._layout import Layout
 from reticent.rules._ops import BUILTIN, Meeting, OpRule
 
-__all__ = ["BUILTIN", "Dense", "Form", "Gather", "Layout", "Meeting", "OpRule", "Outer", "combine"]
+__all__ = ["BUILTIN", "Dense", "Form", "Gather", "Layout", "Meeting", "Method", "OpRule", "Outer", "combine"]

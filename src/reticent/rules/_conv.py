@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules._forms import Dense, Form, Outer, at_least_float32
+from reticent.rules._forms import Dense, Form, Method, Outer, at_least_float32, num_bytes
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
 
-# Numbers a materialised gradient may hold over all units before it is dropped and formed again.
-_HOLD: Final = 1 << 24
 # Channels up to which one grouped convolution beats a loop over rows (measured on CPU).
 _GROUPED: Final = 64
 # Numbers in one row's patches up to which unfolding and one batched product beat both.
@@ -100,6 +98,39 @@ class ConvForm:
     weight: Tensor
     num_units: int
 
+    def methods(self) -> tuple[Method, ...]:
+        """See `Form`."""
+        positions, fan_in, num_out = self._sizes()
+        own = num_bytes(self.x, self.g)
+        full = self.num_units * num_bytes(self.weight)
+        flops = 2.0 * self.x.shape[0] * positions * fan_in * num_out
+        methods = [
+            Method(name="keep", flops=flops, moved=3.0 * full, held=full, peak=full),
+            Method(name="drop", flops=2 * flops, moved=3.0 * full, held=own, peak=full),
+        ]
+        if self._can_unfold():
+            gram, unfolded = 4 * self.num_units * positions**2, 4 * self.num_units * positions * fan_in
+            methods.append(
+                Method(
+                    name="gram",
+                    flops=2.0 * self.num_units * positions**2 * (fan_in + num_out),
+                    moved=4.0 * gram + 3.0 * unfolded,
+                    held=own,
+                    peak=2 * gram + unfolded,
+                )
+            )
+        return tuple(methods)
+
+    def settle(self, method: str) -> tuple[Tensor, Form]:
+        """See `Form`."""
+        if method == "keep":
+            made = Dense(self.dense())
+            return made.squared_norm(), made
+        patches = self._patches() if method == "gram" else None
+        if patches is not None:
+            return patches.settle("gram")[0], self
+        return self._with_rounding(Dense(self.dense()).squared_norm()), self
+
     def squared_norm(self) -> Tensor:
         """By a Gram matrix over output positions where that is cheaper, else materialised."""
         patches = self._patches() if self.by_gram() else None
@@ -116,10 +147,13 @@ class ConvForm:
         rounding_U = torch.finfo(self.g.dtype).eps * (overlap * sizes[0] * sizes[1]).sqrt()
         return (square_U.sqrt() + rounding_U).square()
 
+    def _can_unfold(self) -> bool:
+        plain = not self.conf.transposed and self.conf.groups == 1 and self.x.dim() in (3, 4)
+        return plain and self.x.shape[0] == self.num_units > 0
+
     def _patches(self) -> Outer | None:
         """The convolution as a matrix product over patches, for one row a unit, where torch can unfold."""
-        plain = not self.conf.transposed and self.conf.groups == 1 and self.x.dim() in (3, 4)
-        if not plain or self.x.shape[0] != self.num_units or self.num_units == 0:
+        if not self._can_unfold():
             return None
         lift = self.x.dim() == 3  # one dimension is two, of height one
         x = self.x.unsqueeze(2) if lift else self.x
@@ -196,9 +230,7 @@ class ConvMeeting:
         if "weight" in self.roles:
             x = layout.units_first(at_least_float32(saved[0])).flatten(0, 1)
             weight = at_least_float32(self.weight)
-            form = ConvForm(self.conf, x.contiguous(), g.contiguous(), weight, layout.num_units)
-            hold = not form.by_gram() and layout.num_units * weight.numel() <= _HOLD
-            forms["weight"] = Dense(form.dense()) if hold else form
+            forms["weight"] = ConvForm(self.conf, x.contiguous(), g.contiguous(), weight, layout.num_units)
         if "bias" in self.roles:
             forms["bias"] = Dense(g.flatten(2).sum(2).reshape(layout.num_units, -1, g.shape[1]).sum(1))
         return forms

@@ -34,8 +34,41 @@ def at_least_float32(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One way to get a form's norms and then its sum, and what it costs; all give the same numbers.
+
+    Args:
+        name: "gram" (never forms a gradient), "keep" (forms each unit's gradient once, and keeps it), "drop"
+            (forms it for the norm, and the sum from what made it), ...
+        flops: operations beyond those of the plain summed gradient.
+        moved: bytes read and written beyond those of the plain summed gradient.
+        held: bytes kept between norm and sum.
+        peak: bytes needed for a moment.
+    """
+
+    name: str
+    flops: float
+    moved: float
+    held: int
+    peak: int
+
+
+def num_bytes(*tensors: Tensor) -> int:
+    """Bytes that tensors take."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 class Form(Protocol):
     """Gradients of one parameter for U units, in a compressed form."""
+
+    def methods(self) -> tuple[Method, ...]:
+        """The candidates for `settle`, from shapes alone; at least one."""
+        ...
+
+    def settle(self, method: str) -> tuple[Tensor, "Form"]:
+        """Squared norms as of `squared_norm`, by one of the methods, and the form to keep for the sum."""
+        ...
 
     def squared_norm(self) -> Tensor:
         """Squared L2 norm of each unit's gradient, shape (U,), float64, not below the truth."""
@@ -104,14 +137,26 @@ class Dense:
 
     grad: Tensor
 
+    def methods(self) -> tuple[Method, ...]:
+        """See `Form`."""
+        size = num_bytes(self.grad)
+        return (Method(name="keep", flops=0.0, moved=2.0 * size, held=size, peak=0),)
+
+    def settle(self, method: str) -> tuple[Tensor, Form]:
+        """See `Form`."""
+        return self.squared_norm(), self
+
     def squared_norm(self) -> Tensor:
         """See `Form`."""
         return _sum_of_squares(self.grad)
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
-        grad = _masked(self.grad, keep).to(out.dtype)
-        out += torch.einsum("u,u...->...", weights.to(out.dtype), grad)
+        grad, w = _masked(self.grad, keep).to(out.dtype), weights.to(out.dtype)
+        if out.is_contiguous():
+            out.view(-1).addmv_(grad.reshape(len(w), -1).mT, w)  # one pass over the gradients
+        else:
+            out += torch.einsum("u,u...->...", w, grad)
 
     def dense(self) -> Tensor:
         """See `Form`."""
@@ -132,15 +177,57 @@ class Outer:
     g_UPO: Tensor
     input_first: bool = False
 
+    def methods(self) -> tuple[Method, ...]:
+        """See `Form`: a Gram matrix over positions, or the gradients themselves, kept or not."""
+        units, positions, num_in = self.x_UPI.shape
+        num_out = self.g_UPO.shape[-1]
+        own, size = num_bytes(self.x_UPI, self.g_UPO), 8 if self.g_UPO.dtype == torch.float64 else 4
+        if positions == 1:
+            return (Method(name="gram", flops=0.0, moved=float(own), held=own, peak=0),)
+        gram, full = size * units * positions**2, size * units * num_in * num_out
+        chunk = size * max(1, _CHUNK // max(num_in * num_out, 1)) * num_in * num_out
+        return (
+            Method(
+                name="gram",
+                flops=2.0 * units * positions**2 * (num_in + num_out),
+                moved=4.0 * gram + 2.0 * own,
+                held=own,
+                peak=2 * gram,
+            ),
+            Method(name="keep", flops=0.0, moved=3.0 * full, held=full, peak=full),
+            Method(
+                name="drop",
+                flops=2.0 * units * positions * num_in * num_out,
+                moved=2.0 * full + 2.0 * own,
+                held=own,
+                peak=min(chunk, full),
+            ),
+        )
+
+    def settle(self, method: str) -> tuple[Tensor, Form]:
+        """See `Form`."""
+        if method == "keep":
+            made = Dense(self.dense())
+            return made.squared_norm(), made
+        return self._gram_squared_norm() if method == "gram" else self._dropped_squared_norm(), self
+
     def squared_norm(self) -> Tensor:
-        """sum_{p,q} (x_p.x_q)(g_p.g_q) [2], or materialised where that is cheaper."""
+        """By a Gram matrix, or materialised where that takes fewer operations."""
+        _, positions, num_in = self.x_UPI.shape
+        num_out = self.g_UPO.shape[-1]
+        fewer = positions > 1 and positions * (num_in + num_out) > num_in * num_out
+        return self._dropped_squared_norm() if fewer else self._gram_squared_norm()
+
+    def _dropped_squared_norm(self) -> Tensor:
+        size = self.x_UPI.shape[2] * self.g_UPO.shape[2]
+        return self._with_rounding(self._materialised_squared_norm(max(1, _CHUNK // max(size, 1))))
+
+    def _gram_squared_norm(self) -> Tensor:
+        """sum_{p,q} (x_p.x_q)(g_p.g_q) [2]."""
         _, positions, num_in = self.x_UPI.shape
         num_out = self.g_UPO.shape[-1]
         if positions == 1:  # [1]
             return _sum_of_squares(self.x_UPI) * _sum_of_squares(self.g_UPO)
-        if positions * (num_in + num_out) > num_in * num_out:
-            square_U = self._materialised_squared_norm(max(1, _CHUNK // (num_in * num_out)))
-            return self._with_rounding(square_U)
 
         def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
             x, g = cast(self.x_UPI), cast(self.g_UPO)
@@ -208,6 +295,40 @@ class Gather:
     g_UPD: Tensor
     num_rows: int
 
+    def methods(self) -> tuple[Method, ...]:
+        """See `Form`: a Gram matrix over positions, or the rows that were looked up, each added up."""
+        units, positions, width = self.g_UPD.shape
+        own, size = num_bytes(self.ids_UP, self.g_UPD), self.g_UPD.element_size()
+        if positions == 1:
+            return (Method(name="rows", flops=0.0, moved=float(own), held=own, peak=0),)
+        gram = size * units * positions**2
+        return (
+            Method(
+                name="gram",
+                flops=2.0 * units * positions**2 * width,
+                moved=6.0 * gram,
+                held=own,
+                peak=3 * gram,
+            ),
+            Method(name="rows", flops=0.0, moved=4.0 * own, held=own, peak=own),
+        )
+
+    def settle(self, method: str) -> tuple[Tensor, Form]:
+        """See `Form`."""
+        return self._squared_norm_by_rows() if method == "rows" else self.squared_norm(), self
+
+    def _squared_norm_by_rows(self) -> Tensor:
+        """Adds up repeated rows first: nothing cancels, and no more than the rows is held."""
+        g = at_least_float32(self.g_UPD)
+        units, positions, width = g.shape
+        if positions == 1 or units == 0:
+            return _sum_of_squares(g)
+        owner_UP = torch.arange(units, device=g.device)[:, None].expand(-1, positions)
+        found, place = torch.unique(owner_UP * self.num_rows + self.ids_UP, return_inverse=True)
+        rows = g.new_zeros(len(found), width).index_add_(0, place.reshape(-1), g.reshape(-1, width))
+        square = _sum_of_squares(rows)
+        return square.new_zeros(units).index_add_(0, found // self.num_rows, square)
+
     def squared_norm(self) -> Tensor:
         """sum_{p,q} 1[ids_p = ids_q] (g_p.g_q): never builds a table for each unit [2]."""
 
@@ -248,6 +369,23 @@ class _Tied:
 
     gather: Gather
     outer: Outer
+
+    def methods(self) -> tuple[Method, ...]:
+        """See `Form`: the factors are kept."""
+        (gram, *_), (rows, *_) = self.outer.methods(), self.gather.methods()
+        return (
+            Method(
+                name="gram",
+                flops=gram.flops + rows.flops,
+                moved=2 * (gram.moved + rows.moved),
+                held=gram.held + rows.held,
+                peak=gram.peak + rows.peak,
+            ),
+        )
+
+    def settle(self, method: str) -> tuple[Tensor, Form]:
+        """See `Form`."""
+        return self.squared_norm(), self
 
     def squared_norm(self) -> Tensor:
         """||E||^2 + ||H||^2 + 2 <E, H>, with <E, H> = sum_{p,q} g^H_q[ids_p] (x^H_q . g^E_p)."""

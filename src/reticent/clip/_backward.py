@@ -1,0 +1,57 @@
+"""Backward passes that leave no trace on the leaves they reach.
+
+Room: clip. May import torch.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+
+
+def run_backward(loss: Tensor, grad: Tensor, *, retain_graph: bool) -> None:
+    """`torch.autograd.backward`, with function modes left on: checkpointing runs forwards in it."""
+    run: Any = Variable._execution_engine.run_backward
+    run((loss,), (grad,), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+@contextmanager
+def gradients_kept(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """`.grad` of the leaves is as before afterwards, whatever a backward writes meanwhile."""
+    kept = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, grad in zip(leaves, kept, strict=True):
+            leaf.grad = grad
+
+
+def plain_gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of the summed loss by an ordinary backward (some checkpointing allows no other)."""
+    leaves = {id(t): t for t in (*graph_leaves(loss), *params)}
+    with gradients_kept(list(leaves.values())):
+        run_backward(loss, torch.ones_like(loss), retain_graph=False)
+        return [p.grad for p in params]
+
+
+def graph_leaves(loss: Tensor) -> list[Tensor]:
+    """Every leaf that the graph reaches."""
+    leaves: dict[int, Tensor] = {}
+    stack, seen = [loss.grad_fn], {loss.grad_fn}
+    while stack:
+        node = stack.pop()
+        if node is None:
+            continue
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves[id(variable)] = variable
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return list(leaves.values())

@@ -1,0 +1,71 @@
+"""Which parameters are clipped together, to what norm, and how a norm becomes a weight.
+
+Room: clip. May import torch, `reticent.clipping`, `reticent.errors`.
+
+Shape letters (this file): U unit.
+
+Sources:
+    [1] Abadi et al. 2016, arXiv:1607.00133 (flat, per-layer).
+    [2] Bu et al. 2022, arXiv:2206.07136 (automatic).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, PerLayerClipping, groups
+from reticent.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters whose gradients have one norm.
+
+    Args:
+        names: the parameters.
+        max_norm: C of the group: a unit's weighted gradient has at most this norm over the group.
+        stability: None: weight min(1, C / norm) [1]; else C / (norm + stability) [2].
+    """
+
+    names: tuple[str, ...]
+    max_norm: float
+    stability: float | None = None
+
+    def weights(self, norm_U: Tensor) -> Tensor:
+        """The weight of each unit; `norm_U` is not below the unit's norm, and finite.
+
+        Guarantee:
+            weight times norm is at most `max_norm`, to rounding; a unit without gradient gets a finite
+            weight.
+        """
+        if self.stability is None:
+            return (self.max_norm / norm_U).clamp_max(1.0)
+        scale_U = norm_U + self.stability
+        return torch.where(scale_U > 0, self.max_norm / scale_U.clamp_min(1e-300), 0.0)
+
+
+def resolve(clipping: object, sizes: Mapping[str, int]) -> tuple[Group, ...]:
+    """The groups that a clipping rule makes of a model's trainable parameters.
+
+    Args:
+        clipping: the rule of one step.
+        sizes: name -> number of entries, of every trainable parameter, in the model's order.
+
+    Raises:
+        ConfigError[clipping]: not a clipping rule that the engine knows.
+        ConfigError[clip-groups]: a pattern matches no parameter, or a parameter no pattern.
+    """
+    match clipping:
+        case FlatClipping():
+            return (Group(tuple(sizes), clipping.max_norm),)
+        case AutomaticClipping():
+            return (Group(tuple(sizes), clipping.max_norm, clipping.stability),)
+        case PerLayerClipping() | GroupedClipping():
+            return tuple(Group(g.parameters, g.max_norm) for g in groups(clipping, sizes))
+    raise ConfigError(
+        "The engine clips by FlatClipping, AutomaticClipping, PerLayerClipping or GroupedClipping, got "
+        f"{type(clipping).__name__}. (An AdaptiveClipping is a rule for the joint: PrivateStep and train.)",
+        code="clipping",
+    )

@@ -1,0 +1,58 @@
+"""Clipped sums one unit at a time, through plain autograd: slow, and exact for any model.
+
+Room: clip. May import torch, `reticent.errors`.
+
+Shape letters (this file): U unit, L groups.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reticent.clip._backward import plain_gradients
+from reticent.clip._batch import num_rows, rows
+from reticent.clip._groups import Group
+from reticent.clip._guards import State, check_losses, checked_units
+from reticent.errors import ConfigError
+
+
+def loop_norms(
+    model: nn.Module,
+    params: Mapping[str, nn.Parameter],
+    groups: Sequence[Group],
+    losses: Callable[..., Tensor],
+    batch: Any,
+    num_units: int | None,
+    total: Mapping[str, Tensor],
+) -> Tensor:
+    """Add each unit's clipped gradient to `total`; returns norms, (U, L), float64."""
+    if batch is None:
+        raise ConfigError("method='loop' needs `batch`, to run each unit alone.", code="loop-needs-batch")
+    size = num_rows(batch)
+    units = size if num_units is None else checked_units(size, num_units)
+    norms = []
+    before = State(model, params)
+    for unit in range(units):
+        k = size // units
+        loss = losses(rows(batch, unit * k, (unit + 1) * k))
+        check_losses(loss, k if num_units is None else None)
+        found = zip(params, plain_gradients(loss, list(params.values())), strict=True)
+        grads = {name: grad for name, grad in found if grad is not None}
+        finite = bool(torch.isfinite(loss).all())
+        norms.append([_add_one(group, grads, finite, total) for group in groups])
+    before.refuse_changes(model, params)
+    return torch.tensor(norms, dtype=torch.float64).reshape(units, len(groups))
+
+
+def _add_one(group: Group, grads: Mapping[str, Tensor], finite: bool, total: Mapping[str, Tensor]) -> float:
+    mine = {name: grads[name] for name in group.names if name in grads}
+    square = sum(float(g.double().square().sum()) for g in mine.values())
+    norm = math.sqrt(square) if finite and math.isfinite(square) else math.inf
+    if math.isfinite(norm):
+        weight = float(group.weights(torch.tensor([norm], dtype=torch.float64))[0])
+        for name, grad in mine.items():
+            total[name].add_(grad.to(total[name].dtype), alpha=weight)
+    return norm

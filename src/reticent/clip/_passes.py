@@ -1,0 +1,243 @@
+"""What is done with per-unit gradients while a backward pass runs.
+
+A `FormVisitor` sees every recorded output's gradient, turns it into forms, pulls these back to the
+parameters, and hands each parameter's gradient to a consumer as soon as it is whole. Consumers:
+
+    Clip    norms; then, once the norm of a group is known, its weighted sums. With one group this
+            is book-keeping [1]: forms are kept to the end. With many, each layer is clipped inside the
+            backward, and nothing is kept.
+    Norms   norms only; nothing is kept.
+    Sums    weighted sums, with weights known from an earlier pass.
+
+Room: clip. May import torch, `reticent.errors`, `reticent.rules`.
+
+Shape letters (this file): U unit, L groups.
+
+Sources:
+    [1] Bu et al. 2022, arXiv:2210.00038.
+    [2] Li et al. 2021, arXiv:2110.05679 (norms, then sums, in two passes).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from reticent.clip._capture import Entry, Key
+from reticent.clip._entries import entry_forms
+from reticent.clip._groups import Group
+from reticent.clip._planner import Planner
+from reticent.clip._pull import pull_back
+from reticent.errors import UnsupportedModel
+from reticent.rules import Form, Layout, combine
+
+# The layout of one output of a recorded operation, given its gradient.
+LayoutOf = Callable[[Entry, int, Tensor], Layout]
+
+# Norms are rounded up by this share, above the rounding of a float32 backward.
+_ROUND_UP = {torch.float64: 1e-13, torch.float32: 4e-6}
+
+
+class Consumer(Protocol):
+    """Takes each parameter's per-unit gradients.
+
+    `whole`: each parameter comes once, with all of its gradient; else in as many pieces as it has uses.
+    """
+
+    whole: bool
+
+    def take(self, name: str, form: Form) -> None:
+        """Per-unit gradients of one parameter."""
+        ...
+
+
+class FormVisitor:
+    """Visits a backward pass.
+
+    Args:
+        entries: what the forward recorded.
+        leaves: parameter name -> the copy that values were computed from.
+        layout_of: where the units lie.
+        consumer: takes the parameters' gradients.
+        last: nothing that the forward recorded is needed after this pass.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        leaves: dict[str, Tensor],
+        layout_of: LayoutOf,
+        consumer: Consumer,
+        *,
+        last: bool,
+    ) -> None:
+        self._leaves, self._layout_of, self._consumer, self._last = leaves, layout_of, consumer, last
+        self._forms: dict[str, list[Form]] = {}
+        self._taken: set[str] = set()
+        self._to_come: dict[str, int] = {}  # operations that are still to pass their gradient on
+        self._open: dict[Key, tuple[Entry, dict[int, Tensor]]] = {}
+        for entry in entries:
+            for name in entry.roots:
+                self._to_come[name] = self._to_come.get(name, 0) + 1
+
+    def visit(self, entry: Entry, index: int, saved: tuple[Tensor, ...], g: Tensor) -> None:
+        """See `Visitor`."""
+        if len(entry.shapes) == 1:
+            self._add(entry, saved, {index: g})
+            return
+        _, grads = self._open.setdefault(entry.key, (entry, {}))
+        grads[index] = grads[index] + g if index in grads else g
+
+    @property
+    def sure(self) -> frozenset[str]:
+        """Parameters for which the forward recorded every use, so that the last one is known."""
+        return frozenset(self._to_come)
+
+    def finish(self) -> None:
+        """End the pass: what was waiting for more will not get it."""
+        for entry, grads in self._open.values():
+            self._add(entry, (), grads)
+        self._open.clear()
+        for name in list(self._forms):
+            self._hand_over(name)
+
+    def _add(self, entry: Entry, saved: tuple[Tensor, ...], grads: Mapping[int, Tensor]) -> None:
+        layouts = {i: self._layout_of(entry, i, g) for i, g in grads.items()}
+        roots = entry.roots
+        late = roots & self._taken
+        if late:
+            raise UnsupportedModel(
+                f"The gradient of {sorted(late)} came in more pieces than the forward recorded (a reentrant "
+                "checkpoint that shares a parameter with the rest of the model). Use "
+                "use_reentrant=False, or method='loop'.",
+                code="late-gradient",
+            )
+        for role, form in entry_forms(entry, saved, grads, layouts).items():
+            pull_back(entry.values[role], form, self._leaves, self._forms)
+        if self._last:
+            entry.call, entry.outputs = None, ()
+        for name in roots:
+            self._to_come[name] = self._to_come.get(name, 0) - 1  # below 0 if the forward did not record it
+            if self._to_come[name] == 0 or not self._consumer.whole:
+                self._hand_over(name)
+
+    def _hand_over(self, name: str) -> None:
+        forms = self._forms.pop(name, None)
+        if self._consumer.whole:
+            self._taken.add(name)
+        if forms:
+            self._consumer.take(name, combine(forms))
+
+
+class GroupNorms:
+    """Squared norms of each group, added up parameter by parameter."""
+
+    def __init__(self, groups: Sequence[Group], finite_U: Tensor, round_up: float) -> None:
+        self.groups = groups
+        self.group_of = {name: i for i, group in enumerate(groups) for name in group.names}
+        self._finite_U, self._round_up = finite_U, 1 + round_up
+        self._square_LU = torch.zeros(len(groups), len(finite_U), dtype=torch.float64, device=finite_U.device)
+
+    def add(self, name: str, square_U: Tensor) -> None:
+        """Add one parameter's squared norms."""
+        self._square_LU[self.group_of[name]] += square_U
+
+    def norms(self, group: int) -> Tensor:
+        """(U,), rounded up; infinite for a unit that counts as zero in this group."""
+        norm_U = self._square_LU[group].sqrt() * self._round_up
+        return torch.where(self._finite_U & torch.isfinite(norm_U), norm_U, math.inf)
+
+    def weights(self, group: int) -> tuple[Tensor, Tensor | None]:
+        """(U,) weights, zero for units that are left out, and which units stay (None: all)."""
+        norm_U = self.norms(group)
+        keep_U = torch.isfinite(norm_U)
+        weight_U = torch.where(keep_U, self.groups[group].weights(norm_U), 0.0)
+        return weight_U, None if bool(keep_U.all()) else keep_U
+
+    def all_norms(self) -> Tensor:
+        """(U, L)."""
+        return torch.stack([self.norms(i) for i in range(len(self.groups))], 1)
+
+
+class Norms:
+    """Consumer: norms only."""
+
+    whole = True
+
+    def __init__(self, norms: GroupNorms, planner: Planner, total: Mapping[str, Tensor]) -> None:
+        self._norms, self._planner, self._total = norms, planner, total
+
+    def take(self, name: str, form: Form) -> None:
+        """See `Consumer`."""
+        square_U, _ = self._planner.settle(name, form, holding=False, like=self._total[name])
+        self._norms.add(name, square_U)
+
+
+class Sums:
+    """Consumer: weighted sums, from the norms of an earlier pass."""
+
+    whole = False
+
+    def __init__(self, norms: GroupNorms, total: Mapping[str, Tensor]) -> None:
+        self._norms, self._total = norms, total
+        self._weights = [norms.weights(i) for i in range(len(norms.groups))]
+
+    def take(self, name: str, form: Form) -> None:
+        """See `Consumer`."""
+        form.add_weighted(*self._weights[self._norms.group_of[name]], self._total[name])
+
+
+class Clip:
+    """Consumer: norms, and each group's weighted sums as soon as its norm is whole.
+
+    Args:
+        norms: of the groups.
+        total: name -> sum to add to.
+        planner: chooses how each parameter's norm is computed.
+    """
+
+    whole = True
+
+    def __init__(self, norms: GroupNorms, total: Mapping[str, Tensor], planner: Planner) -> None:
+        self._norms, self._total, self._planner = norms, total, planner
+        self._holding = len(norms.groups) == 1
+        self._held: list[dict[str, Form]] = [{} for _ in norms.groups]
+        self._missing: list[set[str] | None] = [None for _ in norms.groups]
+
+    def expect(self, sure: frozenset[str]) -> None:
+        """Which parameters' last gradient is known when it comes: a group with others ends with the pass."""
+        self._missing = [
+            set(group.names) if sure.issuperset(group.names) else None for group in self._norms.groups
+        ]
+
+    def take(self, name: str, form: Form) -> None:
+        """See `Consumer`."""
+        group = self._norms.group_of[name]
+        square_U, held = self._planner.settle(name, form, holding=self._holding, like=self._total[name])
+        self._norms.add(name, square_U)
+        self._held[group][name] = held
+        missing = self._missing[group]
+        if missing is not None:
+            missing.discard(name)
+            if not missing:
+                self._release(group)
+
+    def finish(self) -> None:
+        """Clip and add the groups that are still held."""
+        for group in range(len(self._held)):
+            self._release(group)
+
+    def _release(self, group: int) -> None:
+        held = self._held[group]
+        if not held:
+            return
+        weight_U, keep_U = self._norms.weights(group)
+        for name in list(held):
+            held.pop(name).add_weighted(weight_U, keep_U, self._total[name])
+
+
+def round_up(dtypes: set[torch.dtype]) -> float:
+    """The share by which norms of sums in these dtypes are rounded up."""
+    return max(_ROUND_UP[d] for d in dtypes)
