@@ -106,7 +106,9 @@ def _masked(t: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _guarded(
-    product: Callable[[Callable[[Tensor], Tensor]], Tensor], vanishing_U: Tensor | None = None
+    product: Callable[[Callable[[Tensor], Tensor]], Tensor],
+    vanishing_U: Tensor | None = None,
+    terms: Tensor | None = None,
 ) -> Tensor:
     """Squared norms from a sum of signed terms, never below the truth.
 
@@ -114,10 +116,12 @@ def _guarded(
         product: maps a cast to the (U, P, Q) terms of the squared norm, each factor cast first.
             The cast may also select units.
         vanishing_U: what float32 terms may lack because a factor was too small for float32.
+        terms: `product(at_least_float32)`, if it is there already.
     """
-    terms = product(at_least_float32)
+    terms = product(at_least_float32) if terms is None else terms
     total = terms.sum((1, 2), dtype=torch.float64)
-    slack = 4 * torch.finfo(terms.dtype).eps * terms.abs().sum((1, 2), dtype=torch.float64)
+    sizes = torch.linalg.vector_norm(terms.flatten(1), ord=1, dim=1).double()
+    slack = 4 * torch.finfo(terms.dtype).eps * sizes * (1 + 1e-3)
     if terms.dtype == torch.float64:
         return total.clamp_min(0.0) + slack
     if vanishing_U is not None:
@@ -229,15 +233,25 @@ class Outer:
         if positions == 1:  # [1]
             return _sum_of_squares(self.x_UPI) * _sum_of_squares(self.g_UPO)
 
+        lengths: list[Tensor] = []  # squared, of each position's outer product: for free on the diagonals
+
         def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
             x, g = cast(self.x_UPI), cast(self.g_UPO)
-            return torch.bmm(x, x.mT).mul_(torch.bmm(g, g.mT))
+            xx_UPP, gg_UPP = torch.bmm(x, x.mT), torch.bmm(g, g.mT)
+            if not lengths:
+                lengths.extend(t.diagonal(dim1=1, dim2=2).clone() for t in (xx_UPP, gg_UPP))
+            return xx_UPP.mul_(gg_UPP)
 
-        if self.x_UPI.dtype == torch.float64:
-            return self._with_rounding(_guarded(gram))
-        x_U, g_U = _sum_of_squares(self.x_UPI), _sum_of_squares(self.g_UPO)
-        vanishing_U = positions * torch.finfo(torch.float32).tiny * (num_in * g_U + num_out * x_U)
-        return self._with_rounding(_guarded(gram, vanishing_U))
+        terms = gram(at_least_float32)
+        x_UP, g_UP = (t.double().clamp_min(0.0) for t in lengths)
+        vanishing_U = None
+        if terms.dtype != torch.float64:
+            tiny = torch.finfo(torch.float32).tiny
+            x_U, g_U = ((t + n * tiny).sum(1) for t, n in ((x_UP, num_in), (g_UP, num_out)))
+            vanishing_U = positions * tiny * (num_in * g_U + num_out * x_U)
+        square_U = _guarded(gram, vanishing_U, terms)
+        spread_U = (x_UP * g_UP).sum(1).sqrt()
+        return self._rounded(square_U, spread_U)
 
     def _with_rounding(self, square_U: Tensor) -> Tensor:
         """Add to the norm what rounding may add to the sum over positions, when it is formed.
@@ -248,8 +262,12 @@ class Outer:
         if x.numel() == 0:
             return square_U
         length_UP = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(g, dim=2)
-        spread_U = torch.linalg.vector_norm(length_UP, dim=1).double()
-        rounding_U = torch.finfo(x.dtype).eps * math.sqrt(x.shape[1]) * spread_U
+        return self._rounded(square_U, torch.linalg.vector_norm(length_UP, dim=1).double())
+
+    def _rounded(self, square_U: Tensor, spread_U: Tensor) -> Tensor:
+        """`spread_U`: the root of the sum of squared lengths of a unit's outer products."""
+        positions = self.x_UPI.shape[1]
+        rounding_U = torch.finfo(at_least_float32(self.x_UPI).dtype).eps * math.sqrt(positions) * spread_U
         return (square_U.sqrt() + rounding_U).square()
 
     def _materialised_squared_norm(self, chunk: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules import _attention, _conv, _embedding, _linear, _norm, _recurrent
+from reticent.rules import _attention, _conv, _embedding, _linear, _norm, _recurrent, _scale
 from reticent.rules._meeting import Meeting, OpRule
 
 __all__ = ["BUILTIN", "ELEMENTWISE", "Meeting", "OpRule"]
@@ -29,6 +29,14 @@ BUILTIN: Final[Mapping[Callable[..., Any], OpRule]] = MappingProxyType(
         Tensor.matmul: _linear.matmul,
         Tensor.mm: _linear.matmul,
         Tensor.__matmul__: _linear.matmul,
+        torch.mul: _scale.scale,
+        Tensor.mul: _scale.scale,
+        Tensor.__mul__: _scale.scale,
+        Tensor.__rmul__: _scale.scale,
+        torch.add: _scale.shift,
+        Tensor.add: _scale.shift,
+        Tensor.__add__: _scale.shift,
+        Tensor.__radd__: _scale.shift,
         F.embedding: _embedding.embedding,
         Tensor.__getitem__: _embedding.getitem,
         torch.index_select: _embedding.index_select,
