@@ -3,17 +3,16 @@
 Room: recipes. May import torch, `reticent.{clip,train}` and the floors below.
 """
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reticent.clip import ClipEngine
+from reticent.train import PeakMemory
 
 _NOISE_BLOCK_BYTES: Final = 16 << 20  # float64 temporaries while noise is added, at most
 
@@ -53,14 +52,16 @@ def measure_memory(
         n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in trained.items()
     }
     engine = ClipEngine(model, max_norm=max_norm)
-    with _Peak() as peak:
+    with PeakMemory() as peak:
         engine.clipped_sum(losses, rows, out=sums)
     sum_bytes = _num_bytes(sums)
     gradient_bytes = _num_bytes(trained)
     for p in trained.values():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    state = {str(i): t for i, t in enumerate(tree_leaves(optimizer.state_dict()["state"])) if _is_tensor(t)}
+    state = {
+        str(i): t for i, t in enumerate(tree_leaves(optimizer.state_dict()["state"])) if isinstance(t, Tensor)
+    }
     found = {
         "parameters": _num_bytes({**model.state_dict()}),
         "clipped_sums": sum_bytes,
@@ -71,43 +72,6 @@ def measure_memory(
     }
     lasting = sum(found[name] for name in ("parameters", "clipped_sums", "optimizer_state", "ema"))
     return {**found, "total": lasting + max(found["noise"], found["activations"])}
-
-
-class _Peak(TorchDispatchMode):
-    """Counts the bytes of tensors made inside its block, and keeps the largest count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self._now = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_address(t) for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if _is_tensor(t) and _address(t) not in given:
-                self._count(t.untyped_storage())
-        return out
-
-    def _count(self, storage: Any) -> None:
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        size = storage.nbytes()
-        self._now += size
-        self.bytes = max(self.bytes, self._now)
-        weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self._now -= size
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
-
-
-def _address(t: Tensor) -> int:
-    return t.untyped_storage()._cdata
 
 
 def _num_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -22,6 +22,8 @@ from ._folder import (
 )
 from ._ledger import check_ledger, ledger_epsilon, new_run_id
 from ._loop import FitResult, Stepper, TrainSettings, fit
+from ._memory import PeakMemory
+from ._physical import available_memory, largest_physical_batch_size
 from ._progress import SilentWatcher, Watcher, progress_bar, silent_or_bar
 from ._rows import chunks_of
 from ._seeds import mix_seed
@@ -33,6 +35,7 @@ __all__ = [
     "Evaluation",
     "FitResult",
     "OpenStep",
+    "PeakMemory",
     "PrivateStep",
     "RunDescription",
     "SilentWatcher",
@@ -40,11 +43,13 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "Watcher",
+    "available_memory",
     "check_ledger",
     "chunks_of",
     "evaluate",
     "finite",
     "fit",
+    "largest_physical_batch_size",
     "ledger_epsilon",
     "load_checkpoint",
     "mix_seed",

@@ -1,0 +1,100 @@
+"""How many rows fit: found from small batches, within the budget, without touching anything."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reticent.clipping import PerLayerClipping
+from reticent.errors import ConfigError
+from reticent.train import PeakMemory, available_memory, largest_physical_batch_size
+from tests.support.judge import snapshot
+
+MIB = 1 << 20
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Dropout(0.1), nn.Linear(256, 64))
+
+
+def _loss(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = rows
+    return (model(x) - y).square().mean((1, 2))
+
+
+def _rows(n: int = 1) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 32, 64), torch.randn(n, 32, 64)
+
+
+def _measured(model: nn.Module, size: int) -> int:
+    from reticent.clip import ClipEngine
+
+    engine = ClipEngine(model, max_norm=1.0)
+    with PeakMemory() as peak:
+        for _ in range(2):
+            engine.clipped_sum(lambda rows: _loss(model, rows), _rows(size))
+    return peak.bytes
+
+
+@pytest.mark.parametrize("budget", [4 * MIB, 16 * MIB, 64 * MIB])
+def test_what_is_found_fits_and_is_not_timid(budget: int) -> None:
+    model = _model()
+    size = largest_physical_batch_size(model, _loss, _rows(), memory_budget=budget)
+    assert _measured(model, size) <= budget
+    assert _measured(model, 2 * size) > budget / 1.3
+
+
+def test_no_batch_larger_than_four_rows_is_tried() -> None:
+    sizes: list[int] = []
+
+    def loss(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+        sizes.append(len(rows[0]))
+        return _loss(model, rows)
+
+    assert largest_physical_batch_size(_model(), loss, _rows(), memory_budget=256 * MIB) > 100
+    assert max(sizes) == 4
+
+
+def test_values_of_rows_are_not_used_and_nothing_is_left_behind() -> None:
+    seen: list[Tensor] = []
+
+    def loss(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+        seen.append(rows[0])
+        return _loss(model, rows)
+
+    model = _model().train()
+    one, three = _rows(), _rows(3)
+    before, state = snapshot(model), torch.get_rng_state()
+    first = largest_physical_batch_size(model, loss, one, memory_budget=32 * MIB)
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(bool(x.any()) for x in seen)
+    assert largest_physical_batch_size(model, loss, three, memory_budget=32 * MIB) == first
+
+
+def test_a_budget_below_one_row_says_by_how_much() -> None:
+    with pytest.raises(
+        ConfigError, match=r"One row needs about .* MiB .* short by .* MiB\. Raise memory_budget"
+    ):
+        largest_physical_batch_size(_model(), _loss, _rows(), memory_budget=1000)
+
+
+@pytest.mark.parametrize("budget", [0, -5, True, "4GiB"])
+def test_a_budget_that_is_no_number_of_bytes_is_refused(budget: Any) -> None:
+    with pytest.raises(ConfigError, match="positive number of bytes"):
+        largest_physical_batch_size(_model(), _loss, _rows(), memory_budget=budget)
+
+
+def test_per_layer_clipping_fits_at_least_as_many_rows() -> None:
+    model = nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(64, 64), nn.Tanh())])
+    flat = largest_physical_batch_size(model, _loss, _rows(), memory_budget=16 * MIB)
+    layers = largest_physical_batch_size(
+        model, _loss, _rows(), memory_budget=16 * MIB, clipping=PerLayerClipping(max_norm=1.0)
+    )
+    assert layers >= flat
+
+
+def test_free_memory_is_a_number_of_bytes() -> None:
+    assert MIB < available_memory(torch.device("cpu")) < 1 << 50
