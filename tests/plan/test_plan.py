@@ -372,3 +372,10 @@ def test_the_counts_share_of_the_noise_is_checked_against_what_was_solved_for():
     with pytest.raises(ConfigError, match="must be above the plan's noise multiplier") as caught:
         Plan.calibrate(clipping=too_little, **settings)
     assert caught.value.code == "count-noise"
+
+
+def test_a_count_that_drowns_in_its_noise_is_warned_about():
+    clipping = AdaptiveClipping(initial_max_norm=1.0)  # 15 of noise on a sensitivity of 1/2, 10 units a step
+    (warning,) = plan(clipping=clipping).warnings()
+    assert "standard deviation 0.75 in every step" in warning
+    assert plan(clipping=AdaptiveClipping(initial_max_norm=1.0, count_noise_multiplier=9.0)).warnings() == ()

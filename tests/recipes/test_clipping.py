@@ -84,7 +84,7 @@ def test_settings_make_the_clipping(settings, clipping):
         (["clipping=adaptive", "target_quantile=1"], "target_quantile: input should be less than 1"),
         (["epsilon=inf", "clipping=adaptive"], "clipping would be ignored: epsilon = inf"),
         (["epsilon=inf", "show_norms=true"], "show_norms would be ignored: epsilon = inf"),
-        (["cliping=flat"], "unknown setting 'cliping'. Did you mean 'clipping'"),
+        (["clippings=flat"], "unknown setting 'clippings'. Did you mean 'clipping'"),
     ],
 )
 def test_a_setting_that_is_wrong_or_would_be_ignored_is_refused(settings, message):

@@ -485,3 +485,55 @@ def test_what_is_shown_is_what_the_norms_were(tmp_path):
     length = float((before - weights_of(model)).norm()) * BATCH_SIZE
     assert shown["signal_to_noise"] == pytest.approx(length / (0.5 * math.sqrt(53)), rel=1e-4)
     assert "clip_fraction" not in repr(private)
+
+
+def stop_at(monkeypatch, point):
+    """Kill the run in its sixth step (the checkpoint holds four) at a point of the release."""
+    from reticent.train import _adapt, _loop
+
+    def stopping(real, is_time):
+        def call(*args, **options):
+            if is_time(args):
+                raise Stop
+            return real(*args, **options)
+
+        return call
+
+    spent = {"entries": 0}
+    append = Ledger.append_step
+
+    def counting(self, mechanism):
+        append(self, mechanism)
+        spent["entries"] += 1
+
+    monkeypatch.setattr(Ledger, "append_step", counting)
+    sixth = lambda args: spent["entries"] == 6  # noqa: E731
+    match point:
+        case "before the noise":
+            monkeypatch.setattr(step_module, "add_noise", stopping(step_module.add_noise, sixth))
+        case "before the count's noise":
+            monkeypatch.setattr(_adapt, "add_noise", stopping(_adapt.add_noise, sixth))
+        case "before the update":
+            monkeypatch.setattr(torch.optim.SGD, "step", stopping(torch.optim.SGD.step, sixth))
+        case "before the checkpoint":
+            monkeypatch.setattr(_loop, "save_checkpoint", stopping(_loop.save_checkpoint, sixth))
+
+
+POINTS = ["before the noise", "before the count's noise", "before the update", "before the checkpoint"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_crash_anywhere_in_the_release_loses_the_update_of_the_norm_and_nothing_else(
+    tmp_path, engines, monkeypatch, point
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, point)
+        with pytest.raises(Stop):
+            run(out, ADAPTIVE)
+    saved = load_checkpoint(out, say=print)
+    assert (saved.step, read_ledger(out / "ledger.jsonl").num_steps) == (4, 6)
+    assert saved.clip_norms != (0.5,)
+    result = go_on(out)
+    assert engines[-1].calls[0] == FlatClipping(max_norm=saved.clip_norms[0])
+    assert (result.num_steps, result.num_lost) == (8, 2)

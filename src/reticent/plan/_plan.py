@@ -230,7 +230,7 @@ class Plan:
         return epsilon([(self.mechanism, self.num_steps)], delta=self.delta, relation=self.relation)
 
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed and hardly ever meant: a delta that promises nothing, no noise at all."""
+        """What is allowed and hardly ever meant: a delta that promises nothing, no noise, a lost count."""
         found = []
         public = self.sampler.num_examples is not None
         num_examples = self.sampler.expected_batch_size / self.sampler.sampling_prob
@@ -242,6 +242,13 @@ class Plan:
             )
         if self.noise_multiplier == 0.0:
             found.append("the noise multiplier is 0: this plan gives no privacy.")
+        share_std = (self.count_noise_multiplier or 0.0) / 2.0 / self.expected_batch_size
+        if share_std > 0.5:
+            found.append(
+                f"the noise on the share of units below the norm has standard deviation {share_std:.2g} in "
+                "every step: the clipping norm will wander rather than follow its quantile. Take larger batches, or "
+                "give less noise to the count (count_noise_multiplier)."
+            )
         return tuple(found)
 
     def describe(self) -> dict[str, Any]:
