@@ -246,8 +246,8 @@ class Plan:
         if share_std > 0.5:
             found.append(
                 f"the noise on the share of units below the norm has standard deviation {share_std:.2g} in "
-                "every step: the clipping norm will wander rather than follow its quantile. Take larger batches, or "
-                "give less noise to the count (count_noise_multiplier)."
+                "every step: the clipping norm will wander rather than follow its quantile. Take larger "
+                "batches, or give less noise to the count (count_noise_multiplier)."
             )
         return tuple(found)
 
