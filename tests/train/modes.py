@@ -43,12 +43,11 @@ class ModeEngine:
         self.calls.append(clipping)
         self.norms.append(norms)
         group_norms = torch.tensor(by_group, dtype=torch.float64)
-        flat = isinstance(clipping, FlatClipping | AutomaticClipping)
         return BoundedSum(
             total=total,
             bound=bound,
             norms=torch.tensor(norms, dtype=torch.float64),
-            group_norms=None if flat else group_norms,
+            group_norms=group_norms if group_norms.dim() == 2 and group_norms.shape[1] > 1 else None,
         )
 
 

@@ -282,6 +282,13 @@ def test_an_engine_for_another_clipping_is_refused(tmp_path):
     assert private.num_steps == 0
 
 
+def test_by_layer_a_model_of_one_layer_has_one_norm(tmp_path):
+    model = nn.Linear(6, 3)
+    private = private_for(tmp_path, BY_LAYER, model=model, noise=NoNoise())
+    take(private, rows_of(private.plan, range(6)))
+    assert private.clip_norms == pytest.approx((0.5 * math.exp(0.5 * 3 / BATCH_SIZE),))
+
+
 @pytest.mark.parametrize("clipping", [ADAPTIVE, BY_LAYER], ids=repr)
 def test_an_engine_that_gives_no_norms_cannot_count(tmp_path, clipping):
     class Mute(ModeEngine):

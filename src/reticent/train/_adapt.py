@@ -105,10 +105,10 @@ class ClipNorms:
         Raises:
             StepError[engine-mismatch]: the engine did not give one norm for each unit (and group).
         """
-        by_group = self._adaptive is not None and self._adaptive.per_layer
-        group_norms_UL = added.group_norms if by_group else None
+        several = len(self.values) > 1  # one group's norms are the units'
+        group_norms_UL = added.group_norms if several else None
         shape = None if group_norms_UL is None else tuple(group_norms_UL.shape)
-        if added.norms.shape != (num_units,) or (by_group and shape != (num_units, len(self.values))):
+        if added.norms.shape != (num_units,) or (several and shape != (num_units, len(self.values))):
             raise StepError(
                 "Adaptive clipping counts units by their norms, and the engine did not give one norm for "
                 "each (and for each group, if per_layer). Give PrivateStep an engine that does.",
