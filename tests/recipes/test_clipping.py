@@ -13,7 +13,6 @@ from reticent.recipes import go_on, make_plan, recipes, request, run
 from reticent.recipes._clipping import clipping_of
 from reticent.report import write_report
 from reticent.train import _step as step_module
-from tests.train.modes import ModeEngine
 
 SHORT = ["num_steps=4", "checkpoint_every=2", "expected_batch_size=20", "max_norm=0.2"]
 
@@ -21,19 +20,6 @@ SHORT = ["num_steps=4", "checkpoint_every=2", "expected_batch_size=20", "max_nor
 @pytest.fixture(scope="module")
 def digits():
     return load("digits")
-
-
-@pytest.fixture
-def engines(monkeypatch):
-    """Stands in for the engine, and is remembered."""
-    made = []
-
-    def make(model, **options):
-        made.append(ModeEngine(model, **options))
-        return made[-1]
-
-    monkeypatch.setattr(step_module, "ClipEngine", make)
-    return made
 
 
 MADE = [
@@ -102,7 +88,7 @@ def test_too_little_noise_on_the_count_is_refused_before_anything_is_made(tmp_pa
 
 @pytest.mark.parametrize(("settings", "clipping"), MADE[2:])
 def test_a_run_of_every_kind_is_stopped_resumed_and_reported(
-    tmp_path, digits, engines, monkeypatch, settings, clipping
+    tmp_path, digits, monkeypatch, settings, clipping
 ):
     class Stop(BaseException):
         pass
@@ -132,7 +118,7 @@ def test_a_run_of_every_kind_is_stopped_resumed_and_reported(
     ("edit", "named"),
     [({"clipping": "automatic"}, "clipping"), ({"target_quantile": 0.9}, "target_quantile")],
 )
-def test_a_run_does_not_go_on_with_another_clipping(tmp_path, digits, engines, edit, named):
+def test_a_run_does_not_go_on_with_another_clipping(tmp_path, digits, edit, named):
     run(request("digits", [*SHORT, "clipping=adaptive"]), out=tmp_path / "run", data=digits)
     path = tmp_path / "run" / "run.json"
     about = json.loads(path.read_text())

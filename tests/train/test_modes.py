@@ -107,6 +107,31 @@ def test_a_step_moves_by_the_oracles_sum_whatever_the_chunks(tmp_path, clipping,
 
 
 @pytest.mark.parametrize("clipping", ALL, ids=repr)
+def test_the_librarys_engine_takes_the_same_steps_as_the_double(tmp_path, clipping):
+    """Five steps without noise: weights, and norms that adapt, of the engine that is made by default."""
+    ends = {}
+    for name in ("ours", "double"):
+        model, plan = make_model(), plan_for(clipping)
+        double = private_for(tmp_path / "x", clipping, model=model)._engine if name == "double" else None
+        private = make_private(
+            tmp_path / name, model=model, plan=plan, engine=double, noise=NoNoise(), physical_batch_size=7
+        )
+        for step, batch in enumerate(plan.batches(make_data())):
+            take(private, with_rows(batch, range(3 * step, 20 + step)), long_for_some)
+        ends[name] = weights_of(model), private.clip_norms
+    assert torch.allclose(ends["ours"][0], ends["double"][0], rtol=1e-4, atol=2e-5)
+    assert ends["ours"][1] == pytest.approx(ends["double"][1], rel=1e-9)
+    assert len(set(ends["ours"][1])) == len(ends["ours"][1])
+
+
+def test_groups_that_do_not_fit_the_model_are_refused_before_a_ledger_is_made(tmp_path):
+    clipping = GroupedClipping(max_norms=(("0.*", 0.5),))
+    with pytest.raises(ConfigError, match=r"No group of max_norms takes.*2\.weight"):
+        make_private(tmp_path, plan=plan_for(clipping))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("clipping", ALL, ids=repr)
 def test_no_neighbour_moves_a_step_beyond_its_sensitivity(tmp_path, clipping):
     full, norms = moved_by(tmp_path / "full", clipping, range(12), long_for_some)
     largest = 0.0

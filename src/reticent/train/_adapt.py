@@ -47,14 +47,13 @@ class ClipNorms:
     Args:
         clipping: the plan's.
         sizes: name -> number of elements of every trainable parameter.
-        restored: False on a ledger that holds steps: norms that adapt must then be restored first.
     """
 
-    def __init__(self, clipping: Clipping, sizes: Mapping[str, int], *, restored: bool) -> None:
+    def __init__(self, clipping: Clipping, sizes: Mapping[str, int]) -> None:
         self._clipping, self._sizes = clipping, dict(sizes)
         self._adaptive = clipping if isinstance(clipping, AdaptiveClipping) else None
         self.values = () if self._adaptive is None else first_norms(self._adaptive, sizes)
-        self._known = restored or self._adaptive is None
+        self._known = self._adaptive is None  # norms that adapt are known when `restore` has been called
 
     @property
     def adapt(self) -> bool:
@@ -68,7 +67,7 @@ class ClipNorms:
         return self._clipping
 
     def restore(self, norms: Sequence[float]) -> None:
-        """Go on with the norms of a checkpoint.
+        """Go on with the norms of a checkpoint, or with the first ones in a run without any step.
 
         Raises:
             CheckpointError[checkpoint-mismatch]: another number of norms, or some outside the limits.

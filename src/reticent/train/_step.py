@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from reticent.account.ledger import Ledger
 from reticent.bounded import BoundedSum
 from reticent.clip import ClipEngine
-from reticent.clipping import AdaptiveClipping, FlatClipping, StepClipping, sensitivity
+from reticent.clipping import StepClipping, sensitivity
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
 from reticent.noise import CipherNoise, NoiseSource, add_noise
 from reticent.plan import LogicalBatch, Plan
@@ -247,7 +247,11 @@ class PrivateStep:
         self.plan: Final = plan
         self.physical_batch_size: Final = physical_batch_size
         self._noise: Final = source
-        self._engine: Final[Engine] = _default_engine(model, plan) if engine is None else engine
+        self._norms: Final = ClipNorms(
+            plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}
+        )
+        now = self._norms.now()
+        self._engine: Final[Engine] = ClipEngine(model, clipping=now) if engine is None else engine
         self._show_norms: Final = show_norms
         self.last_not_private: dict[str, float] | None = None
         self._seed, self._transform, self._check_batch = seed, transform, check_batch
@@ -256,8 +260,8 @@ class PrivateStep:
         if self.ledger is not ledger:
             weakref.finalize(self, self.ledger.close)
         check_ledger(self.ledger, plan, reproducible=not self._noise.private)
-        sizes = {name: p.numel() for name, p in self._watch.trainable.items()}
-        self._norms: Final = ClipNorms(plan.clipping, sizes, restored=self.ledger.num_steps == 0)
+        if self.ledger.num_steps == 0:  # else the norms are those of a checkpoint, which only the caller has
+            self._norms.restore(self._norms.values)
 
     def __repr__(self) -> str:
         return f"PrivateStep({type(self.model).__name__}, step {self.num_steps} of {self.plan.num_steps})"
@@ -440,15 +444,6 @@ class PrivateStep:
             reproducible=not self._noise.private,
             not_private=("norms",) if self._show_norms else (),
         )
-
-
-def _default_engine(model: nn.Module, plan: Plan) -> Engine:
-    clipping = plan.clipping
-    if isinstance(clipping, FlatClipping):
-        return ClipEngine(model, max_norm=clipping.max_norm)
-    if isinstance(clipping, AdaptiveClipping):  # every call brings the norms of its step
-        return ClipEngine(model, max_norm=clipping.initial_max_norm)
-    return ClipEngine(model, clipping=clipping)
 
 
 def check_physical_batch_size(size: int) -> None:
