@@ -280,7 +280,7 @@ def step_memory(asked: Request) -> dict[str, int]:
             _optimizer(model, config, lr=config.lr),
             lambda rows: cross_entropy(model, rows),
             (x, y),
-            max_norm=config.max_norm,
+            clipping=clipping_of(config),
             averaged=config.ema > 0,
         )
 
