@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from reticent.account import epsilon
     from reticent.account.ledger import Ledger, read_ledger
     from reticent.clip import ClipEngine, clipped_sum, fix
+    from reticent.clipping import (
+        AdaptiveClipping,
+        AutomaticClipping,
+        FlatClipping,
+        GroupedClipping,
+        PerLayerClipping,
+    )
     from reticent.errors import (
         AccountingError,
         BudgetExhausted,
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from reticent.plan import Plan
-    from reticent.records import Budget, FlatClipping
+    from reticent.records import Budget
     from reticent.sample import FullBatchSampler, PoissonSampler
     from reticent.train import PrivateStep, train
 
@@ -32,6 +39,8 @@ __version__: Final = "0.1.0"
 
 __all__ = [
     "AccountingError",
+    "AdaptiveClipping",
+    "AutomaticClipping",
     "Budget",
     "BudgetExhausted",
     "CheckpointError",
@@ -41,8 +50,10 @@ __all__ = [
     "DataError",
     "FlatClipping",
     "FullBatchSampler",
+    "GroupedClipping",
     "Ledger",
     "LedgerError",
+    "PerLayerClipping",
     "Plan",
     "PoissonSampler",
     "PrivateStep",
@@ -60,8 +71,12 @@ __all__ = [
 
 def _room_of(name: str) -> str | None:
     match name:
-        case "Budget" | "FlatClipping":
+        case "Budget":
             return "records"
+        case (
+            "AdaptiveClipping" | "AutomaticClipping" | "FlatClipping" | "GroupedClipping" | "PerLayerClipping"
+        ):
+            return "clipping"
         case "FullBatchSampler" | "PoissonSampler":
             return "sample"
         case "epsilon":

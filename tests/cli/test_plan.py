@@ -206,3 +206,14 @@ main(line.split(), standalone_mode=False)
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_recipes_clipping_is_shown_with_the_noises_shares():
+    line = "digits --set clipping=adaptive --set num_steps=30 --set max_norm=0.25"
+    shown = " ".join(run(line).stdout.split())
+    for text in ("adaptive: initial_max_norm 0.25", "on the gradient", "on the count"):
+        assert text in shown
+    found = numbers(line)
+    assert found["clipping"]["kind"] == "adaptive"
+    assert found["max_norm"] == 0.25
+    assert found["noise_std"] == found["gradient_noise_multiplier"] * 0.25 > found["noise_multiplier"] * 0.25

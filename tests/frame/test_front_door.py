@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NAMES = {
     "Budget", "Plan", "PoissonSampler", "FullBatchSampler", "FlatClipping", "PrivateStep", "train",
+    "AutomaticClipping", "PerLayerClipping", "GroupedClipping", "AdaptiveClipping",
     "clipped_sum", "ClipEngine", "fix", "Ledger", "read_ledger", "epsilon",
     "ReticentError", "ConfigError", "AccountingError", "UnsupportedModel", "CoupledExamples", "StepError",
     "BudgetExhausted", "LedgerError", "CheckpointError", "DataError", "__version__",

@@ -7,9 +7,16 @@ import math
 import numpy as np
 import pytest
 
+from reticent.clipping import (
+    AdaptiveClipping,
+    AutomaticClipping,
+    FlatClipping,
+    GroupedClipping,
+    PerLayerClipping,
+)
 from reticent.errors import AccountingError, ConfigError, DataError
 from reticent.plan import LogicalBatch, Plan
-from reticent.records import Budget, FlatClipping, Mechanism, NeighbouringRelation, SamplingScheme
+from reticent.records import Budget, Mechanism, NeighbouringRelation, SamplingScheme
 from reticent.sample import FullBatchSampler, PoissonSampler, SampleStream
 
 CLIP = FlatClipping(max_norm=0.5)
@@ -312,3 +319,63 @@ def test_a_batch_shows_neither_its_rows_nor_how_many():
     batch = next(plan(sampler=SECRET).batches([7, 8, 9] * 100))
     assert isinstance(batch, LogicalBatch)
     assert repr(batch) == "LogicalBatch(step=0, expected_batch_size=500.0)"
+
+
+# -- every kind of clipping ---------------------------------------------------------------------------
+
+KINDS = [
+    FlatClipping(max_norm=0.3),
+    AutomaticClipping(max_norm=2.0, stability=0.0),
+    PerLayerClipping(max_norm=0.3, split="size"),
+    GroupedClipping(max_norms=(("head.*", 0.3), ("*", 0.4))),
+    AdaptiveClipping(initial_max_norm=0.3, count_noise_multiplier=8.0, per_layer=True),
+    AdaptiveClipping(initial_max_norm=0.3),
+]
+
+
+@pytest.mark.parametrize("clipping", KINDS, ids=repr)
+def test_a_plan_of_every_clipping_comes_back_from_its_description(clipping):
+    original = plan(clipping=clipping)
+    described = json.loads(json.dumps(original.describe(), allow_nan=False))
+    assert Plan.from_dict(described) == original
+    assert original.epsilon() == plan().epsilon()  # the clipping does not change what is accounted
+    share = 1.0 if original.count_noise_multiplier is None else original.gradient_noise_multiplier
+    bound = {GroupedClipping: 0.5, AutomaticClipping: 2.0}.get(type(clipping), 0.3)
+    noise = original.noise_multiplier if share == 1.0 else share
+    assert described["noise_std"] == pytest.approx(noise * bound)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kind": "flatt", "max_norm": 1.0}, "kind 'flatt' is not known; flat, automatic, per-layer"),
+        ({"kind": ["flat"], "max_norm": 1.0}, "is not known"),
+        ({"max_norm": 1.0}, "no object with a kind"),
+        ("flat", "no object with a kind"),
+        ({"kind": "automatic", "max_norm": 1.0}, r"missing: \['stability'\]"),
+        ({"kind": "flat", "max_norm": 1.0, "split": "equal"}, r"unknown: \['split'\]"),
+        ({"kind": "grouped", "max_norms": [["*"]]}, "max_norms must be a tuple"),
+        ({"kind": "per-layer", "max_norm": 1.0, "split": "half"}, "split must be"),
+    ],
+)
+def test_a_clipping_that_no_plan_wrote_is_refused(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        Plan.from_dict(plan().describe() | {"clipping": changed})
+
+
+def test_the_counts_share_of_the_noise_is_checked_against_what_was_solved_for():
+    settings = {name: value for name, value in ALL.items() if name != "noise_multiplier"}
+    free = Plan.calibrate(clipping=AdaptiveClipping(initial_max_norm=1.0), **settings)
+    assert free.count_noise_multiplier == pytest.approx(10 * free.noise_multiplier)
+    assert free.gradient_noise_multiplier > free.noise_multiplier
+    too_little = AdaptiveClipping(initial_max_norm=1.0, count_noise_multiplier=0.99 * free.noise_multiplier)
+    with pytest.raises(ConfigError, match="must be above the plan's noise multiplier") as caught:
+        Plan.calibrate(clipping=too_little, **settings)
+    assert caught.value.code == "count-noise"
+
+
+def test_a_count_that_drowns_in_its_noise_is_warned_about():
+    clipping = AdaptiveClipping(initial_max_norm=1.0)  # 15 of noise on a sensitivity of 1/2, 10 units a step
+    (warning,) = plan(clipping=clipping).warnings()
+    assert "standard deviation 0.75 in every step" in warning
+    assert plan(clipping=AdaptiveClipping(initial_max_norm=1.0, count_noise_multiplier=9.0)).warnings() == ()

@@ -147,7 +147,7 @@ def test_nothing_computed_from_training_rows_is_written_by_default(tmp_path):
     for name, fields in allowed.items():
         assert json.loads((tmp_path / "run" / name).read_text()).keys() == fields
     _, header = load_tensors(tmp_path / "run" / "checkpoint-000006.safetensors")
-    assert header.keys() == {"format", "step", "updates", "ledger_head", "seconds", "optimizer"}
+    assert header.keys() == {"format", "step", "updates", "ledger_head", "seconds", "clip_norms", "optimizer"}
 
 
 def test_the_training_loss_is_shown_only_if_asked_for_and_kept_apart(tmp_path):

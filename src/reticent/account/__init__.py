@@ -11,6 +11,7 @@ from reticent.account._calibrate import (
 )
 from reticent.account._epsilon import epsilon
 from reticent.account._events import Segments
+from reticent.account._split import split_noise
 
 __all__ = [
     "Segments",
@@ -18,4 +19,5 @@ __all__ = [
     "calibrate_num_steps",
     "calibrate_sampling_prob",
     "epsilon",
+    "split_noise",
 ]

@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from reticent.cli._show import print_json, print_table, print_warnings, rounded_up
+from reticent.clipping import FlatClipping, sensitivity
 from reticent.errors import ConfigError
 from reticent.plan import Plan, Sampler, problem, raise_together
-from reticent.records import Budget, FlatClipping, SamplingScheme, check_delta
+from reticent.records import Budget, SamplingScheme, check_delta
 from reticent.sample import FullBatchSampler, PoissonSampler
 
 
@@ -185,7 +186,8 @@ def _sampler(
 def _record(plan: Plan, *, batch_is_known: bool) -> dict[str, Any]:
     report = plan.epsilon()
     batch = plan.expected_batch_size if batch_is_known else None
-    noise_std = plan.noise_multiplier * plan.clipping.max_norm
+    described = plan.describe()
+    noise_std = described["noise_std"]
     return {
         "noise_multiplier": plan.noise_multiplier,
         "num_steps": plan.num_steps,
@@ -200,7 +202,10 @@ def _record(plan: Plan, *, batch_is_known: bool) -> dict[str, Any]:
         "sampler": plan.sampler.scheme.value,
         "sampling_prob": plan.sampler.sampling_prob,
         "num_examples": plan.sampler.num_examples,
-        "max_norm": plan.clipping.max_norm,
+        "clipping": described["clipping"],
+        "max_norm": sensitivity(plan.clipping),
+        "gradient_noise_multiplier": plan.gradient_noise_multiplier,
+        "count_noise_multiplier": plan.count_noise_multiplier,
         "noise_std": noise_std,
         "noise_std_of_mean": None if batch is None else noise_std / batch,
         "epochs": plan.num_steps * plan.sampler.sampling_prob,
@@ -223,7 +228,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("steps", str(record["num_steps"])),
         ("sampler", f"{record['sampler']}, probability {record['sampling_prob']:.6g} a step"),
         ("examples", public),
-        ("clipping norm C", f"{record['max_norm']:g}"),
+        *_clipping_rows(record),
         ("noise in the clipped sum", f"standard deviation {record['noise_std']:.6g} in each coordinate"),
     ]
     if record["expected_batch_size"] is not None:
@@ -245,6 +250,26 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
             if name != "total"
         ]
     return rows + [("note", note) for note in record["notes"]]
+
+
+def _clipping_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    settings = dict(record["clipping"])
+    kind = settings.pop("kind")
+    norm = f"{record['max_norm']:g}"
+    if kind == "flat":
+        return [("clipping norm C", norm)]
+    shown = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    if kind != "adaptive":
+        return [("clipping", f"{kind}: {shown}"), ("bound of the clipped sum C", norm)]
+    return [
+        ("clipping", f"{kind}: {shown}"),
+        ("bound of the clipped sum C", f"{norm} in the first step; later it follows the quantile"),
+        (
+            "noise multiplier's shares",
+            f"{record['gradient_noise_multiplier']:.6g} on the gradient, "
+            f"{record['count_noise_multiplier']:.6g} on the count",
+        ),
+    ]
 
 
 def _size(num_bytes: int) -> str:

@@ -1,13 +1,14 @@
 """What a plan's settings must be, and how several mistakes are told at once.
 
-Room: plan. May import `reticent.sample`, `reticent.records` and `reticent.errors`.
+Room: plan. May import `reticent.sample`, `reticent.records`, `reticent.clipping` and `reticent.errors`.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias, TypeVar
 
+from reticent.clipping import KINDS
 from reticent.errors import ConfigError
-from reticent.records import Budget, FlatClipping, Mechanism, SamplingScheme
+from reticent.records import Budget, Mechanism, SamplingScheme
 from reticent.sample import FullBatchSampler, PoissonSampler
 
 Sampler: TypeAlias = PoissonSampler | FullBatchSampler
@@ -66,8 +67,12 @@ def check_noise(noise_multiplier: float) -> None:
 
 
 def check_clipping(clipping: object) -> None:
-    if not isinstance(clipping, FlatClipping):
-        raise ConfigError(f"clipping must be a FlatClipping, got {type(clipping).__name__}.", code="clipping")
+    if type(clipping) not in KINDS:
+        raise ConfigError(
+            f"clipping must be one of {', '.join(kind.__name__ for kind in KINDS)}, got "
+            f"{type(clipping).__name__}.",
+            code="clipping",
+        )
 
 
 def check_budget(budget: object, delta: float | None) -> None:

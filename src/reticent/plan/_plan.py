@@ -13,7 +13,9 @@ from reticent.account import (
     calibrate_num_steps,
     calibrate_sampling_prob,
     epsilon,
+    split_noise,
 )
+from reticent.clipping import AdaptiveClipping, Clipping, sensitivity
 from reticent.errors import ConfigError, DataError
 from reticent.plan._batches import LogicalBatch, num_rows
 from reticent.plan._checks import (
@@ -30,11 +32,11 @@ from reticent.plan._checks import (
     raise_together,
     the_unknown,
 )
+from reticent.plan._clipping import clipping_from, clipping_record
 from reticent.plan._record import bad_record, check_keys, sampler_from
 from reticent.records import (
     Budget,
     EpsilonReport,
-    FlatClipping,
     Mechanism,
     NeighbouringRelation,
     check_delta,
@@ -42,7 +44,13 @@ from reticent.records import (
 from reticent.sample import PoissonSampler, SampleStream
 
 _KEYS: Final = ("sampler", "num_steps", "noise_multiplier", "clipping", "delta", "budget")
-_DERIVED: Final = ("neighbouring_relation", "noise_std", "notes")
+_DERIVED: Final = (
+    "neighbouring_relation",
+    "gradient_noise_multiplier",
+    "count_noise_multiplier",
+    "noise_std",
+    "notes",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +60,18 @@ class Plan:
     Args:
         sampler: how each step's examples are drawn; also the neighbouring relation.
         num_steps: number of steps T that may be taken, at least 1.
-        noise_multiplier: noise standard deviation over the bound of the clipped sum; 0 means no
-            noise, and no privacy.
+        noise_multiplier: noise standard deviation over the bound of what a step releases; 0 means no
+            noise, and no privacy. With adaptive clipping a step releases the clipped sum and a
+            count: this is the multiplier of the two together, and the accountant's.
         clipping: how one unit's influence on the sum is bounded.
         delta: the delta of the privacy statement.
         budget: what the plan must keep to, if anything; its delta is the plan's.
 
     Guarantee:
-        `num_steps` steps that draw from `batches` and add noise of `noise_multiplier` times the
-        bound to the clipped sum are (`epsilon()`, `delta`)-DP under `relation`, against anyone who
-        sees everything but the draws and the noise. With a budget, `epsilon()` is inside it.
+        `num_steps` steps that draw from `batches` and add noise of `gradient_noise_multiplier` times
+        the bound to the clipped sum (and of `count_noise_multiplier` times its sensitivity to the count,
+        if clipping adapts) are (`epsilon()`, `delta`)-DP under `relation`, against anyone who sees
+        everything but the draws and the noise. With a budget, `epsilon()` is inside it.
 
     Raises:
         ConfigError: a bad setting, with that setting's code (`num-steps`, `noise-multiplier`,
@@ -72,7 +82,7 @@ class Plan:
     sampler: Sampler
     num_steps: int
     noise_multiplier: float
-    clipping: FlatClipping
+    clipping: Clipping
     delta: float
     budget: Budget | None = None
 
@@ -85,6 +95,7 @@ class Plan:
             problem(lambda: check_delta(self.delta)),
             problem(lambda: check_budget(self.budget, self.delta)),
         )
+        self._split()  # refuses a count that leaves no noise for the gradient
         self._check_within_budget()
 
     def _check_within_budget(self) -> None:
@@ -103,7 +114,7 @@ class Plan:
     def calibrate(
         cls,
         *,
-        clipping: FlatClipping,
+        clipping: Clipping,
         sampler: Sampler | None = None,
         num_examples: int | None = None,
         budget: Budget | None = None,
@@ -121,7 +132,7 @@ class Plan:
         | `budget` | delta, sampler, num_steps, noise_multiplier | nothing: ask `epsilon()` |
 
         Args:
-            clipping: how one unit's influence on the sum is bounded. Does not change epsilon.
+            clipping: how one unit's influence on what a step releases is bounded. Does not change epsilon.
             sampler: how each step's examples are drawn.
             num_examples: N, public; only where the batch size is to be found.
             budget: the epsilon and delta that may be spent.
@@ -190,6 +201,21 @@ class Plan:
         return self.sampler.mechanism(self.noise_multiplier)
 
     @property
+    def gradient_noise_multiplier(self) -> float:
+        """Noise on the clipped sum over its bound: `noise_multiplier`, or more beside a count."""
+        return self._split()[0]
+
+    @property
+    def count_noise_multiplier(self) -> float | None:
+        """Noise on adaptive clipping's count over the count's sensitivity; None where none is released."""
+        return self._split()[1]
+
+    def _split(self) -> tuple[float, float | None]:
+        if not isinstance(self.clipping, AdaptiveClipping):
+            return self.noise_multiplier, None
+        return split_noise(self.noise_multiplier, self.clipping.count_noise_multiplier)
+
+    @property
     def relation(self) -> NeighbouringRelation:
         """Which data sets the guarantee compares: zero-out if the number of examples is public."""
         return self.sampler.relation
@@ -204,7 +230,7 @@ class Plan:
         return epsilon([(self.mechanism, self.num_steps)], delta=self.delta, relation=self.relation)
 
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed and hardly ever meant: a delta that promises nothing, no noise at all."""
+        """What is allowed and hardly ever meant: a delta that promises nothing, no noise, a lost count."""
         found = []
         public = self.sampler.num_examples is not None
         num_examples = self.sampler.expected_batch_size / self.sampler.sampling_prob
@@ -216,6 +242,13 @@ class Plan:
             )
         if self.noise_multiplier == 0.0:
             found.append("the noise multiplier is 0: this plan gives no privacy.")
+        share_std = (self.count_noise_multiplier or 0.0) / 2.0 / self.expected_batch_size
+        if share_std > 0.5:
+            found.append(
+                f"the noise on the share of units below the norm has standard deviation {share_std:.2g} in "
+                "every step: the clipping norm will wander rather than follow its quantile. Take larger "
+                "batches, or give less noise to the count (count_noise_multiplier)."
+            )
         return tuple(found)
 
     def describe(self) -> dict[str, Any]:
@@ -230,11 +263,13 @@ class Plan:
             },
             "num_steps": self.num_steps,
             "noise_multiplier": self.noise_multiplier,
-            "clipping": {"kind": "flat", "max_norm": self.clipping.max_norm},
+            "clipping": clipping_record(self.clipping),
             "delta": self.delta,
             "budget": None if budget is None else {"epsilon": budget.epsilon, "delta": budget.delta},
             "neighbouring_relation": self.relation.value,
-            "noise_std": self.noise_multiplier * self.clipping.max_norm,
+            "gradient_noise_multiplier": self.gradient_noise_multiplier,
+            "count_noise_multiplier": self.count_noise_multiplier,
+            "noise_std": self.gradient_noise_multiplier * sensitivity(self.clipping),
             "notes": list(self.warnings()),
         }
 
@@ -247,17 +282,14 @@ class Plan:
             ConfigError: a value is not one a plan may have.
         """
         check_keys(record, required=_KEYS, optional=_DERIVED, where="plan")
-        clipping, budget = record["clipping"], record["budget"]
-        check_keys(clipping, required=("kind", "max_norm"), where="clipping")
-        if clipping["kind"] != "flat":
-            raise bad_record(f"clipping kind {clipping['kind']!r} is not known; flat is.")
+        clipping, budget = clipping_from(record["clipping"]), record["budget"]
         if budget is not None:
             check_keys(budget, required=("epsilon", "delta"), where="budget")
         plan = cls(
             sampler=sampler_from(record["sampler"]),
             num_steps=record["num_steps"],
             noise_multiplier=record["noise_multiplier"],
-            clipping=FlatClipping(max_norm=clipping["max_norm"]),
+            clipping=clipping,
             delta=record["delta"],
             budget=None if budget is None else Budget(epsilon=budget["epsilon"], delta=budget["delta"]),
         )

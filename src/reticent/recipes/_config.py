@@ -8,6 +8,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -55,6 +56,34 @@ class RecipeConfig(BaseModel):
     ] = 50
     twin: Annotated[bool, Field(description="also train without privacy, to compare")] = False
     show_loss: Annotated[bool, Field(description="show the training loss, which is NOT private")] = False
+    show_norms: Annotated[
+        bool, Field(description="write down gradient norms and share clipped, which are NOT private")
+    ] = False
+    clipping: Annotated[
+        Literal["flat", "automatic", "per-layer", "adaptive"],
+        Field(
+            description="how a gradient is bounded by max_norm; adaptive begins there and follows a quantile"
+        ),
+    ] = "flat"
+    stability: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False, description="of automatic clipping; 0 normalises")
+    ] = None
+    split: Annotated[
+        Literal["equal", "size"] | None, Field(description="of per-layer clipping: what max_norm is split by")
+    ] = None
+    target_quantile: Annotated[
+        float | None, Field(gt=0, lt=1, description="of adaptive clipping: share that is not clipped")
+    ] = None
+    clip_lr: Annotated[
+        float | None, Field(gt=0, le=10, description="of adaptive clipping: how fast the norm moves")
+    ] = None
+    count_noise_multiplier: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="of adaptive clipping; by default ten times the run's"),
+    ] = None
+    adapt_per_layer: Annotated[
+        bool | None, Field(description="of adaptive clipping: a norm for each layer")
+    ] = None
 
     @property
     def private(self) -> bool:
@@ -79,7 +108,18 @@ class RecipeConfig(BaseModel):
 
 
 _Config = TypeVar("_Config", bound=RecipeConfig)
-_IGNORED_WITHOUT_PRIVACY: Final = ("max_norm", "twin_lr", "delta")
+# Settings that only one kind of clipping reads.
+_OF_CLIPPING: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "stability": "automatic",
+        "split": "per-layer",
+        "target_quantile": "adaptive",
+        "clip_lr": "adaptive",
+        "count_noise_multiplier": "adaptive",
+        "adapt_per_layer": "adaptive",
+    }
+)
+_IGNORED_WITHOUT_PRIVACY: Final = ("max_norm", "twin_lr", "delta", "clipping", "show_norms", *_OF_CLIPPING)
 
 
 def make_config(kind: type[_Config], settings: Mapping[str, Any]) -> _Config:
@@ -104,8 +144,15 @@ def make_config(kind: type[_Config], settings: Mapping[str, Any]) -> _Config:
             for name in _IGNORED_WITHOUT_PRIVACY
             if name in settings
         ]
-    elif "twin_lr" in settings and not config.twin:
-        problems.append("twin_lr would be ignored: set twin = true as well, or leave it out")
+    else:
+        if "twin_lr" in settings and not config.twin:
+            problems.append("twin_lr would be ignored: set twin = true as well, or leave it out")
+        problems += [
+            f"{name} is a setting of {needed} clipping, and clipping is {config.clipping!r}: set clipping = "
+            f"{needed!r} as well, or leave it out"
+            for name, needed in _OF_CLIPPING.items()
+            if name in settings and config.clipping != needed
+        ]
     if problems:
         raise _problems(problems)
     if math.isinf(config.epsilon) and "lr" not in settings:

@@ -6,16 +6,18 @@ Room: recipes. May import `reticent.{train,plan,sample,account}` and the floors 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from reticent.account.ledger import read_run_ledger
+from reticent.clipping import Clipping
 from reticent.errors import ConfigError
 from reticent.plan import Plan
 from reticent.sample import PoissonSampler
 from reticent.train import TrainSettings, check_ledger, finite, ledger_epsilon
 
+from ._clipping import clipping_of
 from ._config import RecipeConfig
 from ._recipe import Recipe
 
@@ -65,9 +67,18 @@ def _not_of_plan(recipe: Recipe, config: RecipeConfig, plan: Plan | None) -> lis
         "delta": (config.delta, plan.delta),
         "num_steps": (config.num_steps, plan.num_steps),
         "expected_batch_size": (sampler, plan.sampler),
-        "max_norm": (config.max_norm, plan.clipping.max_norm),
     }
-    return [name for name, (one, other) in pairs.items() if one != other]
+    return [
+        *(name for name, (one, other) in pairs.items() if one != other),
+        *_not_of_clipping(clipping_of(config), plan.clipping),
+    ]
+
+
+def _not_of_clipping(implied: Clipping, ran: Clipping) -> list[str]:
+    """Names of the clipping's settings that differ."""
+    if type(implied) is not type(ran):
+        return ["clipping"]
+    return [f.name for f in fields(implied) if getattr(implied, f.name) != getattr(ran, f.name)]
 
 
 def finished(folder: Path, config: RecipeConfig, plan: Plan | None, *, run_id: str) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from reticent.clip import ClipEngine
-from reticent.train import PeakMemory
+from reticent.clipping import Clipping
+from reticent.train import ClipNorms, PeakMemory
 
 _NOISE_BLOCK_BYTES: Final = 16 << 20  # float64 temporaries while noise is added, at most
 
@@ -23,7 +24,7 @@ def measure_memory(
     losses: Callable[[Any], Tensor],
     rows: Any,
     *,
-    max_norm: float,
+    clipping: Clipping,
     averaged: bool,
 ) -> dict[str, int]:
     """Bytes that a private step of `model` takes, by what they are for.
@@ -38,7 +39,7 @@ def measure_memory(
         optimizer: over its trainable parameters; its state is what one step makes.
         losses: called as `losses(rows)`; returns (B,) losses.
         rows: one physical batch, of any values.
-        max_norm: clipping norm.
+        clipping: the plan's; what is kept for the sums depends on it.
         averaged: whether an average of the weights is kept.
 
     Returns:
@@ -51,7 +52,8 @@ def measure_memory(
     sums = {
         n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in trained.items()
     }
-    engine = ClipEngine(model, max_norm=max_norm)
+    norms = ClipNorms(clipping, {name: p.numel() for name, p in trained.items()})
+    engine = ClipEngine(model, clipping=norms.now())
     with PeakMemory() as peak:
         engine.clipped_sum(losses, rows, out=sums)
     sum_bytes = _num_bytes(sums)

@@ -3,7 +3,7 @@
 Room: recipes. May import torch, `reticent.{plan,train}` and the floors below.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,12 @@ class PlainStep:
         self.optimizer = optimizer
         self.num_steps = num_steps
         self.head = None
+        self.clip_norms: tuple[float, ...] = ()
+        self.last_not_private: dict[str, float] | None = None
         self._physical_batch_size = physical_batch_size
+
+    def restore_clip_norms(self, norms: Sequence[float]) -> None:
+        """There are none: nothing is clipped."""
 
     @contextmanager
     def step(self, batch: LogicalBatch) -> Iterator["_PlainChunks"]:

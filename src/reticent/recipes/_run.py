@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from reticent.data import Dataset, load
 from reticent.errors import CheckpointError, ConfigError, DataError
 from reticent.plan import Plan
-from reticent.records import Budget, FlatClipping
+from reticent.records import Budget
 from reticent.sample import PoissonSampler, SampleStream
 from reticent.train import (
     Evaluation,
@@ -41,6 +41,7 @@ from reticent.train import (
     write_run,
 )
 
+from ._clipping import clipping_of
 from ._config import RecipeConfig, make_config, nearest, parse_settings, read_toml, restore_config
 from ._going_on import check_unedited, finished
 from ._memory import measure_memory
@@ -50,7 +51,7 @@ from .digits import DIGITS
 from .fashion_mnist import FASHION_MNIST
 
 DEFAULT_RECIPE = FASHION_MNIST.name
-_CARRIED = ("epsilon", "delta", "seed", "noise_seed", "twin", "show_loss")
+_CARRIED = ("epsilon", "delta", "seed", "noise_seed", "twin", "show_loss", "show_norms")
 
 
 def recipes() -> Mapping[str, Recipe]:
@@ -109,7 +110,7 @@ def make_plan(recipe: Recipe, config: RecipeConfig) -> Plan:
         AccountingError, ConfigError: no noise multiplier meets the budget.
     """
     sampler = PoissonSampler(num_examples=recipe.num_examples, expected_batch_size=config.expected_batch_size)
-    clipping = FlatClipping(max_norm=config.max_norm)
+    clipping = clipping_of(config)
     if math.isinf(config.epsilon):
         return Plan(
             sampler=sampler,
@@ -279,7 +280,7 @@ def step_memory(asked: Request) -> dict[str, int]:
             _optimizer(model, config, lr=config.lr),
             lambda rows: cross_entropy(model, rows),
             (x, y),
-            max_norm=config.max_norm,
+            clipping=clipping_of(config),
             averaged=config.ema > 0,
         )
 
@@ -292,6 +293,7 @@ def _settings(config: RecipeConfig) -> TrainSettings:
         lr_decay_steps=config.num_steps if config.lr_decay == "linear" else 0,
         seed=config.seed,
         show_loss=config.show_loss,
+        show_norms=config.show_norms,
     )
 
 
@@ -402,7 +404,7 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
     stepper = PlainStep(
         model, _optimizer(model, config, lr=config.twin_lr), physical_batch_size=config.physical_batch_size
     )
-    settings = replace(_settings(config), checkpoint_every=0, show_loss=False)
+    settings = replace(_settings(config), checkpoint_every=0, show_loss=False, show_norms=False)
     with silent_or_bar(console, "twin without privacy", config.num_steps) as watcher:
         done = fit(
             stepper,

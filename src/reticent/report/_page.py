@@ -18,7 +18,15 @@ from pydantic import JsonValue
 from reticent.errors import ConfigError
 from reticent.report._plots import Series, accuracy_plot, epsilon_plot
 from reticent.report._run import Run, Twin, curve, read_run
-from reticent.report._statement import Statement, guess_accuracy, number, public_num_examples, state, unit_of
+from reticent.report._statement import (
+    Statement,
+    clipping_in_words,
+    guess_accuracy,
+    number,
+    public_num_examples,
+    state,
+    unit_of,
+)
 
 Rows = tuple[tuple[str, str], ...]
 
@@ -98,7 +106,7 @@ def render(run: Run, statement: Statement) -> str:
         last_accuracy={line.name: line.points[-1][1] for line in accuracies},
         num_ledger_lines=run.num_ledger_lines,
         num_examples=public_num_examples(run),
-        clip_norm=number(run, "max_norm"),
+        clipping=clipping_in_words(run),
         expected_batch_size=number(run, "expected_batch_size"),
         seconds=_seconds(run),
         time_ratio=run.result.twin.get("time_ratio") if run.result else None,

@@ -121,6 +121,29 @@ def number(run: Run, name: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def clipping_in_words(run: Run) -> str | None:
+    """How the plan bounded an example's influence; None if it does not say."""
+    clipping = (run.about.plan or {}).get("clipping")
+    if not isinstance(clipping, dict):
+        return None
+    norm, kind = number(run, "max_norm"), clipping.get("kind")
+    match kind:
+        case "flat" if norm is not None:
+            return f"norm C = {norm:.8g}"
+        case "automatic" if norm is not None:
+            return f"automatic: every example's gradient is scaled to norm {norm:.8g} or less"
+        case "per-layer" if norm is not None:
+            return f"layer by layer; norm C = {norm:.8g} over all of them"
+        case "adaptive":
+            first = number(run, "initial_max_norm") or math.nan
+            return (
+                f"adaptive: from norm {first:.8g} on it follows a quantile of the examples' norms, through "
+                "noised counts; ε covers gradient and count together"
+            )
+        case _:
+            return str(kind)
+
+
 def _find(value: object, name: str) -> object:
     if not isinstance(value, dict):
         return None
@@ -143,6 +166,12 @@ def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report:
         found.append(
             "The training loss was shown and written to not-private.jsonl. It depends on the private data "
             "and ε does not cover it: keep it to yourself."
+        )
+    noted = ledger.public.get("not_private")
+    if run.about.settings.get("show_norms") or (isinstance(noted, list) and "norms" in noted):
+        found.append(
+            "Norms of the examples' gradients were written to not-private.jsonl. They depend on the private "
+            "data and ε does not cover them: keep them to yourself."
         )
     num_examples = public_num_examples(run)
     if num_examples and ledger.delta > 1 / num_examples:

@@ -9,6 +9,7 @@ called.
 import sys
 from types import ModuleType
 
+from ._adapt import ClipNorms
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._evaluate import Evaluation, evaluate
 from ._files import finite, write_json
@@ -32,6 +33,7 @@ from ._train import TrainResult, resume, train
 
 __all__ = [
     "Checkpoint",
+    "ClipNorms",
     "Evaluation",
     "FitResult",
     "OpenStep",

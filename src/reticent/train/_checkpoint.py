@@ -4,8 +4,8 @@ Room: train. May import torch, safetensors and `reticent.errors`.
 
 A checkpoint is one `checkpoint-NNNNNN.safetensors`, whose header carries the rest as JSON;
 `checkpoint.json` lists the last two with their SHA-256, newest first. It holds weights, their
-average and the optimizer's state, all of them computed from noised sums only, and the length and
-head of the ledger. It never holds a key, a generator or anything of a batch.
+average, the optimizer's state and clipping norms that adapt, all of them computed from noised sums only,
+and the length and head of the ledger. It never holds a key, a generator or anything of a batch.
 """
 
 import hashlib
@@ -43,6 +43,7 @@ class Checkpoint:
         model: the model's `state_dict`.
         ema: name -> averaged parameter; empty if averaging is off.
         optimizer: the optimizer's `state_dict`.
+        clip_norms: clipping norms of the next step, if they adapt: computed from noised counts.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Checkpoint:
     model: Mapping[str, Tensor] = field(repr=False)
     ema: Mapping[str, Tensor] = field(repr=False)
     optimizer: Mapping[str, Any] = field(repr=False)
+    clip_norms: tuple[float, ...] = ()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -72,6 +74,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "updates": checkpoint.updates,
         "ledger_head": checkpoint.ledger_head,
         "seconds": checkpoint.seconds,
+        "clip_norms": list(checkpoint.clip_norms),
     }
     path = folder / f"checkpoint-{checkpoint.step:06d}.safetensors"
     save_tensors(path, tensors, header={**about, "optimizer": optimizer})
@@ -176,6 +179,7 @@ def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
             model=_under(tensors, "model/"),
             ema=_under(tensors, "ema/"),
             optimizer=_unflatten(header["optimizer"], tensors),
+            clip_norms=tuple(float(norm) for norm in header.get("clip_norms", ())),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(

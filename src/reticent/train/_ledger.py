@@ -6,7 +6,9 @@ Room: train. May import `reticent.{account,plan}` and the floors below.
 import dataclasses
 import math
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reticent.account import epsilon
 from reticent.account.ledger import Ledger, LedgerView
@@ -20,8 +22,13 @@ def new_run_id() -> str:
     return secrets.token_hex(8)
 
 
-def create_ledger(path: Path, plan: Plan, *, run_id: str, reproducible: bool) -> Ledger:
-    """Make the ledger of a plan; what it says of the data is the plan's public constants."""
+def create_ledger(
+    path: Path, plan: Plan, *, run_id: str, reproducible: bool, not_private: Sequence[str] = ()
+) -> Ledger:
+    """Make the ledger of a plan; what it says of the data is the plan's public constants.
+
+    `not_private` names what the run shows of its training rows without noise, e.g. "norms".
+    """
     return Ledger.create(
         path,
         run_id=run_id,
@@ -29,16 +36,19 @@ def create_ledger(path: Path, plan: Plan, *, run_id: str, reproducible: bool) ->
         delta=plan.delta,
         num_steps=plan.num_steps,
         reproducible=reproducible,
-        public=_public(plan),
+        public={**_public(plan), **({"not_private": list(not_private)} if not_private else {})},
     )
 
 
-def _public(plan: Plan) -> dict[str, float | int]:
+def _public(plan: Plan) -> dict[str, Any]:
     """The plan's public constants that are in no mechanism."""
-    public: dict[str, float | int] = {
-        "max_norm": plan.clipping.max_norm,
+    public: dict[str, Any] = {
+        "clipping": plan.describe()["clipping"],
         "expected_batch_size": plan.expected_batch_size,
     }
+    if plan.count_noise_multiplier is not None:
+        public["gradient_noise_multiplier"] = plan.gradient_noise_multiplier
+        public["count_noise_multiplier"] = plan.count_noise_multiplier
     if plan.sampler.num_examples is not None:
         public["num_examples"] = plan.sampler.num_examples
     return public

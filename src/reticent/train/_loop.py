@@ -7,7 +7,7 @@ gradient. So a run without privacy, for comparison, goes through the very same l
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -66,6 +66,20 @@ class Stepper(Protocol):
         """The ledger's head, or None where there is no ledger."""
         ...
 
+    @property
+    def clip_norms(self) -> tuple[float, ...]:
+        """Clipping norms of the next step, if they adapt, else ()."""
+        ...
+
+    @property
+    def last_not_private(self) -> dict[str, float] | None:
+        """Figures of the last step that are not private, if it was asked for them."""
+        ...
+
+    def restore_clip_norms(self, norms: Sequence[float]) -> None:
+        """Go on with the norms of a checkpoint."""
+        ...
+
     def step(self, batch: LogicalBatch) -> AbstractContextManager[StepInProgress]:
         """Open a step on one logical batch."""
         ...
@@ -83,6 +97,8 @@ class TrainSettings:
             0 keeps it constant. Step t of T runs at 1 - t / T of it.
         seed: public seed of dropout and other random layers.
         show_loss: show the training loss. It is computed from private rows and is NOT private.
+        show_norms: write down how long the units' gradients were: share clipped, quantiles, and the
+            clipped sum against its noise. NOT private either.
 
     Raises:
         ConfigError[train-settings]: a value is out of range.
@@ -94,6 +110,13 @@ class TrainSettings:
     lr_decay_steps: int = 0
     seed: int = 0
     show_loss: bool = False
+    show_norms: bool = False
+
+    @property
+    def not_private(self) -> tuple[str, ...]:
+        """What is shown of the training rows without noise."""
+        shown = (("loss", self.show_loss), ("norms", self.show_norms))
+        return tuple(name for name, is_shown in shown if is_shown)
 
     def __post_init__(self) -> None:
         problems = [
@@ -160,7 +183,7 @@ def fit(
         checkpoint: where to go on from; its weights replace the model's.
 
     Guarantee:
-        Writes no number computed from training rows, except, if `settings.show_loss`, the losses in
+        Writes no number computed from training rows, except what `settings.not_private` names, in
         `not-private.jsonl`. torch's global generator is seeded from `settings.seed` for each step and
         afterwards is as it was before.
 
@@ -178,8 +201,10 @@ def fit(
             _set_rates(stepper.optimizer, rates, settings, batch.step)
             loss = _take(stepper, batch, loss_per_example, settings, state)
             spent = stepper.num_steps
-            if loss is not None:
-                append_line(folder / "not-private.jsonl", {"step": spent, "split": "train", "loss": loss})
+            shown = {} if loss is None else {"loss": loss}
+            shown |= (stepper.last_not_private or {}) if settings.show_norms else {}
+            if shown:
+                append_line(folder / "not-private.jsonl", {"step": spent, "split": "train", **shown})
             watcher.step(spent, loss)
             if settings.checkpoint_every and spent % settings.checkpoint_every == 0:
                 _save(stepper, state, folder)
@@ -239,6 +264,8 @@ def _measure(
         scores["ema"] = evaluate(averaged_model(stepper.model, state.ema), evaluation)
     for weights, values in scores.items():
         line = {"step": stepper.num_steps, "split": "test", "weights": weights, **values}
+        if stepper.clip_norms:
+            line["clip_norms"] = list(stepper.clip_norms)
         append_line(folder / "metrics.jsonl", {**line, "seconds": round(state.seconds, 3)})
     state.measured = stepper.num_steps, scores
     return scores
@@ -274,6 +301,7 @@ def _save(stepper: Stepper, state: _State, folder: Path) -> None:
             model=stepper.model.state_dict(),
             ema=state.ema,
             optimizer=stepper.optimizer.state_dict(),
+            clip_norms=stepper.clip_norms,
         ),
     )
 
@@ -293,6 +321,7 @@ def _restore(stepper: Stepper, state: _State, checkpoint: Checkpoint) -> None:
             "The checkpoint's averaged weights are not those of this model. Resume with the run's settings.",
             code="checkpoint-mismatch",
         )
+    stepper.restore_clip_norms(checkpoint.clip_norms)
     device = next(stepper.model.parameters()).device
     state.ema = {name: t.to(device) for name, t in checkpoint.ema.items()}
     state.updates, state.seconds = checkpoint.updates, checkpoint.seconds

@@ -7,6 +7,7 @@ zeros in the shapes of the data, so that nothing depends on anybody's values.
 Room: train. May import torch, psutil, `reticent.{clip,clipping}` and the floors below.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -85,8 +86,9 @@ def largest_physical_batch_size(
             break
     if peaks[1] > budget:
         raise ConfigError(
-            f"One row needs about {_mib(peaks[1])} beside the model, and the memory budget is {_mib(budget)}: "
-            f"short by {_mib(peaks[1] - budget)}. Raise memory_budget to at least {int(peaks[1]) + 1} bytes, use "
+            f"One row needs about {_mib(peaks[1])} beside the model, and the memory budget is "
+            f"{_mib(budget)}: short by {_mib(peaks[1] - budget)}. Raise memory_budget to at least "
+            f"{int(peaks[1]) + 1} bytes, use "
             "activation checkpointing, method='ghost' or per-layer clipping, or train fewer parameters.",
             code="memory-budget",
         )
@@ -101,7 +103,7 @@ def _extrapolated(peaks: dict[int, float], budget: float, largest: int) -> int:
     sizes = sorted(peaks)
     if len(sizes) < 2:
         return sizes[-1]
-    slopes = [(peaks[b] - peaks[a]) / (b - a) for a, b in zip(sizes, sizes[1:], strict=False)]
+    slopes = [(peaks[b] - peaks[a]) / (b - a) for a, b in itertools.pairwise(sizes)]
     slope = max(*slopes, 1.0)
     return max(1, min(largest, int(sizes[-1] + (budget - peaks[sizes[-1]]) / slope)))
 

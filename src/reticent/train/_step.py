@@ -4,10 +4,11 @@ Room: train. May import torch, `reticent.{plan,clip,noise,account}` and the floo
 
 Sources:
     [1] Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
+    [2] Andrew et al. 2019, arXiv:1905.03871 (adaptive clipping).
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -20,16 +21,19 @@ from torch.optim import Optimizer
 from reticent.account.ledger import Ledger
 from reticent.bounded import BoundedSum
 from reticent.clip import ClipEngine
+from reticent.clipping import StepClipping, sensitivity
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
 from reticent.noise import CipherNoise, NoiseSource, add_noise
 from reticent.plan import LogicalBatch, Plan
 from reticent.records import EpsilonReport
 
 from . import _rows
+from ._adapt import ClipNorms
 from ._guards import Watch
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._rows import Rows, Transform
 from ._seeds import mix_seed
+from ._sums import Sums, destroy, norm_figures
 
 DEFAULT_PHYSICAL_BATCH_SIZE: Final = 256
 _NUM_CHECKED_ROWS: Final = 4
@@ -47,8 +51,12 @@ class Engine(Protocol):
         *,
         num_units: int | None = None,
         out: dict[str, Tensor] | None = None,
+        clipping: StepClipping | None = None,
     ) -> BoundedSum:
-        """Add the batch's clipped gradients into `out`, and say how far one unit moves them."""
+        """Add the batch's clipped gradients into `out`, and say how far one unit moves them.
+
+        `clipping`, given only where norms adapt, takes the place of the engine's own for this call.
+        """
         ...
 
     def check(self, losses: Callable[..., Tensor], batch: Any) -> None:
@@ -63,10 +71,7 @@ class OpenStep:
         self._owner, self._batch = owner, batch
         self._state = "fresh"  # -> "chunking" -> "exhausted" -> "closed"
         self._pending: Rows | None = None
-        self._total = {
-            name: torch.zeros_like(p, dtype=_at_least_float32(p), requires_grad=False)
-            for name, p in owner._watch.trainable.items()
-        }
+        self._sums = Sums.empty(owner._watch.trainable, num_norms=len(owner.clip_norms))
 
     def __repr__(self) -> str:  # neither the batch nor its size
         return f"OpenStep(step={self._batch.step}, {self._state})"
@@ -114,7 +119,7 @@ class OpenStep:
                 code="foreign-chunk",
             )
         self._owner._check_once(loss_per_example, self._batch)
-        self._owner._add(loss_per_example, chunk, self._total)
+        self._owner._add(loss_per_example, chunk, self._sums)
         self._pending = None
 
     def _chunks(self) -> Iterator[Rows]:
@@ -144,11 +149,11 @@ class OpenStep:
                 code="chunks-left",
             )
 
-    def _close(self) -> dict[str, Tensor]:
+    def _close(self) -> Sums:
         """End this step and hand over its raw sums; nothing of them stays here."""
-        total, self._total = self._total, {}
+        sums, self._sums = self._sums, Sums.empty({}, num_norms=0)
         self._state, self._pending = "closed", None
-        return total
+        return sums
 
 
 class PrivateStep:
@@ -161,9 +166,10 @@ class PrivateStep:
                     step.backward(loss_per_example, chunk)
 
     Leaving the block without an exception, in this order: the ledger's entry becomes durable; noise is
-    added once to the sum over all chunks; the sum is divided by the plan's expected batch size, a public
-    constant; every trainable parameter's `.grad` is set; the optimizer steps; gradients and raw sums are
-    cleared. The model, the optimizer and the data set are never wrapped, and nothing stays on them.
+    added once to the sum over all chunks (and, with adaptive clipping [2], to the count of units below the
+    norm, from which the next step's norm follows); the sum is divided by the plan's expected batch size, a
+    public constant; every trainable parameter's `.grad` is set; the optimizer steps; gradients and raw sums
+    are cleared. The model, the optimizer and the data set are never wrapped, and nothing stays on them.
 
     Args:
         model: any `nn.Module` the engine accepts.
@@ -181,7 +187,9 @@ class PrivateStep:
         check_batch: rows for the engine's self-check. Give public ones if you have them; by default the
             first four rows of the data set are used, before the first step only, and an error from it
             names parameters and no values.
-        engine: clips gradients; by default `ClipEngine(model, max_norm=plan.clipping.max_norm)`.
+        engine: clips gradients; by default a `ClipEngine` with the plan's clipping.
+        show_norms: after each step, say in `last_not_private` how long the units' gradients were. These
+            figures are NOT private.
 
     Guarantee:
         After the steps that its ledger holds, everything computed from the model's parameters is
@@ -192,6 +200,7 @@ class PrivateStep:
         | empty batch | a step of pure noise, entered in the ledger |
         | exception inside the block | nothing released, nothing charged; the batch may be tried again |
         | crash after the ledger's entry | the step is spent, even if its update was lost |
+        | adaptive clipping | gradient and count are one release, entered once; also on an empty batch |
         | ledger full | `BudgetExhausted`, before any row is read |
 
     Raises:
@@ -205,6 +214,7 @@ class PrivateStep:
 
     Sources:
         [1] Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
+        [2] Andrew et al. 2019, arXiv:1905.03871.
     """
 
     def __init__(
@@ -220,6 +230,7 @@ class PrivateStep:
         transform: Transform | None = None,
         check_batch: Any = None,
         engine: Engine | None = None,
+        show_norms: bool = False,
     ) -> None:
         check_physical_batch_size(physical_batch_size)
         if plan.noise_multiplier <= 0:
@@ -236,16 +247,37 @@ class PrivateStep:
         self.plan: Final = plan
         self.physical_batch_size: Final = physical_batch_size
         self._noise: Final = source
-        self._engine: Final = ClipEngine(model, max_norm=plan.clipping.max_norm) if engine is None else engine
+        self._norms: Final = ClipNorms(
+            plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}
+        )
+        now = self._norms.now()
+        self._engine: Final[Engine] = ClipEngine(model, clipping=now) if engine is None else engine
+        self._show_norms: Final = show_norms
+        self.last_not_private: dict[str, float] | None = None
         self._seed, self._transform, self._check_batch = seed, transform, check_batch
         self._checked = self._is_open = False
         self.ledger: Final = ledger if isinstance(ledger, Ledger) else self._create_ledger(Path(ledger))
         if self.ledger is not ledger:
             weakref.finalize(self, self.ledger.close)
         check_ledger(self.ledger, plan, reproducible=not self._noise.private)
+        if self.ledger.num_steps == 0:  # else the norms are those of a checkpoint, which only the caller has
+            self._norms.restore(self._norms.values)
 
     def __repr__(self) -> str:
         return f"PrivateStep({type(self.model).__name__}, step {self.num_steps} of {self.plan.num_steps})"
+
+    @property
+    def clip_norms(self) -> tuple[float, ...]:
+        """The clipping norms of the next step, if they adapt, else (). Noised: they may be published."""
+        return self._norms.values
+
+    def restore_clip_norms(self, norms: Sequence[float]) -> None:
+        """Go on with the clipping norms of a checkpoint, `clip_norms` as it was then; () if none adapt.
+
+        Raises:
+            CheckpointError[checkpoint-mismatch]: another number of norms, or some outside the plan's limits.
+        """
+        self._norms.restore(norms)
 
     @property
     def num_steps(self) -> int:
@@ -277,6 +309,7 @@ class PrivateStep:
             StepError[foreign-batch]: not a batch of this plan's sampler.
             StepError[reproducible-batch]: its draw can be repeated, and the ledger claims privacy.
             StepError[batch-order]: not the batch whose turn it is.
+            StepError[clip-norms]: the norms of adaptive clipping were not restored after a resume.
             StepError[parameters-changed, raw-gradient]: someone else touched what this object trains.
             BudgetExhausted[budget-exhausted]: the ledger holds every step of the plan.
         """
@@ -291,7 +324,7 @@ class PrivateStep:
             self._release(opened._close())
         finally:
             self._is_open = False
-            _destroy(opened._close())
+            destroy(opened._close())
 
     def _admit(self, batch: LogicalBatch) -> None:
         if self._is_open:
@@ -304,6 +337,7 @@ class PrivateStep:
                 "nothing is left to spend. Make a new plan with a larger budget, on a new ledger.",
                 code="budget-exhausted",
             )
+        self._norms.require_known(self.num_steps)
         if not isinstance(batch, LogicalBatch) or batch.sampler != self.plan.sampler:
             raise StepError(
                 "The batch does not come from this plan, so its sampling is not the one accounted for. "
@@ -351,25 +385,44 @@ class PrivateStep:
         self._engine.check(lambda given: loss_per_example(self.model, given), rows)
         self._checked = True
 
-    def _add(self, loss_per_example: LossPerExample, chunk: Rows, total: dict[str, Tensor]) -> None:
-        added = self._engine.clipped_sum(lambda given: loss_per_example(self.model, given), chunk, out=total)
-        if added.bound != self.plan.clipping.max_norm or added.total.keys() != total.keys():
+    def _add(self, loss_per_example: LossPerExample, chunk: Rows, sums: Sums) -> None:
+        def losses(given: Rows) -> Tensor:
+            return loss_per_example(self.model, given)
+
+        now = self._norms.now()
+        if self._norms.adapt:
+            added = self._engine.clipped_sum(losses, chunk, out=sums.total, clipping=now)
+        else:
+            added = self._engine.clipped_sum(losses, chunk, out=sums.total)
+        if added.bound != sensitivity(now) or added.total.keys() != sums.total.keys():
             raise StepError(
                 "The engine's sum is not the one the plan asked for (its bound or its parameters differ). "
-                "Give PrivateStep an engine made for this model and plan.clipping.max_norm.",
+                "Give PrivateStep an engine made for this model and for plan.clipping.",
                 code="engine-mismatch",
             )
+        if self._norms.adapt:
+            sums.count.add_(self._norms.count(added, _rows.count(chunk)))
+        if self._show_norms:
+            sums.norms.append(added.norms.detach().double().cpu().clone())
 
-    def _release(self, total: dict[str, Tensor]) -> None:
-        bounded = BoundedSum(total=total, bound=self.plan.clipping.max_norm, norms=torch.empty(0))
+    def _release(self, sums: Sums) -> None:
+        # Every chunk's sum carried this very bound; an empty batch has had none.
+        bounded = BoundedSum(total=sums.total, bound=sensitivity(self._norms.now()), norms=torch.empty(0))
+        plan, self.last_not_private = self.plan, None
+        noise = plan.gradient_noise_multiplier
         try:
-            self.ledger.append_step(self.plan.mechanism)  # durable before anything can depend on it
-            noised = add_noise(bounded, noise_multiplier=self.plan.noise_multiplier, source=self._noise)
+            self.ledger.append_step(plan.mechanism)  # durable before anything can depend on it
+            # Gradient and count are one release of one sample: the line above speaks of both.
+            noised = add_noise(bounded, noise_multiplier=noise, source=self._noise)
+            if self._norms.adapt:
+                self._norms.release(sums.count, plan, self._noise)
+            if self._show_norms:
+                self.last_not_private = norm_figures(sums, bounded.bound, noise)
         finally:
-            _destroy(total)
+            destroy(sums)
         try:
             for name, p in self._watch.trainable.items():
-                p.grad = (noised[name] / self.plan.expected_batch_size).to(dtype=p.dtype, device=p.device)
+                p.grad = (noised[name] / plan.expected_batch_size).to(dtype=p.dtype, device=p.device)
             self.optimizer.step()
         finally:
             for p in self._watch.trainable.values():
@@ -384,7 +437,13 @@ class PrivateStep:
                 code="ledger-exists",
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        return create_ledger(path, self.plan, run_id=new_run_id(), reproducible=not self._noise.private)
+        return create_ledger(
+            path,
+            self.plan,
+            run_id=new_run_id(),
+            reproducible=not self._noise.private,
+            not_private=("norms",) if self._show_norms else (),
+        )
 
 
 def check_physical_batch_size(size: int) -> None:
@@ -403,15 +462,5 @@ def _check_noise(source: NoiseSource, plan: Plan) -> None:
             "a fresh cipher.",
             code="noise-source",
         )
-    nothing = BoundedSum(total={}, bound=plan.clipping.max_norm, norms=torch.empty(0))
-    add_noise(nothing, noise_multiplier=plan.noise_multiplier, source=source)
-
-
-def _at_least_float32(p: Tensor) -> torch.dtype:
-    return torch.promote_types(p.dtype, torch.float32)
-
-
-def _destroy(total: Mapping[str, Tensor]) -> None:
-    """Overwrite raw sums, so that nothing can read them after their release."""
-    for t in total.values():
-        t.fill_(torch.nan)
+    nothing = BoundedSum(total={}, bound=sensitivity(plan.clipping), norms=torch.empty(0))
+    add_noise(nothing, noise_multiplier=plan.gradient_noise_multiplier, source=source)

@@ -151,7 +151,11 @@ def train(
         )
     with removed_unless_spent(folder):
         ledger = create_ledger(
-            folder / "ledger.jsonl", plan, run_id=run_id, reproducible=noise_seed is not None
+            folder / "ledger.jsonl",
+            plan,
+            run_id=run_id,
+            reproducible=noise_seed is not None,
+            not_private=settings.not_private,
         )
         with ledger:
             private = PrivateStep(
@@ -164,6 +168,7 @@ def train(
                 seed=settings.seed,
                 transform=transform,
                 check_batch=check_batch,
+                show_norms=settings.show_norms,
             )
             return _run(
                 private, folder, dataset, loss_per_example, evaluation, settings, noise_seed, None, console
@@ -201,7 +206,7 @@ def resume(
     about = read_run(folder)
     plan = Plan.from_dict(about["plan"])
     physical_batch_size, noise_seed, settings = _settings(about)
-    with _reopen_ledger(folder, plan, about["run_id"], noise_seed) as ledger:
+    with _reopen_ledger(folder, plan, about["run_id"], noise_seed, settings) as ledger:
         check_ledger(ledger, plan, reproducible=noise_seed is not None, run_id=about["run_id"])
         checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
         _check_chain(ledger, checkpoint, folder)
@@ -216,6 +221,7 @@ def resume(
             seed=settings.seed,
             transform=transform,
             check_batch=check_batch,
+            show_norms=settings.show_norms,
         )
         ledger.append_resume(checkpoint_step=0 if checkpoint is None else checkpoint.step)
         _check_updates(ledger, checkpoint)
@@ -283,12 +289,20 @@ def _settings(about: Mapping[str, Any]) -> tuple[int, int | None, TrainSettings]
         ) from e
 
 
-def _reopen_ledger(folder: Path, plan: Plan, run_id: str, noise_seed: int | None) -> Ledger:
+def _reopen_ledger(
+    folder: Path, plan: Plan, run_id: str, noise_seed: int | None, settings: TrainSettings
+) -> Ledger:
     """The run's ledger; a new one if the run was stopped before it had one."""
     path = folder / "ledger.jsonl"
     began = any(any(folder.glob(pattern)) for pattern in _LEFT_BY_STEPS)
     if not began and (not path.exists() or b"\n" not in path.read_bytes()):
-        return create_ledger(path, plan, run_id=run_id, reproducible=noise_seed is not None)
+        return create_ledger(
+            path,
+            plan,
+            run_id=run_id,
+            reproducible=noise_seed is not None,
+            not_private=settings.not_private,
+        )
     return Ledger.open(path)
 
 
