@@ -198,6 +198,16 @@ def test_a_bad_row_counts_as_zero_in_every_mode(mode: str, bad: float, method: s
         assert apart < 1e-12
 
 
+@pytest.mark.parametrize("method", ["book-keeping", "ghost", "loop"])
+def test_gradients_too_small_for_float32_do_not_make_a_normalised_sum_nan(method: str) -> None:
+    model = nn.Linear(2, 1, bias=False)
+    x = torch.tensor([[1e-22, 0.0], [0.0, 1e-20], [1.0, 1.0]])
+    engine = rt.ClipEngine(model, clipping=AutomaticClipping(max_norm=1.0, stability=0.0), method=method)
+    got = engine.clipped_sum(lambda b: (1e-21 * model(b)).sum(1), x)
+    assert bool(got.total["weight"].isfinite().all())
+    assert float(torch.linalg.vector_norm(got.total["weight"])) <= 3 * (1 + 1e-5)
+
+
 def test_a_clipping_for_one_call_overrides_the_engines() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)

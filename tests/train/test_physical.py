@@ -1,5 +1,6 @@
 """How many rows fit: found from small batches, within the budget, without touching anything."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from reticent.clipping import PerLayerClipping
 from reticent.errors import ConfigError
-from reticent.train import PeakMemory, available_memory, largest_physical_batch_size
+from reticent.train import PeakMemory, available_memory, largest_physical_batch_size, train
 from tests.support.judge import snapshot
+from tests.train.joint import cross_entropy, make_data, make_model, make_plan, weights_of
 
 MIB = 1 << 20
 
@@ -98,3 +100,75 @@ def test_per_layer_clipping_fits_at_least_as_many_rows() -> None:
 
 def test_free_memory_is_a_number_of_bytes() -> None:
     assert MIB < available_memory(torch.device("cpu")) < 1 << 50
+
+
+def _run(out: Any, loss: Any, **options: Any) -> tuple[Tensor, Any]:
+    model = make_model()
+    result = train(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        plan=make_plan(num_steps=4),
+        dataset=make_data(),
+        loss_per_example=loss,
+        out=out,
+        noise_seed=3,
+        **options,
+    )
+    return weights_of(model), result
+
+
+def test_running_out_of_memory_repeats_the_step_in_smaller_chunks_and_counts_no_example_twice(
+    tmp_path: Any,
+) -> None:
+    sizes: list[int] = []
+
+    def small_device(model: nn.Module, rows: Any) -> Tensor:
+        sizes.append(len(rows[0]))
+        losses = cross_entropy(model, rows)
+        if len(rows[0]) > 5 and len(sizes) % 2:  # sometimes only after a chunk has been added
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses
+
+    want, _ = _run(tmp_path / "a", cross_entropy, physical_batch_size=4)
+    got, result = _run(tmp_path / "b", small_device, physical_batch_size=8)
+    assert max(sizes) > 5 and 4 in sizes
+    torch.testing.assert_close(got, want)
+    assert result.num_steps == 4
+
+
+def test_running_out_of_memory_on_one_row_ends_the_run(tmp_path: Any) -> None:
+    def hopeless(model: nn.Module, rows: Any) -> Tensor:
+        if len(rows[0]) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        _run(tmp_path / "a", hopeless, physical_batch_size=8)
+
+
+def test_auto_is_resolved_before_the_run_and_written_down(tmp_path: Any) -> None:
+    want, _ = _run(tmp_path / "a", cross_entropy, physical_batch_size=16)
+    got, _ = _run(tmp_path / "b", cross_entropy, physical_batch_size="auto", memory_budget=MIB)
+    torch.testing.assert_close(got, want)
+    written = json.loads((tmp_path / "b" / "run.json").read_text())["settings"]["physical_batch_size"]
+    assert isinstance(written, int) and 1 <= written <= 40
+
+
+def test_a_budget_without_auto_or_below_one_row_spends_nothing(tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="only read with physical_batch_size='auto'"):
+        _run(tmp_path / "a", cross_entropy, physical_batch_size=4, memory_budget=MIB)
+    with pytest.raises(ConfigError, match="One row needs"):
+        _run(tmp_path / "a", cross_entropy, physical_batch_size="auto", memory_budget=10)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_recipe_takes_auto_and_a_budget_in_words(tmp_path: Any) -> None:
+    from reticent.recipes import request, with_physical_batch
+
+    small = with_physical_batch(request("digits", ["physical_batch_size=auto", "memory_budget=8MiB"]))
+    large = with_physical_batch(request("digits", ["physical_batch_size=auto", "memory_budget=1GiB"]))
+    assert 1 <= small.config.num_rows_at_once < large.config.num_rows_at_once
+    with pytest.raises(ConfigError, match="memory_budget is only read with physical_batch_size=auto"):
+        request("digits", ["memory_budget=8MiB"])
+    with pytest.raises(ConfigError, match="auto"):
+        request("digits", ["physical_batch_size=most"])

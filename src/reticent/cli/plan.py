@@ -129,9 +129,9 @@ def _refuse_fixed_by_recipe(recipe: str, options: Mapping[str, object]) -> None:
 
 
 def _record_of_recipe(target: str, assignments: Sequence[str]) -> dict[str, Any]:
-    from reticent.recipes import make_plan, request, step_memory  # torch is slow: only where it is needed
+    from reticent.recipes import make_plan, request, step_memory, with_physical_batch  # torch is slow
 
-    asked = request(target, assignments)
+    asked = with_physical_batch(request(target, assignments))
     plan = make_plan(asked.recipe, asked.config)
     record = {
         "recipe": asked.recipe.name,

@@ -11,12 +11,15 @@ Sources:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, PerLayerClipping, groups
 from reticent.errors import ConfigError
+
+_LARGEST_WEIGHT: Final = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class Group:
         if self.stability is None:
             return (self.max_norm / norm_U).clamp_max(1.0)
         scale_U = norm_U + self.stability
-        return torch.where(scale_U > 0, self.max_norm / scale_U.clamp_min(1e-300), 0.0)
+        # A weight beyond float32 would make the sum NaN; a smaller one only shortens what it weighs.
+        return torch.where(scale_U > 0, (self.max_norm / scale_U).clamp_max(_LARGEST_WEIGHT), 0.0)
 
 
 def resolve(clipping: object, sizes: Mapping[str, int]) -> tuple[Group, ...]:

@@ -11,12 +11,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from reticent.errors import ConfigError
 
 _LARGEST_RATE: Final = 1e30
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _rows_at_once(size: int | str) -> int | str:
+    if size == "auto" or (isinstance(size, int) and size >= 1):
+        return size
+    raise ValueError(f"must be an integer >= 1, or 'auto', got {size!r}")
 
 
 class RecipeConfig(BaseModel):
@@ -49,7 +55,15 @@ class RecipeConfig(BaseModel):
     noise_seed: Annotated[
         int | None, Field(ge=0, description="fixes noise and sampling: the run is NOT private")
     ] = None
-    physical_batch_size: Annotated[int, Field(ge=1, description="rows at once: memory, not result")] = 256
+    physical_batch_size: Annotated[
+        int | str,
+        AfterValidator(_rows_at_once),
+        Field(description="rows at once: memory, not result; auto: what fits"),
+    ] = 256
+    memory_budget: Annotated[
+        ByteSize | None,
+        Field(description="of physical_batch_size=auto, e.g. 4GiB; default 60 % of what is free"),
+    ] = None
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 0
     checkpoint_every: Annotated[
         int, Field(ge=0, description="steps between checkpoints; 0: only at the end")
@@ -90,8 +104,21 @@ class RecipeConfig(BaseModel):
         """Whether the run's epsilon will protect anyone."""
         return math.isfinite(self.epsilon) and self.noise_seed is None
 
+    @property
+    def num_rows_at_once(self) -> int:
+        """The physical batch size, once it is a number."""
+        assert isinstance(self.physical_batch_size, int), "auto is resolved before anything runs"
+        return self.physical_batch_size
+
     @model_validator(mode="after")
     def _together(self) -> Self:
+        if self.memory_budget is not None and self.physical_batch_size != "auto":
+            raise ValueError(
+                "memory_budget is only read with physical_batch_size=auto, which is "
+                f"{self.physical_batch_size}"
+            )
+        if self.memory_budget is not None and self.memory_budget < 1:
+            raise ValueError("memory_budget must be a positive number of bytes")
         if math.isinf(self.epsilon) and self.twin:
             raise ValueError(
                 "twin is a run without privacy beside a private one; with epsilon = inf leave it out"

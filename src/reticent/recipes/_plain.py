@@ -31,7 +31,7 @@ class PlainStep:
         self.head = None
         self.clip_norms: tuple[float, ...] = ()
         self.last_not_private: dict[str, float] | None = None
-        self._physical_batch_size = physical_batch_size
+        self.physical_batch_size = physical_batch_size
 
     def restore_clip_norms(self, norms: Sequence[float]) -> None:
         """There are none: nothing is clipped."""
@@ -40,7 +40,7 @@ class PlainStep:
     def step(self, batch: LogicalBatch) -> Iterator["_PlainChunks"]:
         """One update from the batch's plain gradient."""
         self.optimizer.zero_grad()
-        yield _PlainChunks(self.model, batch, self._physical_batch_size)
+        yield _PlainChunks(self.model, batch, self.physical_batch_size)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_steps += 1

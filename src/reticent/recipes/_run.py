@@ -21,12 +21,14 @@ from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.sample import PoissonSampler, SampleStream
 from reticent.train import (
+    ClipNorms,
     Evaluation,
     FitResult,
     RunDescription,
     TrainSettings,
     finite,
     fit,
+    largest_physical_batch_size,
     load_checkpoint,
     mix_seed,
     new_folder,
@@ -150,6 +152,7 @@ def run(
     out = new_folder(out)
     with removed_if_empty(out):
         asked, data, replaced = _with_data(asked, data, console)
+        asked = with_physical_batch(asked, say=_sayer(console))
         job = _Job.prepare(asked, data, fallback_from=replaced)
         plain = math.isinf(asked.config.epsilon)
         result = _train_plain(job, out, console) if plain else _train_private(job, out, console)
@@ -270,10 +273,7 @@ def step_memory(asked: Request) -> dict[str, int]:
     recipe, config = asked.recipe, asked.config
     model = build_model(recipe, config)
     largest = math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))
-    num_rows = min(config.physical_batch_size, largest, recipe.num_examples)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand((num_rows, *recipe.row_shape), generator=generator).mul_(2.0).sub_(1.0)
-    y = torch.randint(recipe.num_classes, (num_rows,), generator=generator)
+    x, y = _random_rows(recipe, min(config.num_rows_at_once, largest, recipe.num_examples))
     with torch.random.fork_rng(devices=[]):
         return measure_memory(
             model,
@@ -283,6 +283,37 @@ def step_memory(asked: Request) -> dict[str, int]:
             clipping=clipping_of(config),
             averaged=config.ema > 0,
         )
+
+
+def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda text: None) -> Request:
+    """The request with a number for `physical_batch_size=auto`: what fits in the memory budget.
+
+    Raises:
+        ConfigError[memory-budget]: not even one row fits.
+    """
+    recipe, config = asked.recipe, asked.config
+    if config.physical_batch_size != "auto":
+        return asked
+    model = build_model(recipe, config)
+    norms = ClipNorms(clipping_of(config), {n: p.numel() for n, p in model.named_parameters()})
+    size = largest_physical_batch_size(
+        model,
+        cross_entropy,
+        _random_rows(recipe, 1),
+        memory_budget=None if config.memory_budget is None else int(config.memory_budget),
+        largest=min(4096, math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))),
+        clipping=norms.now(),
+    )
+    say(f"physical_batch_size=auto: {size} rows at once")
+    found = {"physical_batch_size": size, "memory_budget": None}
+    chosen = {k: v for k, v in asked.chosen.items() if k != "memory_budget"} | {"physical_batch_size": size}
+    return Request(recipe=recipe, config=config.model_copy(update=found), chosen=chosen)
+
+
+def _random_rows(recipe: Recipe, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((num_rows, *recipe.row_shape), generator=generator).mul_(2.0).sub_(1.0)
+    return x, torch.randint(recipe.num_classes, (num_rows,), generator=generator)
 
 
 def _settings(config: RecipeConfig) -> TrainSettings:
@@ -342,7 +373,7 @@ def _train_private(job: _Job, out: Path, console: Console | None) -> dict[str, A
         out=out,
         evaluation=job.evaluation,
         settings=_settings(config),
-        physical_batch_size=config.physical_batch_size,
+        physical_batch_size=config.num_rows_at_once,
         noise_seed=config.noise_seed,
         description=job.description,
         console=console,
@@ -358,7 +389,7 @@ def _train_plain(job: _Job, out: Path, console: Console | None) -> dict[str, Any
         description=job.description,
         plan=None,
         settings=_settings(config),
-        physical_batch_size=config.physical_batch_size,
+        physical_batch_size=config.num_rows_at_once,
         noise_seed=config.noise_seed,
         model=job.model,
         private=False,
@@ -378,7 +409,7 @@ def _resume_plain(job: _Job, folder: Path, console: Console | None) -> dict[str,
     start = 0 if checkpoint is None else checkpoint.step
     config = job.asked.config
     stepper = PlainStep(
-        job.model, job.optimizer, physical_batch_size=config.physical_batch_size, num_steps=start
+        job.model, job.optimizer, physical_batch_size=config.num_rows_at_once, num_steps=start
     )
     with silent_or_bar(console, "without privacy", config.num_steps) as watcher:
         done = fit(
@@ -402,7 +433,7 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
     folder.mkdir(exist_ok=True)
     model = build_model(job.asked.recipe, config)
     stepper = PlainStep(
-        model, _optimizer(model, config, lr=config.twin_lr), physical_batch_size=config.physical_batch_size
+        model, _optimizer(model, config, lr=config.twin_lr), physical_batch_size=config.num_rows_at_once
     )
     settings = replace(_settings(config), checkpoint_every=0, show_loss=False, show_norms=False)
     with silent_or_bar(console, "twin without privacy", config.num_steps) as watcher:

@@ -31,7 +31,6 @@ class FashionMnistConfig(RecipeConfig):
     twin_lr: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
     ] = 0.1
-    physical_batch_size: Annotated[int, Field(ge=1, description="rows at once: memory, not result")] = 256
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 100
     model: Annotated[
         Literal["tanh-cnn", "tanh-cnn-gn"], Field(description="tanh-cnn-gn or, without group norm, tanh-cnn")

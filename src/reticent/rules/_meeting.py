@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reticent.rules._forms import Form
 from reticent.rules._layout import Layout
+from reticent.rules._replay import Rows
 
 Saved = tuple[Tensor, ...]
 
@@ -34,7 +35,7 @@ class Meeting(Protocol):
         """Whether each unit's output is this operation of that unit's inputs alone."""
         ...
 
-    def forms(self, saved: Saved, g: Tensor, layout: Layout) -> Mapping[str, Form]:
+    def forms(self, saved: Saved, g: Tensor, layout: Layout) -> Mapping[str, Form | Rows]:
         """Role -> per-unit gradients of that trainable value. `layout` is that of the output."""
         ...
 

@@ -46,6 +46,8 @@ class StepInProgress(Protocol):
 class Stepper(Protocol):
     """What takes steps: `PrivateStep`, or a stand-in without privacy."""
 
+    physical_batch_size: int  # rows that go through the model at once, from the next step on
+
     @property
     def model(self) -> nn.Module:
         """What is trained."""
@@ -199,7 +201,7 @@ def fit(
     with torch.random.fork_rng():
         for batch in batches:
             _set_rates(stepper.optimizer, rates, settings, batch.step)
-            loss = _take(stepper, batch, loss_per_example, settings, state)
+            loss = _take_what_fits(stepper, batch, loss_per_example, settings, state)
             spent = stepper.num_steps
             shown = {} if loss is None else {"loss": loss}
             shown |= (stepper.last_not_private or {}) if settings.show_norms else {}
@@ -220,6 +222,29 @@ def _set_rates(optimizer: Optimizer, rates: list[float], settings: TrainSettings
     share = max(0.0, 1.0 - step / total) if total else 1.0
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = share * rate
+
+
+def _take_what_fits(
+    stepper: Stepper,
+    batch: LogicalBatch,
+    loss_per_example: LossPerExample,
+    settings: TrainSettings,
+    state: _State,
+) -> float | None:
+    """One step; where the device runs out of memory, the whole step again in chunks of half the size.
+
+    A step that raises has thrown its sums away and spent nothing, so no example can count twice.
+    """
+    spent = stepper.num_steps
+    while True:
+        try:
+            return _take(stepper, batch, loss_per_example, settings, state)
+        except torch.OutOfMemoryError:
+            if stepper.physical_batch_size < 2 or stepper.num_steps != spent:
+                raise
+        stepper.physical_batch_size //= 2  # outside the handler, which would keep the failed step's tensors
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _take(

@@ -245,7 +245,7 @@ class PrivateStep:
         self.model: Final = model
         self.optimizer: Final = optimizer
         self.plan: Final = plan
-        self.physical_batch_size: Final = physical_batch_size
+        self.physical_batch_size = physical_batch_size
         self._noise: Final = source
         self._norms: Final = ClipNorms(
             plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}

@@ -3,13 +3,16 @@
 Room: train. May import torch, `reticent.{plan,clip,noise,sample,account}` and the floors below.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import numpy as np
+import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reticent.account.ledger import Ledger, verify_contains
@@ -19,6 +22,7 @@ from reticent.plan import Plan
 from reticent.records import EpsilonReport
 from reticent.sample import SampleStream
 
+from ._adapt import ClipNorms
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._evaluate import Evaluation
 from ._files import drop_torn_line, finite, write_json
@@ -30,11 +34,12 @@ from ._folder import (
     removed_unless_spent,
     write_run,
 )
-from ._guards import check_optimizer
+from ._guards import check_optimizer, trainable
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._loop import TrainSettings, fit
+from ._physical import largest_physical_batch_size
 from ._progress import silent_or_bar
-from ._rows import Transform
+from ._rows import Transform, fetch
 from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, LossPerExample, PrivateStep, check_physical_batch_size
 
 # What a run leaves only when its ledger was there: without one, a new ledger would forget what was spent.
@@ -94,7 +99,8 @@ def train(
     out: Path | str,
     evaluation: Evaluation | None = None,
     settings: TrainSettings | None = None,
-    physical_batch_size: int = DEFAULT_PHYSICAL_BATCH_SIZE,
+    physical_batch_size: int | Literal["auto"] = DEFAULT_PHYSICAL_BATCH_SIZE,
+    memory_budget: int | None = None,
     noise_seed: int | None = None,
     transform: Transform | None = None,
     check_batch: Any = None,
@@ -112,7 +118,9 @@ def train(
         out: the run's folder; new or empty.
         evaluation: what to measure, on which PUBLIC data.
         settings: evaluation, checkpoints, average, public seed.
-        physical_batch_size: rows that go through the model at once.
+        physical_batch_size: rows that go through the model at once; "auto" finds what fits, from rows of
+            zeros in the shapes of `check_batch`, or of the data set's first row.
+        memory_budget: bytes for "auto"; see `largest_physical_batch_size`.
         noise_seed: fixes noise and sampling, for tests and research: the run is then NOT private, and
             its ledger, report and result say so.
         transform: `transform(rows, generator)` on each chunk, row by row.
@@ -133,6 +141,14 @@ def train(
         ReticentError: as `PrivateStep` and its steps.
     """
     check_optimizer(model, optimizer)
+    if physical_batch_size == "auto":
+        rows = fetch(dataset, np.zeros(1, dtype=np.int64)) if check_batch is None else check_batch
+        physical_batch_size = _what_fits(model, loss_per_example, rows, plan, transform, memory_budget)
+    elif memory_budget is not None:
+        raise ConfigError(
+            f"memory_budget is only read with physical_batch_size='auto', which is {physical_batch_size!r}.",
+            code="memory-budget",
+        )
     check_physical_batch_size(physical_batch_size)
     settings = settings or TrainSettings()
     folder = new_folder(Path(out))
@@ -272,6 +288,32 @@ def _run(
     )
     write_json(folder / "result.json", result.to_dict())
     return result
+
+
+def _what_fits(
+    model: nn.Module,
+    loss_per_example: LossPerExample,
+    rows: Any,
+    plan: Plan,
+    transform: Transform | None,
+    memory_budget: int | None,
+) -> int:
+    """The physical batch size for "auto"."""
+    generator = torch.Generator().manual_seed(0)
+
+    def loss(model: nn.Module, given: Any) -> Tensor:
+        return loss_per_example(model, given if transform is None else transform(given, generator))
+
+    norms = ClipNorms(plan.clipping, {name: p.numel() for name, p in trainable(model).items()})
+    expected = plan.expected_batch_size
+    return largest_physical_batch_size(
+        model,
+        loss,
+        rows,
+        memory_budget=memory_budget,
+        largest=min(4096, math.ceil(expected + 6 * math.sqrt(expected))),
+        clipping=norms.now(),
+    )
 
 
 def _noise(noise_seed: int | None, *, start: int) -> CipherNoise:
