@@ -3,6 +3,7 @@
 Dropout is off everywhere: some peers cannot run it, and the sums could not be compared.
 """
 
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -104,3 +105,51 @@ CASES: Final = MappingProxyType(
         ),
     }
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """A small decoder's sizes, of which `benchmarks.growth` varies one."""
+
+    batch: int = 8
+    length: int = 128
+    width: int = 128
+    depth: int = 2
+    vocabulary: int = 2000
+
+
+# Axis -> the sizes it is tried at.
+AXES: Final = MappingProxyType(
+    {
+        "batch": (4, 8, 16, 32, 64),
+        "length": (64, 128, 256, 512, 1024),
+        "width": (64, 128, 256, 512, 1024),
+        "depth": (1, 2, 4, 8, 16),
+        "vocabulary": (2000, 4000, 8000, 16000, 32000),
+    }
+)
+
+
+def grown(axis: str, size: int) -> Case:
+    """The small decoder with one of its sizes changed."""
+    sizes = Sizes(**{axis: size})
+    return Case(
+        about=f"a small decoder with {axis} {size}",
+        build=lambda: text.gpt2(
+            num_layers=sizes.depth,
+            num_examples=sizes.batch,
+            length=sizes.length,
+            width=sizes.width,
+            num_heads=4,
+            vocabulary=sizes.vocabulary,
+        ),
+        needs=_HF,
+    )
+
+
+def find(name: str) -> Case:
+    """A case by name, or `grown:AXIS=SIZE`."""
+    if name.startswith("grown:"):
+        axis, _, size = name.removeprefix("grown:").partition("=")
+        return grown(axis, int(size))
+    return CASES[name]

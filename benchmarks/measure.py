@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import torch
 
-from benchmarks.cases import CASES
+from benchmarks.cases import find
 from benchmarks.engines import BASE, ENGINES, threads
 
 PACKAGES = ("torch", "transformers", "peft", "opacus", "opake", "jax", "jax-privacy")
@@ -54,7 +54,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Worker:
-    """A process of `benchmarks.worker`."""
+    """A process of `benchmarks.worker`, which stands still between answers: its idle threads take no time."""
 
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
@@ -64,9 +64,11 @@ class Worker:
         """Its answer; `{"skipped": reason}` if there is none."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
+            _signal(self.process, signal.SIGCONT)
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             line = _line(self.process.stdout, self.time_limit)
+            _signal(self.process, signal.SIGSTOP)
         except BrokenPipeError:
             line = b""
         except TimeoutError:
@@ -74,6 +76,7 @@ class Worker:
         return json.loads(line) if line else {"skipped": self._epitaph()}
 
     def _epitaph(self) -> str:
+        _signal(self.process, signal.SIGCONT)
         code = self.process.wait()
         if code == -signal.SIGKILL:
             return "killed, most likely for its memory"
@@ -111,14 +114,19 @@ def worker(time_limit: float) -> Iterator[Worker]:
         try:
             yield Worker(process=process, errors=errors, time_limit=time_limit)
         finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            _signal(process, signal.SIGKILL)
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     _close(stream)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the process and what it started, if any of it is still there."""
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 
 def _close(stream: IO[bytes]) -> None:
@@ -143,7 +151,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     results: dict[str, Any] = {e: {"skipped": settings.why_not} for e in ENGINES}
     head: dict[str, Any] = {
         "case": settings.case,
-        "about": CASES[settings.case].about,
+        "about": find(settings.case).about,
         "rounds": settings.rounds,
         "seed": settings.seed,
         "threads": threads(),
@@ -202,11 +210,13 @@ def _one_group(
     with ExitStack() as stack:
         for name in names:
             say(f"{name}: memory and correctness")
-            candidate = stack.enter_context(worker(settings.time_limit))
+            one = stack.enter_context(ExitStack())
+            candidate = one.enter_context(worker(settings.time_limit))
             answer = candidate.ask({**request, "engine": name})
             results[name] = answer
             if "skipped" in answer:
                 say(f"{name}: skipped: {answer['skipped']}")
+                one.close()
                 continue
             running[name] = candidate
             seconds[name] = []

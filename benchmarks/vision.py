@@ -19,7 +19,7 @@ def _images(num_examples: int, size: int, num_classes: int) -> tuple[Tensor, Ten
 
 
 class WideBlock(nn.Module):
-    """Normalise, ReLU, convolve, twice, beside the input (through a 1 x 1 convolution where shapes change)."""
+    """Normalise, ReLU, convolve, twice, beside the input (a 1 x 1 convolution of it where shapes change)."""
 
     def __init__(self, wide_in: int, wide_out: int, stride: int) -> None:
         super().__init__()

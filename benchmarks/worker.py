@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import torch
 
-from benchmarks.cases import CASES
+from benchmarks.cases import find
 from benchmarks.engines import ENGINES, Engine, Step
 from benchmarks.reference import TOLERANCE, Reference, reference
 from benchmarks.work import Skip, Work
@@ -33,7 +33,7 @@ def _kib(field: str) -> int:
 
 
 def _limit_memory(gib: float) -> None:
-    """Let allocations beyond a limit fail here; if the machine runs out, let this process be the one to end."""
+    """Let allocations beyond a limit fail here; if the machine runs out, let this process end first."""
     size = int(gib * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     try:
@@ -65,7 +65,7 @@ def one_line(error: BaseException) -> str:
 def build(case: str, seed: int) -> Work:
     """The case's work; the same weights and batch for the same seed."""
     torch.manual_seed(seed)
-    return CASES[case].build()
+    return find(case).build()
 
 
 def _install_hint(engine: Engine) -> None:
