@@ -58,6 +58,7 @@ def test_a_sum_that_lacks_a_parameter_or_is_not_finite_is_wrong() -> None:
         found.max_error(bad, per_layer=False)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # vmap of attention
 @pytest.mark.parametrize(
     "engine", ["reticent-flat", "reticent-low-memory", "reticent-per-layer", "functorch"]
 )
