@@ -1,0 +1,131 @@
+"""One engine at one case, in a process of its own: memory, then correctness, then times on request.
+
+Started by `benchmarks.measure`; requests come on standard input and replies go to standard output, a JSON
+object a line. What libraries print goes to standard error.
+"""
+
+import gc
+import importlib.util
+import json
+import os
+import re
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from benchmarks.cases import find
+from benchmarks.engines import ENGINES, Engine, Step
+from benchmarks.reference import TOLERANCE, Reference, reference
+from benchmarks.work import Skip, Work
+
+MEMORY_STEPS = 3
+
+
+def _kib(field: str) -> int:
+    """A figure of this process from the kernel, in KiB (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
+
+
+def _limit_memory(gib: float) -> None:
+    """Let allocations beyond a limit fail here; if the machine runs out, let this process end first."""
+    size = int(gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        pass
+
+
+def peak_above_loaded(step: Step) -> float | None:
+    """MiB that the first steps need above the loaded model and batch; None where the kernel does not tell."""
+    gc.collect()
+    try:
+        loaded = _kib("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which loading reached
+    except OSError:
+        loaded = None
+    for _ in range(MEMORY_STEPS):
+        step()
+    return None if loaded is None else (_kib("VmHWM") - loaded) / 1024
+
+
+def one_line(error: BaseException) -> str:
+    """The first line that says something, with the kind of the error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r" \(/\S+\)", "", lines[0]) if lines else ""  # without the path of a module
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def build(case: str, seed: int) -> Work:
+    """The case's work; the same weights and batch for the same seed."""
+    torch.manual_seed(seed)
+    return find(case).build()
+
+
+def _install_hint(engine: Engine) -> None:
+    missing = [name for name in engine.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Skip(f"not installed: pip install {' '.join(m.replace('_', '-') for m in missing)}")
+
+
+def _prepare(request: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
+    engine = ENGINES[request["engine"]]
+    _install_hint(engine)
+    work = build(request["case"], request["seed"])
+    saved = Path(request["reference"])
+    step = engine.make(work, Reference.load(saved).max_norm)
+    ready: dict[str, Any] = {"memory_mib": peak_above_loaded(step), "max_error": None}
+    if engine.private:
+        sums = dict(step())
+        ready["max_error"] = Reference.load(saved).max_error(sums, per_layer=engine.per_layer)
+        if ready["max_error"] > TOLERANCE:
+            ready["skipped"] = f"wrong by {ready['max_error']:.2g} C"
+    return step, ready
+
+
+def _serve(request: dict[str, Any], replies: TextIO) -> None:
+    step, ready = _prepare(request)
+    print(json.dumps(ready), file=replies, flush=True)
+    if "skipped" in ready:
+        return
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(json.dumps({"seconds": time.perf_counter() - start}), file=replies, flush=True)
+
+
+def _make_reference(request: dict[str, Any], replies: TextIO) -> None:
+    found = reference(build(request["case"], request["seed"]), per_layer=request["per_layer"])
+    found.save(Path(request["reference"]))
+    reply = {"max_norm": found.max_norm, "num_clipped": found.num_clipped}
+    print(json.dumps(reply), file=replies, flush=True)
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+    request = json.loads(sys.stdin.readline())
+    try:
+        _limit_memory(request["memory_limit"])
+        torch.set_num_threads(request["threads"])
+        if "engine" in request:
+            _serve(request, replies)
+        else:
+            _make_reference(request, replies)
+    except Skip as why:
+        print(json.dumps({"skipped": str(why)}), file=replies, flush=True)
+    except Exception as error:
+        print(json.dumps({"skipped": one_line(error)}), file=replies, flush=True)
+        raise
+
+
+if __name__ == "__main__":
+    main()
