@@ -7,90 +7,48 @@ Shape letters (this file): N rows (U units of k rows each, unit-major), C channe
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reticent.rules._conv_methods import (
+    ConvSettings,
+    by_groups,
+    by_loop,
+    gram_chunk,
+    grid_of,
+    one_by_one,
+    pixel_gram,
+)
 from reticent.rules._forms import Dense, Form, Method, Outer, at_least_float32, num_bytes
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
 
-# Channels up to which one grouped convolution beats a loop over rows (measured on CPU).
+# Rough costs on a CPU, in operations of a matrix product: one more call of a convolution, one more
+# channel group, and how much faster than a matrix product a convolution runs.
+_CALL: Final = 2.5e6
+_GROUP: Final = 3e6
+_FASTER: Final = 2.2
+# Channels up to which a convolution whose channel groups are the units is tried.
 _GROUPED: Final = 64
-# Numbers in one row's patches up to which unfolding and one batched product beat both.
-_UNFOLD: Final = 1 << 15
-
-
-@dataclass(frozen=True, slots=True)
-class ConvSettings:
-    """A convolution's settings, one number for each spatial axis; padding is symmetric zeros."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution."""
-        return torch.convolution(
-            x,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
-        )
-
-    def backward(
-        self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool]
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of (input, weight), summed over rows, each where asked for."""
-        gx, gw, _ = torch.ops.aten.convolution_backward.default(
-            g,
-            x,
-            weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
-            [*mask, False],
-        )
-        return gx, gw
-
-
-def _rows_by_loop(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
-    """(N, *weight): one weight gradient for each row."""
-    rows = [conf.backward(g[n : n + 1], x[n : n + 1], weight, (False, True))[1] for n in range(x.shape[0])]
-    return torch.stack(rows) if rows else x.new_zeros(0, *weight.shape)
-
-
-def _rows_by_groups(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
-    """(N, *weight): all rows in one convolution whose groups are the rows."""
-    num_rows = x.shape[0]
-    wide = ConvSettings(
-        conf.stride, conf.padding, conf.dilation, False, conf.output_padding, num_rows * conf.groups
-    )
-    weights = weight.new_empty(1).expand(num_rows * weight.shape[0], *weight.shape[1:])
-    x = x.reshape(1, -1, *x.shape[2:])
-    g = g.reshape(1, -1, *g.shape[2:])
-    return wide.backward(g, x, weights, (False, True))[1].reshape(num_rows, *weight.shape)
+# A Gram matrix that takes so many times the operations of the gradients themselves is not tried.
+_HOPELESS: Final = 16
+# Bytes of gradients that are formed before their norms are taken.
+_DROPPED: Final = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConvForm:
-    """Unit u's gradient is the weight gradient of its rows; formed when asked for, never held."""
+    """Unit u's gradient is the weight gradient of its rows; formed when asked for.
+
+    Methods: "gram" never forms a gradient; the others form each unit's, by a loop over units, by one
+    convolution whose channel groups are the units, or by unfolding the patches, and keep it
+    ("keep-loop", ..) or form the sum anew ("drop-loop", ..).
+    """
 
     conf: ConvSettings
     x: Tensor
@@ -100,43 +58,104 @@ class ConvForm:
 
     def methods(self) -> tuple[Method, ...]:
         """See `Form`."""
-        positions, fan_in, num_out = self._sizes()
-        own = num_bytes(self.x, self.g)
-        full = self.num_units * num_bytes(self.weight)
-        flops = 2.0 * self.x.shape[0] * positions * fan_in * num_out
-        methods = [
-            Method(name="keep", flops=flops, moved=3.0 * full, held=full, peak=full),
-            Method(name="drop", flops=2 * flops, moved=3.0 * full, held=own, peak=full),
-        ]
-        if self._can_unfold():
-            gram, unfolded = 4 * self.num_units * positions**2, 4 * self.num_units * positions * fan_in
-            methods.append(
-                Method(
-                    name="gram",
-                    flops=2.0 * self.num_units * positions**2 * (fan_in + num_out),
-                    moved=4.0 * gram + 3.0 * unfolded,
-                    held=own,
-                    peak=2 * gram + unfolded,
-                )
+        units, size = self.num_units, self.g.element_size()
+        own, full = num_bytes(self.x, self.g), size * units * self.weight.numel()
+        plain = 2.0 * self.x.shape[0] * math.prod(self.g.shape[2:]) * self.weight.numel() / _FASTER
+        methods = []
+        for name, extra, copies in self._makers(plain):
+            chunk = full if name == "groups" else min(full, max(_DROPPED, full // max(units, 1)))
+            keep = Method(name=f"keep-{name}", flops=extra, moved=5.0 * full, held=full, peak=copies)
+            drop = Method(
+                name=f"drop-{name}",
+                flops=extra + plain,
+                moved=3.0 * full + own,
+                held=own,
+                peak=chunk + copies,
             )
+            methods += [keep, drop]
+        if self._one_row() and self.x.numel() and self.g.numel():
+            grid = grid_of(self.conf, tuple(self.weight.shape[2:]), tuple(self.g.shape[2:]))
+            phases, pixels, flat = len(grid.phases), grid.num_pixels**2, grid.num_flat**2
+            flops = 2.0 * units * (phases * pixels * self.x.shape[1] + flat * self.g.shape[1])
+            together = min(units, gram_chunk(self.conf, grid, self.x)) * self.conf.groups
+            if flops <= _HOPELESS * _FASTER * plain:
+                gram = Method(
+                    name="gram",
+                    flops=flops,
+                    moved=4.0 * size * units * self.conf.groups * flat + 2.0 * own,
+                    held=own,
+                    peak=size * together * (phases * pixels + 3 * flat),
+                )
+                methods.append(gram)
         return tuple(methods)
 
     def settle(self, method: str) -> tuple[Tensor, Form]:
         """See `Form`."""
-        if method == "keep":
-            made = Dense(self.dense())
+        if method == "gram":
+            return self._with_rounding(pixel_gram(self.conf, self.x, self.g, self.weight)), self
+        fate, _, maker = method.partition("-")
+        if fate == "keep":
+            made = Dense(self._made(maker))
             return made.squared_norm(), made
-        patches = self._patches() if method == "gram" else None
-        if patches is not None:
-            return patches.settle("gram")[0], self
-        return self._with_rounding(Dense(self.dense()).squared_norm()), self
+        return self._with_rounding(self._dropped(maker)), self
 
     def squared_norm(self) -> Tensor:
-        """By a Gram matrix over output positions where that is cheaper, else materialised."""
-        patches = self._patches() if self.by_gram() else None
-        if patches is not None:
-            return patches.squared_norm()
-        return self._with_rounding(Dense(self.dense()).squared_norm())
+        """By the method that is cheapest on paper."""
+        return self.settle(_cheapest([m for m in self.methods() if not m.name.startswith("keep")]))[0]
+
+    def dense(self) -> Tensor:
+        """See `Form`."""
+        kept = [m for m in self.methods() if m.name.startswith("keep")]
+        return self._made(_cheapest(kept).removeprefix("keep-"))
+
+    def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """See `Form`: one summed weight gradient."""
+        k = self.x.shape[0] // max(self.num_units, 1)
+        per_row = weights.repeat_interleave(k).to(self.g.dtype).view(-1, *([1] * (self.g.dim() - 1)))
+        x, g = self.x, self.g
+        if keep is not None:
+            kept = keep.repeat_interleave(k).view(per_row.shape)
+            x, g = torch.where(kept, x, 0), torch.where(kept, g, 0)
+        out += self.conf.backward(g * per_row, x, self.weight, (False, True))[1].to(out.dtype)
+
+    def _one_row(self) -> bool:
+        return not self.conf.transposed and self.x.shape[0] == self.num_units > 0
+
+    def _makers(self, plain: float) -> list[tuple[str, float, int]]:
+        """Ways to form gradients: name, operations beyond `plain`, bytes of copies they need."""
+        narrow = self.weight.shape[1]
+        slow = 4 < narrow < 32 and not self.conf.transposed  # of one row, half as fast as of many
+        makers = [("loop", _CALL * self.num_units + (plain if slow else 0.0), 0)]
+        if not self.conf.transposed and max(self.x.shape[1], self.g.shape[1]) <= _GROUPED:
+            copies = num_bytes(self.x, self.g) if self.x.shape[0] > self.num_units else 0
+            makers.append(("groups", _GROUP * self.num_units + (plain if narrow <= 4 else 0.0), copies))
+        if self._one_row() and self.conf.groups == 1 and self.x.dim() in (3, 4):
+            unfolded = math.prod(self.g.shape[2:]) * self.weight[0].numel() * self.x.shape[0]
+            copies = 0 if self._is_pointwise() else self.x.element_size() * unfolded
+            # As much as a matrix product is slower, and the patches are written and read.
+            makers.append(("unfold", (_FASTER - 1) * plain + 20.0 * copies, copies))
+        return makers
+
+    def _made(self, maker: str) -> Tensor:
+        """(U, *weight)."""
+        if maker == "unfold":
+            return self._patches().dense().reshape(self.num_units, *self.weight.shape)
+        made = by_groups if maker == "groups" else by_loop
+        return made(self.conf, self.x, self.g, self.weight, self.num_units)
+
+    def _dropped(self, maker: str) -> Tensor:
+        """Squared norms; gradients are thrown away while they are in the cache."""
+        if maker != "loop":
+            return Dense(self._made(maker)).squared_norm()
+        parts, some, at_once = [], [], max(1, _DROPPED // max(1, num_bytes(self.weight)))
+        for one in one_by_one(self.conf, self.x, self.g, self.weight, self.num_units):
+            some.append(one)
+            if len(some) == at_once:
+                parts.append(Dense(torch.stack(some)).squared_norm())
+                some = []
+        if some:
+            parts.append(Dense(torch.stack(some)).squared_norm())
+        return torch.cat(parts) if parts else self.g.new_zeros(0, dtype=torch.float64)
 
     def _with_rounding(self, square_U: Tensor) -> Tensor:
         """Add to the norm what rounding may add to the sum over positions, when it is formed again."""
@@ -147,14 +166,14 @@ class ConvForm:
         rounding_U = torch.finfo(self.g.dtype).eps * (overlap * sizes[0] * sizes[1]).sqrt()
         return (square_U.sqrt() + rounding_U).square()
 
-    def _can_unfold(self) -> bool:
-        plain = not self.conf.transposed and self.conf.groups == 1 and self.x.dim() in (3, 4)
-        return plain and self.x.shape[0] == self.num_units > 0
+    def _is_pointwise(self) -> bool:
+        return all(n == 1 for n in self.weight.shape[2:]) and not any(self.conf.padding)
 
-    def _patches(self) -> Outer | None:
+    def _patches(self) -> Outer:
         """The convolution as a matrix product over patches, for one row a unit, where torch can unfold."""
-        if not self._can_unfold():
-            return None
+        if self._is_pointwise():
+            x = self.x[(..., *(slice(None, None, s) for s in self.conf.stride))]
+            return Outer(x.flatten(2).mT, self.g.flatten(2).mT)
         lift = self.x.dim() == 3  # one dimension is two, of height one
         x = self.x.unsqueeze(2) if lift else self.x
         one, none = ((1,), (0,)) if lift else ((), ())
@@ -167,36 +186,9 @@ class ConvForm:
         )
         return Outer(x_NKP.mT, self.g.flatten(2).mT)
 
-    def _sizes(self) -> tuple[int, int, int]:
-        """Positions, fan-in (of a group), output channels."""
-        return math.prod(self.g.shape[2:]), self.weight[0].numel(), self.weight.shape[0]
 
-    def by_gram(self) -> bool:
-        """Whether a Gram matrix over positions is cheaper than the gradient itself."""
-        positions, fan_in, num_out = self._sizes()
-        return 2 * positions * (fan_in + num_out) <= fan_in * num_out
-
-    def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
-        """See `Form`: one summed weight gradient."""
-        k = self.x.shape[0] // max(self.num_units, 1)
-        per_row = weights.repeat_interleave(k).to(self.g.dtype).view(-1, *([1] * (self.g.dim() - 1)))
-        x, g = self.x, self.g
-        if keep is not None:
-            kept = keep.repeat_interleave(k).view(per_row.shape)
-            x, g = torch.where(kept, x, 0), torch.where(kept, g, 0)
-        out += self.conf.backward(g * per_row, x, self.weight, (False, True))[1].to(out.dtype)
-
-    def dense(self) -> Tensor:
-        """See `Form`."""
-        positions, fan_in, _ = self._sizes()
-        patches = self._patches() if positions * fan_in <= _UNFOLD else None
-        if patches is not None:
-            return patches.dense().reshape(self.num_units, *self.weight.shape)
-        channels = max(self.x.shape[1], self.g.shape[1])
-        by_groups = not self.conf.transposed and channels <= _GROUPED and self.x.shape[0] > 0
-        method: Callable[..., Tensor] = _rows_by_groups if by_groups else _rows_by_loop
-        rows = method(self.conf, self.x, self.g, self.weight)
-        return rows.reshape(self.num_units, -1, *self.weight.shape).sum(1)
+def _cheapest(methods: list[Method]) -> str:
+    return min(methods, key=lambda m: m.flops + 10 * m.moved).name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,8 +221,13 @@ class ConvMeeting:
         forms: dict[str, Form] = {}
         if "weight" in self.roles:
             x = layout.units_first(at_least_float32(saved[0])).flatten(0, 1)
-            weight = at_least_float32(self.weight)
-            forms["weight"] = ConvForm(self.conf, x.contiguous(), g.contiguous(), weight, layout.num_units)
+            conf, weight = self.conf, at_least_float32(self.weight)
+            swaps = all(o < s for o, s in zip(conf.output_padding, conf.stride, strict=True))
+            if conf.transposed and swaps:  # an ordinary convolution of g, whose gradient is x
+                conf = replace(conf, transposed=False, output_padding=(0,) * len(conf.stride))
+                forms["weight"] = ConvForm(conf, g, x, weight, layout.num_units)
+            else:
+                forms["weight"] = ConvForm(conf, x, g, weight, layout.num_units)
         if "bias" in self.roles:
             forms["bias"] = Dense(g.flatten(2).sum(2).reshape(layout.num_units, -1, g.shape[1]).sum(1))
         return forms
