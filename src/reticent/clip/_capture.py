@@ -149,15 +149,16 @@ class Stage:
                     code="hidden-use",
                 )
             return
-        with torch.no_grad(), self.pause():
+        with torch.no_grad(), self.pause(g.device):
             self.visitor.visit(entry, index, saved, g)
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Nothing that runs inside is recorded."""
+    def pause(self, device: torch.device) -> Iterator[None]:
+        """Nothing that runs inside is recorded, and nothing is cast down, whatever surrounds the call."""
         self.paused = True
         try:
-            yield
+            with torch.autocast(device.type, enabled=False):
+                yield
         finally:
             self.paused = False
 

@@ -332,7 +332,7 @@ class ClipEngine:
                 consumer.expect(visitor.sure)
             capture.begin_backward(visitor)
             run_backward(loss_R, ones, retain_graph=not last)
-            with torch.no_grad(), capture.stage.pause():
+            with torch.no_grad(), capture.stage.pause(loss_R.device):
                 visitor.finish()
                 if isinstance(consumer, Clip):
                     consumer.finish()
@@ -361,6 +361,23 @@ class ClipEngine:
         capture.begin_backward(scaled)
         weights_R = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
         run_backward(loss_R, weights_R, retain_graph=True)
+        return self.layouts_of(capture, ones, scaled, weights_U, proven, has_batch=work.batch is not None)
+
+    def layouts_of(
+        self,
+        capture: Capture,
+        ones: Fingerprints,
+        scaled: Fingerprints,
+        weights_U: Tensor,
+        proven: Proven,
+        *,
+        has_batch: bool,
+    ) -> dict[Key, dict[int, Layout | None]]:
+        """The layout of every output that received a gradient, from the prints of two backward passes.
+
+        Raises:
+            CoupledExamples[gradient-mixes-examples]: no layout explains both.
+        """
         found: dict[Key, dict[int, Layout | None]] = {}
         for key, prints in ones.prints.items():
             unique = True
@@ -372,11 +389,11 @@ class ClipEngine:
                 found[key][i] = layout
                 unique &= only
             if unique:
-                _remember(proven, key, found[key], ones.shapes[key], units)
+                _remember(proven, key, found[key], ones.shapes[key], len(weights_U))
         for entry in capture.entries:
             if entry.key not in found:
                 proven.setdefault(entry.key, {})
-        self._refuse_mixing(capture, found, ones.entries, work.batch is not None)
+        self._refuse_mixing(capture, found, ones.entries, has_batch)
         return found
 
     def _refuse_mixing(
