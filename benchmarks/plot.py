@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.engines import BASE, ENGINES
@@ -16,6 +17,26 @@ from benchmarks.engines import BASE, ENGINES
 PANELS = (
     ("time_ratio", "time of a step / non-private"),
     ("memory_ratio", "memory of a step / non-private"),
+)
+
+CASES_A_ROW = 4
+# Ours in blues, Opacus in oranges, the rest apart.
+COLOURS = MappingProxyType(
+    {
+        "non-private-compiled": "#9a9a9a",
+        "reticent-flat": "#08519c",
+        "reticent-low-memory": "#3182bd",
+        "reticent-per-layer": "#6baed6",
+        "reticent-compiled": "#17becf",
+        "functorch": "#525252",
+        "opacus": "#d94801",
+        "opacus-ghost": "#fd8d3c",
+        "opacus-fast-gradient": "#fdbe85",
+        "opake": "#31a354",
+        "jax-privacy": "#756bb1",
+        "fastdp": "#a63603",
+        "private-transformers": "#c51b8a",
+    }
 )
 
 
@@ -72,40 +93,50 @@ def _cell(entry: dict[str, Any], reason: str | None) -> str:
 
 
 def draw(cases: dict[str, dict[str, Any]], path: Path) -> None:
-    """Two panels of grouped bars with a line at 1; a cross where an engine fails, a w where it is wrong."""
+    """Time on the left, memory on the right, a few cases a row; bars grow from the line at 1.
+
+    A cross marks an engine that fails, a w one that is wrong. Engines without any figure are left out.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
 
-    engines = shown_engines(cases)
-    width = 0.86 / max(1, len(engines))
-    inches = max(8.0, 1.2 + len(cases) * (0.22 * len(engines) + 0.4))
-    figure, panels = plt.subplots(2, 1, figsize=(inches, 9), layout="constrained", sharex=True)
-    colours = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
-    for panel, (field, label) in zip(panels, PANELS, strict=True):
-        for index, engine in enumerate(engines):
-            colour = colours[index % len(colours)]
-            panel.bar([], [], color=colour, label=engine)
-            for at, results in enumerate(cases.values()):
-                x = at - 0.43 + (index + 0.5) * width
-                entry = results.get(engine) or {}
-                _bar(panel, x, width, entry, why(results.get(engine)), field, colour)
-        panel.axhline(1.0, color="black", linewidth=1)
-        panel.set(yscale="log", ylabel=label)
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter(_few)
-        panel.tick_params(axis="y", which="minor", labelsize=7)
-        panel.grid(axis="y", alpha=0.25, which="both")
-        panel.set_xticks(range(len(cases)), list(cases))
-        panel.set_xlim(-0.5, len(cases) - 0.5)
-        for edge in range(1, len(cases)):
-            panel.axvline(edge - 0.5, color="grey", linewidth=0.5, alpha=0.5)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(6, max(1, len(engines)))
-    )
-    figure.savefig(path, dpi=130)
+    engines = [e for e in shown_engines(cases) if any(why(r.get(e)) == "" for r in cases.values())]
+    rows = [list(cases)[at : at + CASES_A_ROW] for at in range(0, len(cases), CASES_A_ROW)]
+    size = (18, 1.2 + 3.3 * len(rows))
+    figure, panels = plt.subplots(len(rows), 2, figsize=size, layout="constrained", squeeze=False)
+    for names, pair in zip(rows, panels, strict=True):
+        for panel, (field, label) in zip(pair, PANELS, strict=True):
+            _panel(panel, {name: cases[name] for name in names}, engines, field, len(rows[0]))
+            panel.set_ylabel(label)
+    handles = [Patch(color=COLOURS.get(e, "black"), label=e) for e in engines]
+    figure.legend(handles=handles, loc="outside upper center", ncols=max(1, min(8, len(engines))))
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _panel(
+    panel: Any, cases: dict[str, dict[str, Any]], engines: Sequence[str], field: str, slots: int
+) -> None:
+    width = 0.86 / max(1, len(engines))
+    for at, results in enumerate(cases.values()):
+        for index, engine in enumerate(engines):
+            entry = results.get(engine) or {}
+            x = at - 0.43 + (index + 0.5) * width
+            _bar(panel, x, width, entry, why(results.get(engine)), field, COLOURS.get(engine, "black"))
+    panel.set_yscale("log")
+    panel.axhline(1.0, color="black", linewidth=1)
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(_few)
+    panel.tick_params(axis="y", which="minor", labelsize=7)
+    panel.grid(axis="y", alpha=0.25, which="both")
+    panel.set_axisbelow(True)
+    panel.set_xticks(range(len(cases)), list(cases))
+    panel.set_xlim(-0.5, slots - 0.5)
+    for edge in range(1, len(cases)):
+        panel.axvline(edge - 0.5, color="grey", linewidth=0.5, alpha=0.5)
 
 
 def _few(x: float, _: int | None = None) -> str:

@@ -4,12 +4,14 @@ Started by `benchmarks.measure`; requests come on standard input and replies go 
 object a line. What libraries print goes to standard error.
 """
 
+import ctypes
 import gc
 import importlib.util
 import json
 import os
 import re
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -24,6 +26,7 @@ from benchmarks.reference import TOLERANCE, Reference, reference
 from benchmarks.work import Skip, Work
 
 MEMORY_STEPS = 3
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def _kib(field: str) -> int:
@@ -40,6 +43,12 @@ def _limit_memory(gib: float) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     except OSError:
         pass
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end this process with the one that started it, even while it stands still (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def peak_above_loaded(step: Step) -> float | None:
@@ -109,6 +118,7 @@ def _make_reference(request: dict[str, Any], replies: TextIO) -> None:
 
 def main() -> None:
     """Answer until standard input ends."""
+    _end_with_parent()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
