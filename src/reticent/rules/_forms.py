@@ -18,7 +18,7 @@ Sources:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -83,6 +83,24 @@ class Form(Protocol):
 
     def dense(self) -> Tensor:
         """Every unit's gradient, shape (U, *parameter)."""
+        ...
+
+
+@runtime_checkable
+class SomeUnits(Protocol):
+    """A form that says itself what its part for some units is."""
+
+    def of_units(self, units: slice) -> Form:
+        """The same gradients, of some units."""
+        ...
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """A form that says itself what its sum with others is."""
+
+    def joined(self, others: Sequence[Form]) -> Form:
+        """Its sum with other gradients of the same parameter."""
         ...
 
 
@@ -400,13 +418,14 @@ class _Tied:
         """Each unit's table itself, of a few units at a time: nothing cancels."""
         units, width = self.gather.ids_UP.shape[0], self.gather.g_UPD.shape[2]
         step = max(1, _CHUNK // max(self.gather.num_rows * width, 1))
-        parts = [self._of_units(slice(i, i + step)) for i in range(0, max(units, 1), step)]
+        parts = [self.of_units(slice(i, i + step)) for i in range(0, max(units, 1), step)]
         square_U = torch.cat([_sum_of_squares(part.dense()) for part in parts])  # one of them at a time
         spread_U = (self.gather._spread().square() + self.outer._spread().square()).sqrt()
         positions = self.gather.ids_UP.shape[1] + self.outer.x_UPI.shape[1]
         return _above_rounding(square_U, positions, spread_U, self.gather.g_UPD.dtype)
 
-    def _of_units(self, units: Tensor | slice) -> "_Tied":
+    def of_units(self, units: Tensor | slice) -> "_Tied":
+        """The same gradients, of some units."""
         gather, outer = self.gather, self.outer
         return _Tied(
             Gather(gather.ids_UP[units], gather.g_UPD[units], gather.num_rows),
@@ -446,7 +465,7 @@ class _Tied:
         again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
         total = total.clamp_min(0.0) + slack
         if again.numel():
-            total = total.index_copy(0, again, self._of_units(again)._double()._gram_squared_norm())
+            total = total.index_copy(0, again, self.of_units(again)._double()._gram_squared_norm())
         return (total.sqrt() + 2 * eps * own.sqrt()).square()  # what rounding may leave where both cancel
 
     def _table_inputs(self) -> Tensor:
@@ -485,6 +504,17 @@ def _joined_gathers(forms: Sequence[Gather]) -> Gather:
     return Gather(ids, grads, forms[0].num_rows)
 
 
+def of_units(form: Form, units: slice) -> Form:
+    """A form's gradients of some units."""
+    if isinstance(form, SomeUnits):
+        return form.of_units(units)
+    if isinstance(form, Outer):
+        return Outer(form.x_UPI[units], form.g_UPO[units], form.input_first)
+    if isinstance(form, Gather):
+        return Gather(form.ids_UP[units], form.g_UPD[units], form.num_rows)
+    return Dense(form.dense()[units])
+
+
 def combine(forms: Sequence[Form]) -> Form:
     """The sum of one parameter's forms, as one form with an exact norm.
 
@@ -497,6 +527,9 @@ def combine(forms: Sequence[Form]) -> Form:
     """
     if len(forms) == 1:
         return forms[0]
+    for i, form in enumerate(forms):
+        if isinstance(form, Joins):
+            return form.joined([*forms[:i], *forms[i + 1 :]])
     outers = [f for f in forms if isinstance(f, Outer)]
     gathers = [f for f in forms if isinstance(f, Gather)]
     if len(outers) + len(gathers) == len(forms):
