@@ -18,7 +18,7 @@ Sources:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -86,6 +86,24 @@ class Form(Protocol):
         ...
 
 
+@runtime_checkable
+class SomeUnits(Protocol):
+    """A form that says itself what its part for some units is."""
+
+    def of_units(self, units: slice) -> Form:
+        """The same gradients, of some units."""
+        ...
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """A form that says itself what its sum with others is."""
+
+    def joined(self, others: Sequence[Form]) -> Form:
+        """Its sum with other gradients of the same parameter."""
+        ...
+
+
 def _sum_of_squares(t: Tensor) -> Tensor:
     """(U, ..) -> (U,) in float64; 0 for no entries."""
     if t.numel() == 0:
@@ -133,6 +151,16 @@ def _guarded(
         exact = product(lambda t: t[again].double())
         total = total.index_copy(0, again, exact.sum((1, 2)).clamp_min(0.0) + 1e-13 * exact.abs().sum((1, 2)))
     return total
+
+
+def _above_rounding(square_U: Tensor, positions: int, spread_U: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squared norms, with what rounding may add to the norm when a sum over positions is formed.
+
+    Where the positions nearly cancel, that can exceed the norm's own rounding by far. `spread_U`: the
+    root of the sum of squared lengths of what is added up.
+    """
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return (square_U.sqrt() + eps * math.sqrt(positions) * spread_U).square()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,14 +245,20 @@ class Outer:
 
     def squared_norm(self) -> Tensor:
         """By a Gram matrix, or materialised where that takes fewer operations."""
+        return self._dropped_squared_norm() if self.is_cheaper_formed() else self._gram_squared_norm()
+
+    def is_cheaper_formed(self) -> bool:
+        """Whether forming each unit's gradient takes fewer operations than a Gram matrix."""
         _, positions, num_in = self.x_UPI.shape
         num_out = self.g_UPO.shape[-1]
-        fewer = positions > 1 and positions * (num_in + num_out) > num_in * num_out
-        return self._dropped_squared_norm() if fewer else self._gram_squared_norm()
+        return positions > 1 and positions * (num_in + num_out) > num_in * num_out
 
     def _dropped_squared_norm(self) -> Tensor:
         size = self.x_UPI.shape[2] * self.g_UPO.shape[2]
-        return self._with_rounding(self._materialised_squared_norm(max(1, _CHUNK // max(size, 1))))
+        square_U = self._materialised_squared_norm(max(1, _CHUNK // max(size, 1)))
+        if self.x_UPI.numel() == 0:
+            return square_U
+        return _above_rounding(square_U, self.x_UPI.shape[1], self._spread(), self.x_UPI.dtype)
 
     def _gram_squared_norm(self) -> Tensor:
         """sum_{p,q} (x_p.x_q)(g_p.g_q) [2]."""
@@ -250,25 +284,13 @@ class Outer:
             x_U, g_U = ((t + n * tiny).sum(1) for t, n in ((x_UP, num_in), (g_UP, num_out)))
             vanishing_U = positions * tiny * (num_in * g_U + num_out * x_U)
         square_U = _guarded(gram, vanishing_U, terms)
-        spread_U = (x_UP * g_UP).sum(1).sqrt()
-        return self._rounded(square_U, spread_U)
+        return _above_rounding(square_U, positions, (x_UP * g_UP).sum(1).sqrt(), terms.dtype)
 
-    def _with_rounding(self, square_U: Tensor) -> Tensor:
-        """Add to the norm what rounding may add to the sum over positions, when it is formed.
-
-        Where outer products nearly cancel, that can exceed the norm's own rounding by far.
-        """
+    def _spread(self) -> Tensor:
+        """Root of the sum of squared lengths of a unit's outer products, before they are added up."""
         x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
-        if x.numel() == 0:
-            return square_U
         length_UP = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(g, dim=2)
-        return self._rounded(square_U, torch.linalg.vector_norm(length_UP, dim=1).double())
-
-    def _rounded(self, square_U: Tensor, spread_U: Tensor) -> Tensor:
-        """`spread_U`: the root of the sum of squared lengths of a unit's outer products."""
-        positions = self.x_UPI.shape[1]
-        rounding_U = torch.finfo(at_least_float32(self.x_UPI).dtype).eps * math.sqrt(positions) * spread_U
-        return (square_U.sqrt() + rounding_U).square()
+        return torch.linalg.vector_norm(length_UP, dim=1).double()
 
     def _materialised_squared_norm(self, chunk: int) -> Tensor:
         x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
@@ -314,50 +336,32 @@ class Gather:
     num_rows: int
 
     def methods(self) -> tuple[Method, ...]:
-        """See `Form`: a Gram matrix over positions, or the rows that were looked up, each added up."""
-        units, positions, width = self.g_UPD.shape
-        own, size = num_bytes(self.ids_UP, self.g_UPD), self.g_UPD.element_size()
-        if positions == 1:
+        """See `Form`: adding up the rows that were looked up beat a Gram matrix at every size measured."""
+        own = num_bytes(self.ids_UP, self.g_UPD)
+        if self.g_UPD.shape[1] == 1:
             return (Method(name="rows", flops=0.0, moved=float(own), held=own, peak=0),)
-        gram = size * units * positions**2
-        return (
-            Method(
-                name="gram",
-                flops=2.0 * units * positions**2 * width,
-                moved=6.0 * gram,
-                held=own,
-                peak=3 * gram,
-            ),
-            Method(name="rows", flops=0.0, moved=4.0 * own, held=own, peak=own),
-        )
+        return (Method(name="rows", flops=0.0, moved=4.0 * own, held=own, peak=own),)
 
     def settle(self, method: str) -> tuple[Tensor, Form]:
         """See `Form`."""
-        return self._squared_norm_by_rows() if method == "rows" else self.squared_norm(), self
+        return self.squared_norm(), self
 
-    def _squared_norm_by_rows(self) -> Tensor:
-        """Adds up repeated rows first: nothing cancels, and no more than the rows is held."""
+    def squared_norm(self) -> Tensor:
+        """Each unit's repeated rows are added up: no table and no (U, P, P) tensor for any V and P."""
         g = at_least_float32(self.g_UPD)
         units, positions, width = g.shape
-        if positions == 1 or units == 0:
+        if positions == 1 or g.numel() == 0:
             return _sum_of_squares(g)
         owner_UP = torch.arange(units, device=g.device)[:, None].expand(-1, positions)
         found, place = torch.unique(owner_UP * self.num_rows + self.ids_UP, return_inverse=True)
         rows = g.new_zeros(len(found), width).index_add_(0, place.reshape(-1), g.reshape(-1, width))
         square = _sum_of_squares(rows)
-        return square.new_zeros(units).index_add_(0, found // self.num_rows, square)
+        square_U = square.new_zeros(units).index_add_(0, found // self.num_rows, square)
+        return _above_rounding(square_U, positions, self._spread(), g.dtype)
 
-    def squared_norm(self) -> Tensor:
-        """sum_{p,q} 1[ids_p = ids_q] (g_p.g_q): never builds a table for each unit [2]."""
-
-        def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
-            # Ids as float64 would be exact up to 2^53, and the cast must not round them below that.
-            ids, g = _select(cast, self.ids_UP), cast(self.g_UPD)
-            return torch.where(ids[:, :, None] == ids[:, None, :], torch.bmm(g, g.mT), 0)
-
-        if self.ids_UP.shape[1] == 1:
-            return _sum_of_squares(self.g_UPD)
-        return _guarded(gram)
+    def _spread(self) -> Tensor:
+        """Root of the sum of squared lengths of a unit's rows, before they are added up."""
+        return torch.linalg.vector_norm(at_least_float32(self.g_UPD).flatten(1), dim=1).double()
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
@@ -374,13 +378,6 @@ class Gather:
         return table.view(num_units, self.num_rows, width)
 
 
-def _select(cast: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
-    """Apply to integer ids the choice of units, but not the dtype, of a cast."""
-    units = torch.arange(ids.shape[0], device=ids.device, dtype=torch.float64)
-    picked = cast(units)
-    return ids if picked.shape[0] == ids.shape[0] else ids[picked.long()]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tied:
     """A table looked up and multiplied with: `Gather` plus `Outer` of one (V, D) parameter."""
@@ -389,52 +386,86 @@ class _Tied:
     outer: Outer
 
     def methods(self) -> tuple[Method, ...]:
-        """See `Form`: the factors are kept."""
-        (gram, *_), (rows, *_) = self.outer.methods(), self.gather.methods()
-        return (
-            Method(
-                name="gram",
-                flops=gram.flops + rows.flops,
-                moved=2 * (gram.moved + rows.moved),
-                held=gram.held + rows.held,
-                peak=gram.peak + rows.peak,
-            ),
-        )
+        """See `Form`: the factors are kept; a table for each unit is formed a few units at a time."""
+        (rows,) = self.gather.methods()
+        terms = self.gather.ids_UP.shape[1] * self.outer.x_UPI.numel() // max(self.outer.x_UPI.shape[2], 1)
+        size = 8 if self.gather.g_UPD.dtype == torch.float64 else 4
+        found = []
+        for own in self.outer.methods():
+            if own.name == "keep":
+                continue
+            gram = own.name == "gram"
+            found.append(
+                Method(
+                    name=own.name,
+                    flops=own.flops + (2.0 * terms * self.gather.g_UPD.shape[2] if gram else 0.0),
+                    moved=own.moved + rows.moved + (4.0 * size * terms if gram else 0.0),
+                    held=own.held + rows.held,
+                    peak=own.peak + rows.peak,
+                )
+            )
+        return tuple(found)
 
     def settle(self, method: str) -> tuple[Tensor, Form]:
         """See `Form`."""
-        return self.squared_norm(), self
+        return self._dropped_squared_norm() if method == "drop" else self._gram_squared_norm(), self
 
     def squared_norm(self) -> Tensor:
-        """||E||^2 + ||H||^2 + 2 <E, H>, with <E, H> = sum_{p,q} g^H_q[ids_p] (x^H_q . g^E_p)."""
-        ids_UP, e_UPD, h_UQD = self.gather.ids_UP, self.gather.g_UPD, self._table_inputs()
-        out_UQV = self._table_outputs()
+        """From inner products, or from tables where those take fewer operations."""
+        return self._dropped_squared_norm() if self.outer.is_cheaper_formed() else self._gram_squared_norm()
 
-        def cross(cast: Callable[[Tensor], Tensor]) -> Tensor:
-            ids = _select(cast, ids_UP)
-            g, e, h = cast(out_UQV), cast(e_UPD), cast(h_UQD)
-            picked_UQP = torch.gather(g, 2, ids[:, None, :].expand(-1, g.shape[1], -1))
-            return picked_UQP.mul_(torch.bmm(h, e.mT))
+    def _dropped_squared_norm(self) -> Tensor:
+        """Each unit's table itself, of a few units at a time: nothing cancels."""
+        units, width = self.gather.ids_UP.shape[0], self.gather.g_UPD.shape[2]
+        step = max(1, _CHUNK // max(self.gather.num_rows * width, 1))
+        parts = [self.of_units(slice(i, i + step)) for i in range(0, max(units, 1), step)]
+        square_U = torch.cat([_sum_of_squares(part.dense()) for part in parts])  # one of them at a time
+        spread_U = (self.gather._spread().square() + self.outer._spread().square()).sqrt()
+        positions = self.gather.ids_UP.shape[1] + self.outer.x_UPI.shape[1]
+        return _above_rounding(square_U, positions, spread_U, self.gather.g_UPD.dtype)
 
+    def of_units(self, units: Tensor | slice) -> "_Tied":
+        """The same gradients, of some units."""
+        gather, outer = self.gather, self.outer
+        return _Tied(
+            Gather(gather.ids_UP[units], gather.g_UPD[units], gather.num_rows),
+            Outer(outer.x_UPI[units], outer.g_UPO[units], outer.input_first),
+        )
+
+    def _double(self) -> "_Tied":
+        gather, outer = self.gather, self.outer
+        return _Tied(
+            Gather(gather.ids_UP, gather.g_UPD.double(), gather.num_rows),
+            Outer(outer.x_UPI.double(), outer.g_UPO.double(), outer.input_first),
+        )
+
+    def _cross(self) -> tuple[Tensor, Tensor]:
+        """<E, H> = sum_{p,q} g^H_q[ids_p] (x^H_q . g^E_p) for each unit, and the sum of absolute terms."""
+        factors = (self.gather.ids_UP.long(), self.gather.g_UPD, self._table_inputs(), self._table_outputs())
+        terms = factors[0].shape[1] * factors[2].shape[1]
+        sums, sizes = [], []
+        for ids, e, h, g in zip(*(t.split(max(1, _CHUNK // max(terms, 1))) for t in factors), strict=True):
+            picked = torch.gather(g, 2, ids[:, None, :].expand(-1, g.shape[1], -1))
+            inner = torch.bmm(at_least_float32(h), at_least_float32(e).mT)
+            terms_UQP = inner.mul_(at_least_float32(picked))
+            sums.append(terms_UQP.sum((1, 2), dtype=torch.float64))
+            sizes.append(torch.linalg.vector_norm(terms_UQP.flatten(1), ord=1, dim=1).double() * (1 + 1e-3))
+        return torch.cat(sums), torch.cat(sizes)
+
+    def _gram_squared_norm(self) -> Tensor:
+        """||E||^2 + ||H||^2 + 2 <E, H>."""
         own = self.gather.squared_norm() + self.outer.squared_norm()
-        terms = cross(at_least_float32)
-        eps = torch.finfo(terms.dtype).eps
-        total = own + 2 * terms.sum((1, 2), dtype=torch.float64)
-        slack = 8 * eps * (own + terms.abs().sum((1, 2), dtype=torch.float64))
-        if terms.dtype == torch.float64:
+        cross_U, size_U = self._cross()
+        dtype = at_least_float32(self.gather.g_UPD).dtype
+        eps = torch.finfo(dtype).eps
+        total = own + 2 * cross_U
+        slack = 8 * eps * (own + size_U)
+        if dtype == torch.float64:
             return total.clamp_min(0.0) + slack
         again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
         total = total.clamp_min(0.0) + slack
         if again.numel():
-            part = _Tied(
-                Gather(ids_UP[again], e_UPD[again].double(), self.gather.num_rows),
-                Outer(
-                    self.outer.x_UPI[again].double(),
-                    self.outer.g_UPO[again].double(),
-                    self.outer.input_first,
-                ),
-            )
-            total = total.index_copy(0, again, part.squared_norm())
+            total = total.index_copy(0, again, self.of_units(again)._double()._gram_squared_norm())
         return (total.sqrt() + 2 * eps * own.sqrt()).square()  # what rounding may leave where both cancel
 
     def _table_inputs(self) -> Tensor:
@@ -450,7 +481,11 @@ class _Tied:
 
     def dense(self) -> Tensor:
         """See `Form`."""
-        return self.gather.dense() + self.outer.dense()
+        table, width = self.outer.dense(), self.gather.g_UPD.shape[2]
+        offset = torch.arange(table.shape[0], device=table.device)[:, None] * self.gather.num_rows
+        rows = at_least_float32(self.gather.g_UPD).reshape(-1, width)
+        table.view(-1, width).index_add_(0, (self.gather.ids_UP + offset).reshape(-1), rows)
+        return table
 
 
 def _joined_outers(forms: Sequence[Outer]) -> Outer:
@@ -469,6 +504,17 @@ def _joined_gathers(forms: Sequence[Gather]) -> Gather:
     return Gather(ids, grads, forms[0].num_rows)
 
 
+def of_units(form: Form, units: slice) -> Form:
+    """A form's gradients of some units."""
+    if isinstance(form, SomeUnits):
+        return form.of_units(units)
+    if isinstance(form, Outer):
+        return Outer(form.x_UPI[units], form.g_UPO[units], form.input_first)
+    if isinstance(form, Gather):
+        return Gather(form.ids_UP[units], form.g_UPD[units], form.num_rows)
+    return Dense(form.dense()[units])
+
+
 def combine(forms: Sequence[Form]) -> Form:
     """The sum of one parameter's forms, as one form with an exact norm.
 
@@ -481,6 +527,9 @@ def combine(forms: Sequence[Form]) -> Form:
     """
     if len(forms) == 1:
         return forms[0]
+    for i, form in enumerate(forms):
+        if isinstance(form, Joins):
+            return form.joined([*forms[:i], *forms[i + 1 :]])
     outers = [f for f in forms if isinstance(f, Outer)]
     gathers = [f for f in forms if isinstance(f, Gather)]
     if len(outers) + len(gathers) == len(forms):

@@ -14,10 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules import _attention, _conv, _embedding, _linear, _norm, _recurrent, _scale
+from reticent.rules import _attention, _conv, _embedding, _head, _linear, _norm, _recurrent, _scale
 from reticent.rules._meeting import Meeting, OpRule
 
 __all__ = ["BUILTIN", "ELEMENTWISE", "Meeting", "OpRule"]
+
+_NEWER: Final = {  # operations that older versions of torch lack
+    func: rule
+    for name, rule in (("linear_cross_entropy", _head.linear_cross_entropy),)
+    if (func := getattr(F, name, None)) is not None
+}
 
 BUILTIN: Final[Mapping[Callable[..., Any], OpRule]] = MappingProxyType(
     {
@@ -60,6 +66,7 @@ BUILTIN: Final[Mapping[Callable[..., Any], OpRule]] = MappingProxyType(
         torch.gru_cell: _recurrent.gru_cell,
         torch.rnn_tanh_cell: _recurrent.rnn_tanh_cell,
         torch.rnn_relu_cell: _recurrent.rnn_relu_cell,
+        **_NEWER,
     }
 )
 

@@ -1,0 +1,115 @@
+"""Every form by every method: the norm is the gradient's own, never below it, and the sum is the loop's."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reticent.rules import Form, combine
+from reticent.rules._forms import Dense, Gather, Outer
+
+U, V, D = 5, 13, 6
+
+
+def _outer(positions: int, cancel: bool) -> tuple[Form, Tensor]:
+    x, g = torch.randn(U, positions, D), torch.randn(U, positions, V)
+    if cancel:
+        x, g = torch.cat([x, x], 1), torch.cat([g, -g * (1 + 1e-6)], 1)
+    wide_x, wide_g = x.double(), g.double()
+    truth = torch.zeros(U, V, D, dtype=torch.float64)
+    for u in range(U):
+        for p in range(x.shape[1]):
+            truth[u] += torch.outer(wide_g[u, p], wide_x[u, p])
+    return Outer(x, g), truth
+
+
+def _gather(positions: int, cancel: bool) -> tuple[Form, Tensor]:
+    ids, g = torch.randint(0, V, (U, positions)), torch.randn(U, positions, D)
+    if cancel:
+        ids, g = torch.cat([ids, ids], 1), torch.cat([g, -g * (1 + 1e-6)], 1)
+    truth = torch.zeros(U, V, D, dtype=torch.float64)
+    for u in range(U):
+        for p in range(ids.shape[1]):
+            truth[u, ids[u, p]] += g[u, p].double()
+    return Gather(ids, g, V), truth
+
+
+def _tied(positions: int, cancel: bool) -> tuple[Form, Tensor]:
+    outer, of_outer = _outer(positions, cancel)
+    gather, of_gather = _gather(positions, cancel)
+    return combine([gather, outer]), of_outer + of_gather
+
+
+def _tied_by_transpose(positions: int, cancel: bool) -> tuple[Form, Tensor]:
+    outer, of_outer = _outer(positions, cancel)
+    gather, of_gather = _gather(positions, cancel)
+    assert isinstance(outer, Outer)
+    return combine([Outer(outer.g_UPO, outer.x_UPI, input_first=True), gather]), of_outer + of_gather
+
+
+MAKERS = [_outer, _gather, _tied, _tied_by_transpose]
+
+
+def _norms(form: Form) -> dict[str, tuple[Tensor, Form]]:
+    return {"": (form.squared_norm(), form)} | {m.name: form.settle(m.name) for m in form.methods()}
+
+
+@pytest.mark.parametrize("positions", [1, 2, 9, 40])
+@pytest.mark.parametrize("cancel", [False, True], ids=["plain", "cancelling"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_no_method_rounds_a_norm_down_or_far_up(make: Any, cancel: bool, positions: int) -> None:
+    torch.manual_seed(positions)
+    form, truth = make(positions, cancel)
+    want = truth.flatten(1).norm(dim=1)
+    for method, (square, held) in _norms(form).items():
+        got = square.sqrt()
+        if isinstance(held, Dense):  # what is added is what was rounded
+            assert bool((got * (1 + 4e-6) >= held.grad.double().flatten(1).norm(dim=1)).all()), method
+        else:
+            assert bool((got * (1 + 4e-6) >= want).all()), method  # what the engine rounds up by
+        scale = 1.0 if cancel else 0.0
+        assert bool((got <= want * (1 + 1e-4) + 1e-3 * scale).all()), method
+        weights, out = torch.rand(U, dtype=torch.float64), torch.zeros(V, D)
+        held.add_weighted(weights, None, out)
+        torch.testing.assert_close(
+            out.double(), torch.einsum("u,uvd->vd", weights, truth), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_bad_unit_stays_alone_and_can_be_left_out(make: Any) -> None:
+    torch.manual_seed(0)
+    form, truth = make(7, False)
+    for factor in _factors(form):
+        factor[1, 3, 2] = float("nan")
+    keep = torch.tensor([True, False, True, True, True])
+    for method, (square, held) in _norms(form).items():
+        assert torch.equal(torch.isfinite(square), keep), method
+        out = torch.zeros(V, D)
+        held.add_weighted(keep.double(), keep, out)
+        torch.testing.assert_close(out.double(), truth[keep].sum(0), rtol=1e-4, atol=1e-4)
+
+
+def _factors(form: Any) -> list[Tensor]:
+    if isinstance(form, Gather):
+        return [form.g_UPD]
+    return [form.g_UPO] if isinstance(form, Outer) else [form.gather.g_UPD, form.outer.g_UPO]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_no_units_are_no_norms(make: Any) -> None:
+    form, _ = make(4, False)
+    empty = combine([_first(part, 0) for part in _parts(form)])
+    for method, (square, _) in _norms(empty).items():
+        assert square.shape == (0,), method
+
+
+def _parts(form: Any) -> list[Form]:
+    return [form] if isinstance(form, Gather | Outer) else [form.gather, form.outer]
+
+
+def _first(form: Any, units: int) -> Form:
+    if isinstance(form, Gather):
+        return Gather(form.ids_UP[:units], form.g_UPD[:units], form.num_rows)
+    return Outer(form.x_UPI[:units], form.g_UPO[:units], form.input_first)
