@@ -7,7 +7,7 @@ Shape letters (this file): N rows (U units of k rows each, unit-major), C channe
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reticent.rules._conv_methods import (
+    PART_BYTES,
     ConvSettings,
+    Parts,
     by_groups,
     by_loop,
     gram_chunk,
     grid_of,
-    one_by_one,
     pixel_gram,
 )
-from reticent.rules._forms import Dense, Form, Method, Outer, at_least_float32, num_bytes
+from reticent.rules._forms import Dense, Form, Method, Outer, _sum_of_squares, at_least_float32, num_bytes
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
 
@@ -37,8 +38,6 @@ _FASTER: Final = 2.2
 _GROUPED: Final = 64
 # A Gram matrix that takes so many times the operations of the gradients themselves is not tried.
 _HOPELESS: Final = 16
-# Bytes of gradients that are formed before their norms are taken.
-_DROPPED: Final = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +62,7 @@ class ConvForm:
         plain = 2.0 * self.x.shape[0] * math.prod(self.g.shape[2:]) * self.weight.numel() / _FASTER
         methods = []
         for name, extra, copies in self._makers(plain):
-            chunk = full if name == "groups" else min(full, max(_DROPPED, full // max(units, 1)))
+            chunk = full if name == "groups" else min(full, max(PART_BYTES, full // max(units, 1)))
             keep = Method(name=f"keep-{name}", flops=extra, moved=5.0 * full, held=full, peak=copies)
             drop = Method(
                 name=f"drop-{name}",
@@ -95,9 +94,10 @@ class ConvForm:
             return self._with_rounding(pixel_gram(self.conf, self.x, self.g, self.weight)), self
         fate, _, maker = method.partition("-")
         if fate == "keep":
-            made = Dense(self._made(maker))
-            return made.squared_norm(), made
-        return self._with_rounding(self._dropped(maker)), self
+            parts = tuple(self._parts(maker))
+            return torch.cat([_sum_of_squares(part) for part in parts]), Parts(parts)
+        squares = [_sum_of_squares(part) for part in self._parts(maker)]
+        return self._with_rounding(torch.cat(squares)), self
 
     def squared_norm(self) -> Tensor:
         """By the method that is cheapest on paper."""
@@ -106,7 +106,8 @@ class ConvForm:
     def dense(self) -> Tensor:
         """See `Form`."""
         kept = [m for m in self.methods() if m.name.startswith("keep")]
-        return self._made(_cheapest(kept).removeprefix("keep-"))
+        parts = list(self._parts(_cheapest(kept).removeprefix("keep-")))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`: one summed weight gradient."""
@@ -136,32 +137,22 @@ class ConvForm:
             makers.append(("unfold", (_FASTER - 1) * plain + 20.0 * copies, copies))
         return makers
 
-    def _made(self, maker: str) -> Tensor:
-        """(U, *weight)."""
-        if maker == "unfold":
-            return self._patches().dense().reshape(self.num_units, *self.weight.shape)
-        made = by_groups if maker == "groups" else by_loop
-        return made(self.conf, self.x, self.g, self.weight, self.num_units)
-
-    def _dropped(self, maker: str) -> Tensor:
-        """Squared norms; gradients are thrown away while they are in the cache."""
-        if maker != "loop":
-            return Dense(self._made(maker)).squared_norm()
-        parts, some, at_once = [], [], max(1, _DROPPED // max(1, num_bytes(self.weight)))
-        for one in one_by_one(self.conf, self.x, self.g, self.weight, self.num_units):
-            some.append(one)
-            if len(some) == at_once:
-                parts.append(Dense(torch.stack(some)).squared_norm())
-                some = []
-        if some:
-            parts.append(Dense(torch.stack(some)).squared_norm())
-        return torch.cat(parts) if parts else self.g.new_zeros(0, dtype=torch.float64)
+    def _parts(self, maker: str) -> Iterator[Tensor]:
+        """The units' gradients, (some, *weight) at a time; at least one."""
+        if self.num_units == 0:
+            yield self.g.new_zeros(0, *self.weight.shape)
+        elif maker == "unfold":
+            yield self._patches().dense().reshape(self.num_units, *self.weight.shape)
+        elif maker == "groups":
+            yield by_groups(self.conf, self.x, self.g, self.weight, self.num_units)
+        else:
+            yield from by_loop(self.conf, self.x, self.g, self.weight, self.num_units)
 
     def _with_rounding(self, square_U: Tensor) -> Tensor:
         """Add to the norm what rounding may add to the sum over positions, when it is formed again."""
         if self.num_units == 0:
             return square_U
-        sizes = [Dense(t.reshape(self.num_units, -1)).squared_norm() for t in (self.x, self.g)]
+        sizes = [_sum_of_squares(t.reshape(self.num_units, -1)) for t in (self.x, self.g)]
         overlap = math.prod(self.weight.shape[2:])  # an input lies in at most so many patches
         rounding_U = torch.finfo(self.g.dtype).eps * (overlap * sizes[0] * sizes[1]).sqrt()
         return (square_U.sqrt() + rounding_U).square()

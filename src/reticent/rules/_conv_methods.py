@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules._forms import _guarded
+from reticent.rules._forms import Dense, Form, Method, _guarded, _sum_of_squares, num_bytes
 
 # Numbers in the Gram matrices that are looked at together: on a CPU they should stay in its cache.
 _CHUNK_CPU: Final = 1 << 19
 _CHUNK: Final = 1 << 24
+# Bytes of gradients that are formed at once.
+PART_BYTES: Final = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +79,55 @@ class ConvSettings:
         )
 
 
-def one_by_one(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_units: int) -> Iterator[Tensor]:
-    """Each unit's (*weight), formed when it is asked for: one summed weight gradient of its rows."""
-    k = x.shape[0] // max(num_units, 1)
-    for unit in range(num_units):
-        rows = slice(unit * k, (unit + 1) * k)
-        yield conf.backward(g[rows], x[rows], weight, (False, True))[1]
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """Units' gradients in pieces, (some, *parameter) each, in the order of the units.
+
+    Small pieces live in memory that the backward has just given back; one large tensor would have to
+    be mapped anew in every step, which costs as much as what it holds.
+    """
+
+    grads: tuple[Tensor, ...]
+
+    def methods(self) -> tuple[Method, ...]:
+        """See `Form`."""
+        size = num_bytes(*self.grads)
+        return (Method(name="keep", flops=0.0, moved=2.0 * size, held=size, peak=0),)
+
+    def settle(self, method: str) -> tuple[Tensor, Form]:
+        """See `Form`."""
+        return self.squared_norm(), self
+
+    def squared_norm(self) -> Tensor:
+        """See `Form`."""
+        return torch.cat([_sum_of_squares(grad) for grad in self.grads])
+
+    def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """See `Form`."""
+        start = 0
+        for grad in self.grads:
+            some = slice(start, start + len(grad))
+            Dense(grad).add_weighted(weights[some], None if keep is None else keep[some], out)
+            start += len(grad)
+
+    def dense(self) -> Tensor:
+        """See `Form`."""
+        return torch.cat(self.grads)
 
 
-def by_loop(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_units: int) -> Tensor:
-    """(U, *weight): one weight gradient for each unit."""
-    made = g.new_empty(num_units, *weight.shape)
-    for row, one in zip(made, one_by_one(conf, x, g, weight, num_units), strict=True):
-        row.copy_(one)  # while it is in the cache
-    return made
+def by_loop(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_units: int) -> Iterator[Tensor]:
+    """(some, *weight) at a time: one weight gradient for each unit, of all its rows."""
+    k, size = x.shape[0] // num_units, max(1, PART_BYTES // max(1, g.element_size() * weight.numel()))
+    for start in range(0, num_units, size):
+        made = g.new_empty(min(size, num_units - start), *weight.shape)
+        for i in range(len(made)):
+            rows = slice((start + i) * k, (start + i + 1) * k)
+            made[i] = conf.backward(g[rows], x[rows], weight, (False, True))[1]
+        yield made
 
 
 def by_groups(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_units: int) -> Tensor:
     """(U, *weight): one convolution whose channel groups are the units, and whose rows are theirs."""
-    if num_units == 0:
-        return g.new_empty(0, *weight.shape)
 
     def side_by_side(t: Tensor) -> Tensor:  # (U * k, C, *) -> (k, U * C, *)
         return t.unflatten(0, (num_units, -1)).transpose(0, 1).flatten(1, 2)
@@ -237,7 +268,7 @@ def pixel_gram(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor) -> Tens
 
         lost = None
         if x.dtype != torch.float64:  # products below float32's smallest number
-            x_N, g_N = (t.flatten(1).double().square().sum(1) for t in (x_part, g_part))
+            x_N, g_N = _sum_of_squares(x_part), _sum_of_squares(g_part)
             tiny = math.prod(g.shape[2:]) * torch.finfo(torch.float32).tiny
             lost = tiny * (weight[0].numel() * g_N + weight.shape[0] * overlap * x_N)
         parts.append(_guarded(terms, lost))
