@@ -428,3 +428,8 @@ IMAGES: Final = (
 _ALL: Final = (*CAUSAL, *ENCODERS, *TRANSLATORS, *IMAGES)
 EXACT: Final[tuple[Case, ...]] = tuple(case for case in _ALL if not case.may_refuse)
 EITHER: Final[tuple[Case, ...]] = tuple(case for case in _ALL if case.may_refuse)
+
+
+def named(name: str) -> Case:
+    """One of the cases that must be exact."""
+    return next(case for case in EXACT if case.name == name)
