@@ -8,6 +8,7 @@ from torch.utils.checkpoint import CheckpointError
 
 import reticent as rt
 from reticent.clipping import FlatClipping, PerLayerClipping
+from reticent.errors import UnsupportedModel
 from tests.support import hf, oracle
 from tests.support.case import Problem
 from tests.support.judge import assert_close, median_norm
@@ -55,9 +56,22 @@ def test_checkpointed_layers_are_exact(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["book-keeping", "ghost"])
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", REST)
 def test_layers_checkpointed_the_reentrant_way_are_exact(name: str, method: str) -> None:
     check_exact(name, method, use_reentrant=True)
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="T5's first layer returns its position bias: the gradient that later layers pass to it reaches the "
+    "parameter past every recorded operation, and is missing from norm and sum alike",
+)
+@pytest.mark.parametrize("method", ["book-keeping", "ghost"])
+def test_a_reentrant_checkpoint_that_returns_a_parameters_value_is_exact_or_refused(method: str) -> None:
+    try:
+        check_exact("t5", method, use_reentrant=True)
+    except UnsupportedModel as refusal:
+        assert refusal.code == "hidden-use"
 
 
 def check_exact(name: str, method: str, use_reentrant: bool) -> None:
