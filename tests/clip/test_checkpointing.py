@@ -61,11 +61,6 @@ def test_layers_checkpointed_the_reentrant_way_are_exact(name: str, method: str)
     check_exact(name, method, use_reentrant=True)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="T5's first layer returns its position bias: the gradient that later layers pass to it reaches "
-    "the parameter past every recorded operation, and is missing from norm and sum alike",
-)
 @pytest.mark.parametrize("method", ["book-keeping", "ghost"])
 def test_a_reentrant_checkpoint_that_returns_a_parameters_value_is_exact_or_refused(method: str) -> None:
     try:

@@ -277,6 +277,7 @@ class ClipEngine:
         )
         with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
             found = self._prove(capture, loss_R, units, proven, work) if probe else None
+            _refuse_unseen(capture)  # before anything is added
 
             def layout_of(entry: Entry, index: int, g: Tensor) -> Layout:
                 if units == 1:
@@ -289,6 +290,7 @@ class ClipEngine:
                 return layout
 
             self._clip(capture, loss_R, layout_of, norms, work)
+            _refuse_unseen(capture)
         before.refuse_changes(self._model, work.params)
         return norms.all_norms()
 
@@ -502,6 +504,18 @@ def _refuse_bypass(leaves: list[Tensor], capture: Capture, params: Mapping[str, 
             f"Parameters {found} are used where their per-example gradient cannot be seen (a custom autograd "
             "function, a scripted or compiled module). Freeze them with requires_grad_(False), write the "
             "operation with ordinary torch functions, or use method='loop'.",
+            code="hidden-use",
+        )
+
+
+def _refuse_unseen(capture: Capture) -> None:
+    """A gradient that reached a parameter's copy past every recorded operation is in no norm."""
+    found = sorted(name for name, leaf in capture.leaves.items() if leaf.grad is not None)
+    if found:
+        raise UnsupportedModel(
+            f"Parameters {found} receive a gradient that no recorded operation passed on (a reentrant "
+            "checkpoint that returns something computed from parameters alone). Use use_reentrant=False, or "
+            "method='loop'.",
             code="hidden-use",
         )
 

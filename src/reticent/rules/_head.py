@@ -177,9 +177,8 @@ class LinearCrossEntropyMeeting:
     def forms(self, saved: Saved, g: Tensor, layout: Layout) -> Mapping[str, Form]:
         """See `Meeting`."""
         x, target, lse, g = self._rows(saved, g)
-        form = HeadForm(
-            layout.positions(x, 1), *(layout.positions(t, 0) for t in (target, lse, g)), self.logits
-        )
+        target_UP, lse_UP, g_UP = (layout.positions(t, 0) for t in (target, lse, g))
+        form = HeadForm(layout.positions(x, 1), target_UP, lse_UP, g_UP, self.logits)
         forms: dict[str, Form] = {"weight": form} if "weight" in self.roles else {}
         if "bias" in self.roles:
             forms["bias"] = Dense(torch.cat([_summed(form.of_units(part)) for part in form._parts()]))
