@@ -62,15 +62,15 @@ CASES: Final = MappingProxyType(
             needs=_HF,
         ),
         "wrn-16-4": Case(
-            about="Wide ResNet 16-4 with group normalisation, 32 x 32, B 64",
+            about="Wide ResNet 16-4 with group normalisation and SiLU, 32 x 32, B 64",
             build=lambda: vision.wide_resnet(depth=16, widen=4, num_examples=64),
         ),
         "wrn-28-10": Case(
-            about="Wide ResNet 28-10 with group normalisation, 32 x 32, B 16",
+            about="Wide ResNet 28-10 with group normalisation and SiLU, 32 x 32, B 16",
             build=lambda: vision.wide_resnet(depth=28, widen=10, num_examples=16),
         ),
         "resnet50-gn": Case(
-            about="ResNet-50 with group normalisation, 128 x 128, B 16",
+            about="ResNet-50 with group normalisation and SiLU, 128 x 128, B 16",
             build=lambda: vision.resnet50(),
         ),
         "mlp": Case(about="784-1024-1024-10 perceptron, B 256", build=lambda: small.mlp()),

@@ -115,7 +115,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         panel.set_xticks(results["sizes"], [str(s) for s in results["sizes"]])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+        panel.legend(fontsize=8, loc="upper left")
     figure.suptitle(f"Growth with {results['axis']}")
     figure.savefig(path, dpi=130)
     plt.close(figure)

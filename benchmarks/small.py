@@ -21,10 +21,10 @@ def classify(model: nn.Module, batch: Any, twin: str = "") -> Work:
 
 
 def mlp(num_examples: int = 256, widths: tuple[int, ...] = (784, 1024, 1024, 10)) -> Work:
-    """Linear layers with ReLU between them."""
+    """Linear layers with GELU between them: at ReLU's kink, rounding decides about a gradient."""
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
-        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+        layers += [nn.Linear(wide, narrow), nn.GELU()]
     batch = (torch.randn(num_examples, widths[0]), torch.randint(0, widths[-1], (num_examples,)))
     return classify(nn.Sequential(*layers[:-1]), batch, "mlp")
 

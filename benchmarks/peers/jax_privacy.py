@@ -49,7 +49,7 @@ def _mlp(params: dict[str, Any], x: Any) -> Any:
 
     indices = sorted(int(n.split(".")[0]) for n in params if n.endswith("weight"))
     for index in indices:
-        x = _linear(params, str(index), x if index == indices[0] else jax.nn.relu(x))
+        x = _linear(params, str(index), x if index == indices[0] else jax.nn.gelu(x, approximate=False))
     return x
 
 
@@ -67,19 +67,19 @@ def _tanh_cnn(params: dict[str, Any], x: Any) -> Any:
 
 
 def _wide_resnet(params: dict[str, Any], x: Any) -> Any:
-    from jax.nn import relu
+    from jax.nn import silu
 
     num_blocks = 1 + max(int(n.split(".")[1]) for n in params if n.startswith("blocks."))
     x = _conv(params, "stem", x, 1, 1)
     for index in range(num_blocks):
         at = f"blocks.{index}"
         stride = 2 if index and index % (num_blocks // 3) == 0 else 1
-        h = relu(_group_norm(params, f"{at}.norm1", x, 16))
+        h = silu(_group_norm(params, f"{at}.norm1", x, 16))
         beside = _conv(params, f"{at}.skip", h, stride, 0) if f"{at}.skip.weight" in params else x
         h = _conv(params, f"{at}.conv1", h, stride, 1)
-        h = relu(_group_norm(params, f"{at}.norm2", h, 16))
+        h = silu(_group_norm(params, f"{at}.norm2", h, 16))
         x = beside + _conv(params, f"{at}.conv2", h, 1, 1)
-    x = relu(_group_norm(params, "norm", x, 16))
+    x = silu(_group_norm(params, "norm", x, 16))
     return _linear(params, "head", x.mean((2, 3)))
 
 
