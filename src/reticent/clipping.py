@@ -23,6 +23,7 @@ from reticent.errors import ConfigError
 
 _SMALLEST: Final = 1e-15
 _LARGEST: Final = 1e15
+_SMALLEST_STABILITY: Final = 1e-4
 # Parts of a norm are taken a hair smaller, so that rounding cannot make them more than the whole.
 _A_HAIR_LESS: Final = 1.0 - 1e-14
 
@@ -71,12 +72,14 @@ class AutomaticClipping:
 
     Args:
         max_norm: bound of each unit's contribution.
-        stability: gradients much shorter than this keep their size (AUTO-S); 0 normalises all
-            of them (AUTO-V).
+        stability: gradients much shorter than this stay short in proportion (AUTO-S); the smallest allowed,
+            1e-4, all but normalises the others (AUTO-V is the limit 0).
 
     Raises:
         ConfigError[clip-norm]: `max_norm` is out of range.
-        ConfigError[clip-stability]: `stability` is not a finite number >= 0.
+        ConfigError[clip-stability]: `stability` is not a finite number >= 1e-4. Below, the gradients of
+            examples that are fitted already, which are rounding errors, would be blown up to the bound:
+            rounding depends on the rest of the batch, so one example would move the others' share.
     """
 
     max_norm: float = 1.0
@@ -85,8 +88,9 @@ class AutomaticClipping:
     def __post_init__(self) -> None:
         _check_norm(self.max_norm)
         _require(
-            _is_real(self.stability) and self.stability >= 0,
-            f"stability must be a finite number >= 0 (0 normalises), got {self.stability!r}.",
+            _is_real(self.stability) and self.stability >= _SMALLEST_STABILITY,
+            f"stability must be a finite number >= {_SMALLEST_STABILITY} (below, rounding errors would be blown "
+            f"up to the bound, and rounding depends on the whole batch), got {self.stability!r}.",
             "clip-stability",
         )
 

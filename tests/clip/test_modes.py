@@ -108,7 +108,7 @@ def test_every_method_clips_each_layer_alike(case: Case, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["book-keeping", "ghost", "loop"])
-@pytest.mark.parametrize("stability", [0.0, 0.01, 10.0])
+@pytest.mark.parametrize("stability", [1e-4, 0.01, 10.0])
 @pytest.mark.parametrize("case", A_FEW, ids=repr)
 def test_automatic_clipping_weighs_by_the_inverse_of_the_norm(
     case: Case, stability: float, method: str
@@ -143,7 +143,7 @@ MODES = {
     "per-layer": PerLayerClipping(max_norm=0.1),
     "per-layer-size": PerLayerClipping(max_norm=0.1, split="size"),
     "automatic": AutomaticClipping(max_norm=0.1),
-    "normalised": AutomaticClipping(max_norm=0.1, stability=0.0),
+    "normalised": AutomaticClipping(max_norm=0.1, stability=1e-4),
     "grouped": GroupedClipping(max_norms=(("*weight*", 0.1), ("*", 0.02))),
 }
 
@@ -202,10 +202,10 @@ def test_a_bad_row_counts_as_zero_in_every_mode(mode: str, bad: float, method: s
 def test_gradients_too_small_for_float32_do_not_make_a_normalised_sum_nan(method: str) -> None:
     model = nn.Linear(2, 1, bias=False)
     x = torch.tensor([[1e-22, 0.0], [0.0, 1e-20], [1.0, 1.0]])
-    engine = rt.ClipEngine(model, clipping=AutomaticClipping(max_norm=1.0, stability=0.0), method=method)
+    engine = rt.ClipEngine(model, clipping=AutomaticClipping(max_norm=1e15, stability=1e-4), method=method)
     got = engine.clipped_sum(lambda b: (1e-21 * model(b)).sum(1), x)
     assert bool(got.total["weight"].isfinite().all())
-    assert float(torch.linalg.vector_norm(got.total["weight"])) <= 3 * (1 + 1e-5)
+    assert float(torch.linalg.vector_norm(got.total["weight"])) <= 3e15 * (1 + 1e-5)
 
 
 def test_a_clipping_for_one_call_overrides_the_engines() -> None:
@@ -322,3 +322,80 @@ def test_many_units_in_chunks_add_up_in_every_mode() -> None:
             for chunk in x.split(3):
                 engine.clipped_sum(losses, chunk, out=out)
             assert oracle.distance(out, dict(whole.total)) < 1e-12
+
+
+# -- found by an independent review -----------------------------------------------------------------------
+
+
+def test_norms_and_sums_of_two_backwards_see_the_same_random_draws() -> None:
+    """A checkpoint that draws anew each time it runs: both passes must draw alike."""
+    from torch.utils.checkpoint import checkpoint
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 4)).train()
+
+    def losses(x: Tensor) -> Tensor:
+        y = checkpoint(model, x, use_reentrant=False, preserve_rng_state=False)
+        return y.square().sum(1)
+
+    engine = rt.ClipEngine(model, max_norm=1e-2, method="ghost")
+    for seed in range(20):
+        torch.manual_seed(seed)
+        got = engine.clipped_sum(losses, torch.randn(1, 6))
+        assert float(oracle.norm_of(dict(got.total))) <= 1e-2 * (1 + 1e-5)
+
+
+def test_a_small_gradient_mixed_with_a_huge_one_is_no_rounding() -> None:
+    from reticent.errors import CoupledExamples
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+
+    def losses(batch: Tensor) -> Tensor:
+        y = model(batch[:, :4])
+        mixed = torch.cat([y[:1], y[1:2] + 0.5 * y[2:3], y[2:]])
+        return (mixed.square().sum(1)) * batch[:, 4]
+
+    x = torch.cat([torch.randn(4, 4), torch.tensor([[1e9], [1.0], [1.0], [1.0]])], 1)
+    for _ in range(20):
+        with pytest.raises(CoupledExamples):
+            rt.ClipEngine(model, max_norm=1.0).clipped_sum(losses, x)
+
+
+def test_infinity_that_spreads_through_products_with_zero_is_refused() -> None:
+    from reticent.errors import CoupledExamples
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def losses(x: Tensor) -> Tensor:
+        h = model[0](x)
+        return model[2](torch.eye(len(h)) @ h.square()).square().sum(1)
+
+    x = torch.randn(5, 4)
+    engine = rt.ClipEngine(model, max_norm=1.0)
+    engine.clipped_sum(losses, x)
+    x[2] *= 1e30
+    with torch.no_grad():
+        spreads = not bool(losses(x)[:2].isfinite().all())
+    assert spreads
+    with pytest.raises(CoupledExamples, match="finite alone"):
+        engine.clipped_sum(losses, x)
+
+
+def test_another_axis_in_the_same_operations_is_proven_anew() -> None:
+    from reticent.errors import CoupledExamples
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    shift = 0
+
+    def losses(x: Tensor) -> Tensor:
+        return model[2](model[:2](x).roll(shift, 0)).square().sum(1)
+
+    x = torch.randn(5, 4)
+    engine = rt.ClipEngine(model, max_norm=1.0)
+    engine.clipped_sum(losses, x)
+    shift = 1
+    with pytest.raises(CoupledExamples):
+        engine.clipped_sum(losses, x)

@@ -26,7 +26,7 @@ MADE = [
     ([], FlatClipping(max_norm=0.2)),
     (["clipping=flat"], FlatClipping(max_norm=0.2)),
     (["clipping=automatic"], AutomaticClipping(max_norm=0.2)),
-    (["clipping=automatic", "stability=0"], AutomaticClipping(max_norm=0.2, stability=0)),
+    (["clipping=automatic", "stability=0.001"], AutomaticClipping(max_norm=0.2, stability=0.001)),
     (["clipping=per-layer"], PerLayerClipping(max_norm=0.2)),
     (["clipping=per-layer", "split=size"], PerLayerClipping(max_norm=0.2, split="size")),
     (["clipping=adaptive"], AdaptiveClipping(initial_max_norm=0.2)),

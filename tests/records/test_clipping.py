@@ -111,7 +111,7 @@ def test_adaptive_clipping_begins_with_its_first_norm():
 RECORDS = [
     FlatClipping(max_norm=0.7),
     AutomaticClipping(max_norm=0.7),
-    AutomaticClipping(max_norm=0.7, stability=0.0),
+    AutomaticClipping(max_norm=0.7, stability=1e-4),
     PerLayerClipping(max_norm=0.7),
     PerLayerClipping(max_norm=0.7, split="size"),
     GroupedClipping(max_norms=(("2.*", 0.3), ("*", 0.4))),

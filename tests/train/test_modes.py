@@ -41,7 +41,7 @@ BY_LAYER = AdaptiveClipping(initial_max_norm=0.5, per_layer=True, learning_rate=
 FIXED = [
     FlatClipping(max_norm=0.5),
     AutomaticClipping(max_norm=0.5),
-    AutomaticClipping(max_norm=0.5, stability=0.0),
+    AutomaticClipping(max_norm=0.5, stability=1e-4),
     PerLayerClipping(max_norm=0.5),
     PerLayerClipping(max_norm=0.5, split="size"),
     GroupedClipping(max_norms=(("*.bias", 0.2), ("*", 0.4))),

@@ -39,6 +39,16 @@ _TRANSPOSE = frozenset(("t", "T", "mT", "H", "mH", "transpose", "swapaxes", "per
 _LOOKUPS = frozenset(("embedding", "__getitem__", "index_select"))
 _LIKE = frozenset("to type_as view_as reshape_as".split())  # of the second argument, only shape or type
 _DRAWS = frozenset("rand randn randint randperm normal".split())  # a fresh draw for each example, most often
+# Their numbers are sizes, which differ from batch to batch.
+_SHAPERS = frozenset(
+    (
+        "view reshape expand expand_as repeat repeat_interleave tile unflatten broadcast_to zeros ones full "
+        "empty arange new_zeros new_ones new_full new_empty rand randn randint randperm split chunk narrow "
+        "__getitem__ __setitem__ __mul__ __rmul__ __add__ __radd__ __sub__ __rsub__ __truediv__ __rtruediv__ "
+        "mul add sub div triu tril pad clamp masked_fill __eq__ __ne__ __lt__ __le__ __gt__ __ge__ "
+        "cross_entropy nll_loss one_hot interpolate adaptive_avg_pool2d size item "
+    ).split()
+)
 _UNTRACKED = frozenset(
     "detach data grad requires_grad_ retain_grad register_hook share_memory_ item tolist __repr__ __format__ "
     "__deepcopy__ __reduce_ex__ size dim stride numel is_contiguous __len__ untyped_storage data_ptr".split()
@@ -157,10 +167,27 @@ class Stage:
         """Nothing that runs inside is recorded, and nothing is cast down, whatever surrounds the call."""
         self.paused = True
         try:
-            with torch.autocast(device.type, enabled=False):
+            with torch.autocast(device.type, enabled=False), _full_float32(device):
                 yield
         finally:
             self.paused = False
+
+
+@contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """TF32 has ten bits: norms and sums are not formed in it."""
+    if device.type != "cuda":
+        yield
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    allowed = [b.allow_tf32 for b in backends]
+    try:
+        for b in backends:
+            b.allow_tf32 = False
+        yield
+    finally:
+        for b, was in zip(backends, allowed, strict=True):
+            b.allow_tf32 = was
 
 
 class _Meet(torch.autograd.Function):
@@ -209,6 +236,17 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, dict):
         for item in tree.values():
             yield from _tensors(item)
+
+
+def _numbers(tree: Any) -> tuple[Any, ...]:
+    """The integers, truth values and words among a call's arguments: which axis, which way, in training or not."""
+    found: list[Any] = []
+    for leaf in tree if isinstance(tree, list | tuple) else tree.values():
+        if isinstance(leaf, list | tuple | dict):
+            found += _numbers(leaf)
+        elif isinstance(leaf, int | str):
+            found.append(leaf)
+    return tuple(found)
 
 
 def _name(func: Callable[..., Any]) -> str:
@@ -280,7 +318,8 @@ class Capture(TorchFunctionMode):
         if self.stage.paused:
             return func(*args, **kwargs)
         if self._in_forward:
-            self.trace = hash((self.trace, _name(func)))
+            name = _name(func)
+            self.trace = hash((self.trace, name, () if name in _SHAPERS else _numbers((args, kwargs))))
         tensors = list(_tensors(args))
         if kwargs:
             tensors += _tensors(kwargs)

@@ -21,8 +21,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from reticent.bounded import BoundedSum
 from reticent.clip import _isolation
-from reticent.clip._backward import gradients_kept, graph_leaves, run_backward
-from reticent.clip._batch import num_rows
+from reticent.clip._backward import gradients_kept, graph_leaves, plain_gradients, run_backward
+from reticent.clip._batch import num_rows, rows
 from reticent.clip._capture import Capture, Entry, Key, describe
 from reticent.clip._explain import Explanation
 from reticent.clip._groups import Group, resolve
@@ -80,6 +80,10 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
                 code="complex-parameter",
             )
     return params
+
+
+def _cuda_devices(like: Tensor) -> list[int]:
+    return [like.device.index or 0] if like.device.type == "cuda" else []
 
 
 def _one_clipping(max_norm: float | None, clipping: StepClipping | None) -> StepClipping:
@@ -292,7 +296,29 @@ class ClipEngine:
             self._clip(capture, loss_R, layout_of, norms, work)
             _refuse_unseen(capture)
         before.refuse_changes(self._model, work.params)
-        return norms.all_norms()
+        all_norms = norms.all_norms()
+        self._refuse_spreading(work, torch.isfinite(all_norms).all(1))
+        return all_norms
+
+    def _refuse_spreading(self, work: "_Work", finite_U: Tensor) -> None:
+        """Refuse a unit that is not finite in the batch, and is alone: 0 times infinity mixes what zeros kept apart."""
+        bad = torch.nonzero(~finite_U).flatten().tolist()
+        if work.batch is None or not bad or len(bad) == len(finite_U):
+            return
+        k = work.num_rows // len(finite_U)
+        with torch.random.fork_rng(devices=_cuda_devices(finite_U)):
+            for unit in bad:
+                loss = work.losses(rows(work.batch, unit * k, (unit + 1) * k))
+                grads = plain_gradients(loss, list(work.params.values()))
+                if bool(torch.isfinite(loss).all()) and all(
+                    bool(torch.isfinite(g).all()) for g in grads if g is not None
+                ):
+                    raise CoupledExamples(
+                        "An example's gradient is not finite in its batch, and is finite alone: another example's "
+                        "infinity or NaN reaches it, through a product with zero (packed sequences, masks that "
+                        "multiply). Keep examples apart by torch.where, or by an axis of their own.",
+                        code="gradient-mixes-examples",
+                    )
 
     def _forward(self, capture: Capture, work: "_Work") -> tuple[Tensor, int]:
         names = {id(m): n for n, m in self._model.named_modules()}
@@ -340,11 +366,12 @@ class ClipEngine:
                     consumer.finish()
 
         if self.method == "ghost":
-            run(Norms(norms, planner, work.total), last=False)
+            with torch.random.fork_rng(devices=_cuda_devices(loss_R)):  # what runs again draws alike in both
+                run(Norms(norms, planner, work.total), last=False)
             work.touched = True
             run(Sums(norms, work.total), last=True)
         else:
-            work.touched = len(work.groups) > 1
+            work.touched = True
             run(Clip(norms, work.total, planner), last=True)
         planner.end(holding=self.method != "ghost" and len(work.groups) == 1)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, PerLayerClipping, groups
 from reticent.errors import ConfigError
 
-_LARGEST_WEIGHT: Final = 1e30
+_LARGEST_WEIGHT: Final = 1e15
+_SMALLEST_WEIGHT: Final = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,10 @@ class Group:
             weight times norm is at most `max_norm`, to rounding; a unit without gradient gets a finite
             weight.
         """
-        if self.stability is None:
-            return (self.max_norm / norm_U).clamp_max(1.0)
-        scale_U = norm_U + self.stability
-        # A weight beyond float32 would make the sum NaN; a smaller one only shortens what it weighs.
-        return torch.where(scale_U > 0, (self.max_norm / scale_U).clamp_max(_LARGEST_WEIGHT), 0.0)
+        largest = 1.0 if self.stability is None else _LARGEST_WEIGHT
+        weight_U = (self.max_norm / (norm_U + (self.stability or 0.0))).clamp_max(largest)
+        # Where float32 has few digits left, or none, a weight could be rounded up.
+        return torch.where(weight_U < _SMALLEST_WEIGHT, 0.0, weight_U)
 
 
 def resolve(clipping: object, sizes: Mapping[str, int]) -> tuple[Group, ...]:

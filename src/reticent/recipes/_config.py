@@ -80,7 +80,8 @@ class RecipeConfig(BaseModel):
         ),
     ] = "flat"
     stability: Annotated[
-        float | None, Field(ge=0, allow_inf_nan=False, description="of automatic clipping; 0 normalises")
+        float | None,
+        Field(ge=1e-4, allow_inf_nan=False, description="of automatic clipping; 1e-4 all but normalises"),
     ] = None
     split: Annotated[
         Literal["equal", "size"] | None, Field(description="of per-layer clipping: what max_norm is split by")

@@ -109,18 +109,25 @@ class OpenStep:
         Raises:
             StepError[foreign-chunk]: another object than the chunk yielded last, or one given twice.
             StepError[step-closed]: the step's block has been left.
+            StepError[chunk-failed]: an earlier call raised, and the block was not left.
         """
         if self._state == "closed":
             raise StepError("backward was called after the step's block was left.", code="step-closed")
+        if self._state == "failed":
+            self._require_used()
         if self._pending is None or chunk is not self._pending:
             raise StepError(
                 "backward takes the chunk that step.chunks() yielded last, unchanged, once. Change rows with "
                 "PrivateStep(transform=...) or inside the loss instead.",
                 code="foreign-chunk",
             )
+        self._pending, self._state = (
+            None,
+            "failed",
+        )  # until all of it is in the sums: a retry would count twice
         self._owner._check_once(loss_per_example, self._batch)
         self._owner._add(loss_per_example, chunk, self._sums)
-        self._pending = None
+        self._state = "chunking"
 
     def _chunks(self) -> Iterator[Rows]:
         size = self._owner.physical_batch_size
@@ -133,6 +140,13 @@ class OpenStep:
         self._state = "exhausted"
 
     def _require_used(self) -> None:
+        if self._state == "failed":
+            raise StepError(
+                "step.backward failed on a chunk, a part of which may be in the sums already: neither going on nor "
+                "trying the chunk again would be right. Let the error leave the step's block, which spends "
+                "nothing, and open the step again.",
+                code="chunk-failed",
+            )
         if self._pending is not None:
             raise StepError(
                 "A chunk was not given to step.backward: its examples would be missing from the sum. Call "
