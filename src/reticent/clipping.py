@@ -89,8 +89,8 @@ class AutomaticClipping:
         _check_norm(self.max_norm)
         _require(
             _is_real(self.stability) and self.stability >= _SMALLEST_STABILITY,
-            f"stability must be a finite number >= {_SMALLEST_STABILITY} (below, rounding errors would be blown "
-            f"up to the bound, and rounding depends on the whole batch), got {self.stability!r}.",
+            f"stability must be a finite number >= {_SMALLEST_STABILITY} (below, rounding errors would be "
+            f"blown up to the bound, and rounding depends on the whole batch), got {self.stability!r}.",
             "clip-stability",
         )
 

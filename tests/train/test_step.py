@@ -1,5 +1,6 @@
 """The joint: what a private step does, in which order, and what it refuses."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -617,3 +618,28 @@ def test_a_transform_that_drops_rows_is_refused(tmp_path):
             step.backward(cross_entropy, chunk)
 
     refused(private, first(plan), use, DataError, r"\[data-rows\]")
+
+
+def test_a_chunk_that_failed_cannot_be_tried_again_or_passed_over(tmp_path):
+    """A part of it may be in the sums: trying again would count examples twice."""
+    private = make_private(tmp_path, engine=None, physical_batch_size=4)
+    fails = [True]
+
+    def loss(model, rows):
+        if fails[0]:
+            raise torch.OutOfMemoryError("no memory")
+        return cross_entropy(model, rows)
+
+    batch = next(iter(private.plan.batches(make_data())))
+    with pytest.raises(StepError, match=r"\[chunk-failed\]"), private.step(with_rows(batch, range(8))) as step:
+        for chunk in step.chunks():
+            with contextlib.suppress(torch.OutOfMemoryError):
+                step.backward(loss, chunk)
+            fails[0] = False
+            step.backward(loss, chunk)
+    with pytest.raises(StepError, match=r"\[chunk-failed\]"), private.step(with_rows(batch, range(8))) as step:
+        for number, chunk in enumerate(step.chunks()):
+            fails[0] = number == 0
+            with contextlib.suppress(torch.OutOfMemoryError):
+                step.backward(loss, chunk)
+    assert private.num_steps == 0

@@ -179,7 +179,7 @@ def _full_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     allowed = [b.allow_tf32 for b in backends]
     try:
         for b in backends:
@@ -239,7 +239,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _numbers(tree: Any) -> tuple[Any, ...]:
-    """The integers, truth values and words among a call's arguments: which axis, which way, in training or not."""
+    """The integers, truth values and words among a call's arguments: which axis, in training or not."""
     found: list[Any] = []
     for leaf in tree if isinstance(tree, list | tuple) else tree.values():
         if isinstance(leaf, list | tuple | dict):

@@ -301,9 +301,9 @@ class ClipEngine:
         return all_norms
 
     def _refuse_spreading(self, work: "_Work", finite_U: Tensor) -> None:
-        """Refuse a unit that is not finite in the batch, and is alone: 0 times infinity mixes what zeros kept apart."""
+        """Refuse a unit that is not finite in its batch, and is alone: zeros do not keep infinities apart."""
         bad = torch.nonzero(~finite_U).flatten().tolist()
-        if work.batch is None or not bad or len(bad) == len(finite_U):
+        if work.batch is None or not bad or len(finite_U) == 1:
             return
         k = work.num_rows // len(finite_U)
         with torch.random.fork_rng(devices=_cuda_devices(finite_U)):
@@ -314,9 +314,9 @@ class ClipEngine:
                     bool(torch.isfinite(g).all()) for g in grads if g is not None
                 ):
                     raise CoupledExamples(
-                        "An example's gradient is not finite in its batch, and is finite alone: another example's "
-                        "infinity or NaN reaches it, through a product with zero (packed sequences, masks that "
-                        "multiply). Keep examples apart by torch.where, or by an axis of their own.",
+                        "An example's gradient is not finite in its batch, and is finite alone: another "
+                        "example's infinity or NaN reaches it, through a product with zero (packed "
+                        "sequences, masks that multiply). Keep examples apart by torch.where, or by an axis of their own.",
                         code="gradient-mixes-examples",
                     )
 
