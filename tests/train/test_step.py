@@ -630,14 +630,14 @@ def test_a_chunk_that_failed_cannot_be_tried_again_or_passed_over(tmp_path):
             raise torch.OutOfMemoryError("no memory")
         return cross_entropy(model, rows)
 
-    batch = next(iter(private.plan.batches(make_data())))
-    with pytest.raises(StepError, match=r"\[chunk-failed\]"), private.step(with_rows(batch, range(8))) as step:
+    eight = with_rows(next(iter(private.plan.batches(make_data()))), range(8))
+    with pytest.raises(StepError, match=r"\[chunk-failed\]"), private.step(eight) as step:
         for chunk in step.chunks():
             with contextlib.suppress(torch.OutOfMemoryError):
                 step.backward(loss, chunk)
             fails[0] = False
             step.backward(loss, chunk)
-    with pytest.raises(StepError, match=r"\[chunk-failed\]"), private.step(with_rows(batch, range(8))) as step:
+    with pytest.raises(StepError, match=r"\[chunk-failed\]"), private.step(eight) as step:
         for number, chunk in enumerate(step.chunks()):
             fails[0] = number == 0
             with contextlib.suppress(torch.OutOfMemoryError):
