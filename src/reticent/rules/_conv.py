@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules._forms import Dense, Form, Outer, at_least_float32
+from reticent.rules._forms import Dense, Doubts, Form, Outer, at_least_float32
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
 
@@ -100,12 +100,12 @@ class ConvForm:
     weight: Tensor
     num_units: int
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """By a Gram matrix over output positions where that is cheaper, else materialised."""
         patches = self._patches() if self.by_gram() else None
         if patches is not None:
-            return patches.squared_norm()
-        return self._with_rounding(Dense(self.dense()).squared_norm())
+            return patches.squared_norm(doubts)
+        return self._with_rounding(Dense(self.dense()).squared_norm(doubts))
 
     def _with_rounding(self, square_U: Tensor) -> Tensor:
         """Add to the norm what rounding may add to the sum over positions, when it is formed again."""
