@@ -36,18 +36,21 @@ class Group:
     max_norm: float
     stability: float | None = None
 
-    def weights(self, norm_U: Tensor) -> Tensor:
+    def weights(self, norm_U: Tensor, max_norm: Tensor | None = None) -> Tensor:
         """The weight of each unit; `norm_U` is not below the unit's norm, and finite.
+
+        `max_norm` comes in place of the group's, where it is read anew in every run of a graph.
 
         Guarantee:
             weight times norm is at most `max_norm`, to rounding; a unit without gradient gets a finite
             weight.
         """
+        bound = self.max_norm if max_norm is None else max_norm
         if self.stability is None:
-            return (self.max_norm / norm_U).clamp_max(1.0)
+            return (bound / norm_U).clamp_max(1.0)
         scale_U = norm_U + self.stability
         # A weight beyond float32 would make the sum NaN; a smaller one only shortens what it weighs.
-        return torch.where(scale_U > 0, (self.max_norm / scale_U).clamp_max(_LARGEST_WEIGHT), 0.0)
+        return torch.where(scale_U > 0, (bound / scale_U).clamp_max(_LARGEST_WEIGHT), 0.0)
 
 
 def resolve(clipping: object, sizes: Mapping[str, int]) -> tuple[Group, ...]:

@@ -26,7 +26,15 @@ from torch import Tensor
 # Where a Gram sum cancels so much that its float32 rounding could exceed this share of the squared
 # norm, the unit is computed again in float64. Below it, the bound on the rounding is added.
 _MAX_ROUNDING: Final = 1e-5
+# Where nothing may be computed again (see `Doubts`), a bound this much too large is still fine.
+_MAX_DOUBT: Final = 1e-4
 _CHUNK: Final = 1 << 22
+
+# In a traced graph no step may depend on values, so no unit can be computed again. Whoever traces
+# passes a list: norms are then rounded up by the bound, and masks (U,) of units for which that is
+# coarse are added to it. Norms are never below the truth, in doubt or not; whoever gets a doubt
+# computes again without a list, so that a unit is not clipped by more than it need be.
+Doubts = list[Tensor]
 
 
 def at_least_float32(t: Tensor) -> Tensor:
@@ -70,8 +78,11 @@ class Form(Protocol):
         """Squared norms as of `squared_norm`, by one of the methods, and the form to keep for the sum."""
         ...
 
-    def squared_norm(self) -> Tensor:
-        """Squared L2 norm of each unit's gradient, shape (U,), float64, not below the truth."""
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
+        """Squared L2 norm of each unit's gradient, shape (U,), float64, not below the truth.
+
+        With `doubts` (see there), no step depends on values.
+        """
         ...
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
@@ -86,11 +97,13 @@ class Form(Protocol):
         ...
 
 
-def _sum_of_squares(t: Tensor) -> Tensor:
-    """(U, ..) -> (U,) in float64; 0 for no entries."""
+def _sum_of_squares(t: Tensor, doubts: Doubts | None = None) -> Tensor:
+    """(U, ..) -> (U,) in float64; 0 for no entries. With `doubts`, no branch, and never a doubt."""
     if t.numel() == 0:
         return t.new_zeros(t.shape[0], dtype=torch.float64)
     flat = at_least_float32(t).reshape(t.shape[0], -1)
+    if doubts is not None:  # a compiler fuses the cast; its float32 sums would be in no particular order
+        return flat.double().square().sum(1)
     norm_U = torch.linalg.vector_norm(flat, dim=1).double()
     if flat.dtype != torch.float64:  # squares of tiny entries vanish; what they are multiplied by may be huge
         tiny = torch.nonzero(norm_U < 1e-15 * math.sqrt(flat.shape[1])).flatten()
@@ -109,6 +122,7 @@ def _guarded(
     product: Callable[[Callable[[Tensor], Tensor]], Tensor],
     vanishing_U: Tensor | None = None,
     terms: Tensor | None = None,
+    doubts: Doubts | None = None,
 ) -> Tensor:
     """Squared norms from a sum of signed terms, never below the truth.
 
@@ -117,6 +131,7 @@ def _guarded(
             The cast may also select units.
         vanishing_U: what float32 terms may lack because a factor was too small for float32.
         terms: `product(at_least_float32)`, if it is there already.
+        doubts: see `Doubts`.
     """
     terms = product(at_least_float32) if terms is None else terms
     total = terms.sum((1, 2), dtype=torch.float64)
@@ -127,6 +142,9 @@ def _guarded(
     if vanishing_U is not None:
         slack = slack + vanishing_U
     # NaN compares false: a unit that is not finite stays so, and is left out by the engine.
+    if doubts is not None:
+        doubts.append(slack > _MAX_DOUBT * total)
+        return total.clamp_min(0.0) + slack
     again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
     total = total.clamp_min(0.0) + slack
     if again.numel():
@@ -150,9 +168,9 @@ class Dense:
         """See `Form`."""
         return self.squared_norm(), self
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """See `Form`."""
-        return _sum_of_squares(self.grad)
+        return _sum_of_squares(self.grad, doubts)
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
@@ -215,23 +233,23 @@ class Outer:
             return made.squared_norm(), made
         return self._gram_squared_norm() if method == "gram" else self._dropped_squared_norm(), self
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """By a Gram matrix, or materialised where that takes fewer operations."""
         _, positions, num_in = self.x_UPI.shape
         num_out = self.g_UPO.shape[-1]
         fewer = positions > 1 and positions * (num_in + num_out) > num_in * num_out
-        return self._dropped_squared_norm() if fewer else self._gram_squared_norm()
+        return self._dropped_squared_norm(doubts) if fewer else self._gram_squared_norm(doubts)
 
-    def _dropped_squared_norm(self) -> Tensor:
+    def _dropped_squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         size = self.x_UPI.shape[2] * self.g_UPO.shape[2]
-        return self._with_rounding(self._materialised_squared_norm(max(1, _CHUNK // max(size, 1))))
+        return self._with_rounding(self._materialised_squared_norm(max(1, _CHUNK // max(size, 1)), doubts))
 
-    def _gram_squared_norm(self) -> Tensor:
+    def _gram_squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """sum_{p,q} (x_p.x_q)(g_p.g_q) [2]."""
         _, positions, num_in = self.x_UPI.shape
         num_out = self.g_UPO.shape[-1]
         if positions == 1:  # [1]
-            return _sum_of_squares(self.x_UPI) * _sum_of_squares(self.g_UPO)
+            return _sum_of_squares(self.x_UPI, doubts) * _sum_of_squares(self.g_UPO, doubts)
 
         lengths: list[Tensor] = []  # squared, of each position's outer product: for free on the diagonals
 
@@ -249,7 +267,12 @@ class Outer:
             tiny = torch.finfo(torch.float32).tiny
             x_U, g_U = ((t + n * tiny).sum(1) for t, n in ((x_UP, num_in), (g_UP, num_out)))
             vanishing_U = positions * tiny * (num_in * g_U + num_out * x_U)
-        square_U = _guarded(gram, vanishing_U, terms)
+            if doubts is not None:  # where a factor is exactly zero every term is, and nothing is in doubt
+                zero_U = (_sum_of_squares(self.x_UPI, doubts) == 0) | (
+                    _sum_of_squares(self.g_UPO, doubts) == 0
+                )
+                vanishing_U = torch.where(zero_U, 0.0, vanishing_U)
+        square_U = _guarded(gram, vanishing_U, terms, doubts)
         spread_U = (x_UP * g_UP).sum(1).sqrt()
         return self._rounded(square_U, spread_U)
 
@@ -270,10 +293,10 @@ class Outer:
         rounding_U = torch.finfo(at_least_float32(self.x_UPI).dtype).eps * math.sqrt(positions) * spread_U
         return (square_U.sqrt() + rounding_U).square()
 
-    def _materialised_squared_norm(self, chunk: int) -> Tensor:
+    def _materialised_squared_norm(self, chunk: int, doubts: Doubts | None) -> Tensor:
         x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
         parts = [
-            _sum_of_squares(torch.bmm(gc.mT, xc))
+            _sum_of_squares(torch.bmm(gc.mT, xc), doubts)
             for xc, gc in zip(x.split(chunk), g.split(chunk), strict=True)
         ]
         return torch.cat(parts)
@@ -347,7 +370,7 @@ class Gather:
         square = _sum_of_squares(rows)
         return square.new_zeros(units).index_add_(0, found // self.num_rows, square)
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """sum_{p,q} 1[ids_p = ids_q] (g_p.g_q): never builds a table for each unit [2]."""
 
         def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
@@ -356,8 +379,13 @@ class Gather:
             return torch.where(ids[:, :, None] == ids[:, None, :], torch.bmm(g, g.mT), 0)
 
         if self.ids_UP.shape[1] == 1:
-            return _sum_of_squares(self.g_UPD)
-        return _guarded(gram)
+            return _sum_of_squares(self.g_UPD, doubts)
+        if self.g_UPD.dtype == torch.float64:
+            return _guarded(gram)
+        _, positions, width = self.g_UPD.shape
+        lost = positions**2 * width * torch.finfo(torch.float32).tiny  # products too small for float32
+        vanishing_U = torch.where(_sum_of_squares(self.g_UPD, doubts) == 0, 0.0, lost)
+        return _guarded(gram, vanishing_U, doubts=doubts)
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
@@ -405,7 +433,7 @@ class _Tied:
         """See `Form`."""
         return self.squared_norm(), self
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """||E||^2 + ||H||^2 + 2 <E, H>, with <E, H> = sum_{p,q} g^H_q[ids_p] (x^H_q . g^E_p)."""
         ids_UP, e_UPD, h_UQD = self.gather.ids_UP, self.gather.g_UPD, self._table_inputs()
         out_UQV = self._table_outputs()
@@ -416,16 +444,18 @@ class _Tied:
             picked_UQP = torch.gather(g, 2, ids[:, None, :].expand(-1, g.shape[1], -1))
             return picked_UQP.mul_(torch.bmm(h, e.mT))
 
-        own = self.gather.squared_norm() + self.outer.squared_norm()
+        own = self.gather.squared_norm(doubts) + self.outer.squared_norm(doubts)
         terms = cross(at_least_float32)
         eps = torch.finfo(terms.dtype).eps
         total = own + 2 * terms.sum((1, 2), dtype=torch.float64)
         slack = 8 * eps * (own + terms.abs().sum((1, 2), dtype=torch.float64))
         if terms.dtype == torch.float64:
             return total.clamp_min(0.0) + slack
-        again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
+        in_doubt_U = slack > (_MAX_ROUNDING if doubts is None else _MAX_DOUBT) * total
         total = total.clamp_min(0.0) + slack
-        if again.numel():
+        if doubts is not None:
+            doubts.append(in_doubt_U)
+        elif (again := torch.nonzero(in_doubt_U).flatten()).numel():
             part = _Tied(
                 Gather(ids_UP[again], e_UPD[again].double(), self.gather.num_rows),
                 Outer(
