@@ -1,4 +1,4 @@
-"""The traced graph under every kind of clipping, for convolutions, and for gradients too small for float32."""
+"""The traced graph under every kind of clipping, for convolutions, and for tiny gradients."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from reticent.clip import ClipEngine, CompiledEngine, _compiled
 from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, PerLayerClipping, StepClipping
-from reticent.errors import ConfigError
+from reticent.errors import ConfigError, UnsupportedModel
 from reticent.rules import Gather
 from reticent.rules._conv import ConvForm
 from reticent.rules._conv_methods import ConvSettings
@@ -18,10 +18,16 @@ from tests.support.judge import assert_close, median_norm
 
 GROUPS = (("0.*", 0.3), ("*.weight", 0.2), ("*", 0.1))
 CONVOLUTIONS = zoo.named(
-    "cnn-group-norm", "conv1d", "conv2d-stride-padding", "conv2d-1x1", "conv2d-groups", "conv2d-depthwise-times-2",
-    "conv3d-groups-stride", "conv-transpose2d-output-padding", "conv-transpose1d-depthwise",
-    "conv-used-three-times",
+    "cnn-group-norm", "conv1d", "conv2d-stride-padding", "conv2d-1x1", "conv2d-groups",
+    "conv2d-depthwise-times-2", "conv3d-groups-stride", "conv-transpose2d-output-padding",
+    "conv-transpose1d-depthwise", "conv-used-three-times",
 )  # fmt: skip
+# Replayed without a rule and compared by value, or not one graph for another reason.
+REFUSED = frozenset((
+    "prelu-one", "prelu-channels", "bilinear", "mask-token-assigned", "matmul-vector",
+    "matmul-transposed-batch-last", "einsum", "einsum-over-time", "einsum-batch-contracted-last", "tensordot",
+    "experts-bmm-all-used", "weight-norm-old-hook", "parameters-in-plain-containers", "examples-in-last-axis",
+))  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +161,27 @@ def test_convolutions_are_exact_in_one_graph(case: Case, dtype: torch.dtype) -> 
         assert_close(
             got, total, norms, max_norm=max_norm, tolerance=1e-10 if dtype == torch.float64 else 1e-3
         )
+    assert engine.num_eager == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("case", zoo.EXACT, ids=repr)
+def test_what_the_engine_clips_is_exact_in_one_graph_or_refused(case: Case) -> None:
+    problem = case.build(0, torch.float64)
+    max_norm = median_norm(problem)
+    total, norms = oracle.loop_clipped_sum(problem.model, problem.losses, problem.batch, max_norm)
+    engine = CompiledEngine(problem.model, max_norm=max_norm, physical_batch_size=problem.num_rows + 1)
+    if case.name in REFUSED:
+        with pytest.raises(UnsupportedModel) as caught:
+            engine.clipped_sum(problem.losses, problem.batch)
+        assert caught.value.code in ("compile-data-dependent", "compile-side-effect", "compile-unstable")
+        return
+    for _ in range(2):
+        got = engine.clipped_sum(problem.losses, problem.batch)
+        assert_close(got, total, norms, max_norm=max_norm, tolerance=1e-9)
     assert engine.num_eager == 1
 
 
