@@ -87,7 +87,7 @@ def reticent_per_layer(work: Work, max_norm: float) -> Step:
 
 def reticent_compiled(work: Work, max_norm: float) -> Step:
     """Forward, backward, norms and sums as one compiled graph."""
-    from reticent.clip import CompiledEngine  # pyright: ignore[reportAttributeAccessIssue]
+    from reticent.clip import CompiledEngine
 
     engine = CompiledEngine(work.model, max_norm=max_norm, physical_batch_size=work.num_examples())
     return lambda: engine.clipped_sum(work.losses, work.batch).total

@@ -167,14 +167,14 @@ class Stage:
         """Nothing that runs inside is recorded, and nothing is cast down, whatever surrounds the call."""
         self.paused = True
         try:
-            with torch.autocast(device.type, enabled=False), _full_float32(device):
+            with torch.autocast(device.type, enabled=False), full_float32(device):
                 yield
         finally:
             self.paused = False
 
 
 @contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
+def full_float32(device: torch.device) -> Iterator[None]:
     """TF32 has ten bits: norms and sums are not formed in it."""
     if device.type != "cuda":
         yield

@@ -297,26 +297,28 @@ class ClipEngine:
             _refuse_unseen(capture)
         before.refuse_changes(self._model, work.params)
         all_norms = norms.all_norms()
-        self._refuse_spreading(work, torch.isfinite(all_norms).all(1))
+        self.refuse_spreading(work.losses, work.batch, torch.isfinite(all_norms).all(1))
         return all_norms
 
-    def _refuse_spreading(self, work: "_Work", finite_U: Tensor) -> None:
+    def refuse_spreading(self, losses: Losses, batch: Any, finite_U: Tensor) -> None:
         """Refuse a unit that is not finite in its batch, and is alone: zeros do not keep infinities apart."""
         bad = torch.nonzero(~finite_U).flatten().tolist()
-        if work.batch is None or not bad or len(finite_U) == 1:
+        if batch is None or not bad or len(finite_U) == 1:
             return
-        k = work.num_rows // len(finite_U)
+        k = num_rows(batch) // len(finite_U)
+        params = list(trainable(self._model).values())
         with torch.random.fork_rng(devices=_cuda_devices(finite_U)):
             for unit in bad:
-                loss = work.losses(rows(work.batch, unit * k, (unit + 1) * k))
-                grads = plain_gradients(loss, list(work.params.values()))
+                loss = losses(rows(batch, unit * k, (unit + 1) * k))
+                grads = plain_gradients(loss, params)
                 if bool(torch.isfinite(loss).all()) and all(
                     bool(torch.isfinite(g).all()) for g in grads if g is not None
                 ):
                     raise CoupledExamples(
                         "An example's gradient is not finite in its batch, and is finite alone: another "
                         "example's infinity or NaN reaches it, through a product with zero (packed "
-                        "sequences, masks that multiply). Keep examples apart by torch.where, or by an axis of their own.",
+                        "sequences, masks that multiply). Keep examples apart by torch.where, or by an axis "
+                        "of their own.",
                         code="gradient-mixes-examples",
                     )
 

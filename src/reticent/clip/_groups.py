@@ -37,15 +37,18 @@ class Group:
     max_norm: float
     stability: float | None = None
 
-    def weights(self, norm_U: Tensor) -> Tensor:
+    def weights(self, norm_U: Tensor, max_norm: Tensor | None = None) -> Tensor:
         """The weight of each unit; `norm_U` is not below the unit's norm, and finite.
+
+        `max_norm` comes in place of the group's, where it is read anew in every run of a graph.
 
         Guarantee:
             weight times norm is at most `max_norm`, to rounding; a unit without gradient gets a finite
             weight.
         """
+        bound = self.max_norm if max_norm is None else max_norm
         largest = 1.0 if self.stability is None else _LARGEST_WEIGHT
-        weight_U = (self.max_norm / (norm_U + (self.stability or 0.0))).clamp_max(largest)
+        weight_U = (bound / (norm_U + (self.stability or 0.0))).clamp_max(largest)
         # Where float32 has few digits left, or none, a weight could be rounded up.
         return torch.where(weight_U < _SMALLEST_WEIGHT, 0.0, weight_U)
 

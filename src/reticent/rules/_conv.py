@@ -25,7 +25,16 @@ from reticent.rules._conv_methods import (
     grid_of,
     pixel_gram,
 )
-from reticent.rules._forms import Dense, Form, Method, Outer, _sum_of_squares, at_least_float32, num_bytes
+from reticent.rules._forms import (
+    Dense,
+    Doubts,
+    Form,
+    Method,
+    Outer,
+    _sum_of_squares,
+    at_least_float32,
+    num_bytes,
+)
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
 
@@ -38,6 +47,8 @@ _FASTER: Final = 2.2
 _GROUPED: Final = 64
 # A Gram matrix that takes so many times the operations of the gradients themselves is not tried.
 _HOPELESS: Final = 16
+# A traced graph holds at most so many chunks of one convolution.
+_TRACED: Final = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,9 +110,25 @@ class ConvForm:
         squares = [_sum_of_squares(part) for part in self._parts(maker)]
         return self._with_rounding(torch.cat(squares)), self
 
-    def squared_norm(self) -> Tensor:
-        """By the method that is cheapest on paper."""
-        return self.settle(_cheapest([m for m in self.methods() if not m.name.startswith("keep")]))[0]
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
+        """By the method that is cheapest on paper; with `doubts`, of those that are few operations."""
+        if doubts is None:
+            return self.settle(_cheapest([m for m in self.methods() if not m.name.startswith("keep")]))[0]
+        method = _cheapest([m for m in self.methods() if self._is_short(m.name)])
+        if method == "gram":
+            square_U = pixel_gram(self.conf, self.x, self.g, self.weight, doubts)
+        else:
+            parts = self._parts(method.removeprefix("drop-"))
+            square_U = torch.cat([_sum_of_squares(part, doubts) for part in parts])
+        return self._with_rounding(square_U, doubts)
+
+    def _is_short(self, method: str) -> bool:
+        """Whether a method that keeps nothing can be written down as a graph that is not too long."""
+        if method == "gram":
+            grid = grid_of(self.conf, tuple(self.weight.shape[2:]), tuple(self.g.shape[2:]))
+            return self.num_units <= _TRACED * gram_chunk(self.conf, grid, self.x)
+        makers = [name for name, _, _ in self._makers(0.0) if name != "loop"]
+        return method in [f"drop-{name}" for name in makers or ["loop"]]
 
     def dense(self) -> Tensor:
         """See `Form`."""
@@ -148,11 +175,11 @@ class ConvForm:
         else:
             yield from by_loop(self.conf, self.x, self.g, self.weight, self.num_units)
 
-    def _with_rounding(self, square_U: Tensor) -> Tensor:
+    def _with_rounding(self, square_U: Tensor, doubts: Doubts | None = None) -> Tensor:
         """Add to the norm what rounding may add to the sum over positions, when it is formed again."""
         if self.num_units == 0:
             return square_U
-        sizes = [_sum_of_squares(t.reshape(self.num_units, -1)) for t in (self.x, self.g)]
+        sizes = [_sum_of_squares(t.reshape(self.num_units, -1), doubts) for t in (self.x, self.g)]
         overlap = math.prod(self.weight.shape[2:])  # an input lies in at most so many patches
         rounding_U = torch.finfo(self.g.dtype).eps * (overlap * sizes[0] * sizes[1]).sqrt()
         return (square_U.sqrt() + rounding_U).square()

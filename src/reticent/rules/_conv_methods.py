@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules._forms import Dense, Form, Method, _guarded, _sum_of_squares, num_bytes
+from reticent.rules._forms import Dense, Doubts, Form, Method, _guarded, _sum_of_squares, num_bytes
 
 # Numbers in the Gram matrices that are looked at together: on a CPU they should stay in its cache.
 _CHUNK_CPU: Final = 1 << 19
@@ -98,9 +98,9 @@ class Parts:
         """See `Form`."""
         return self.squared_norm(), self
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """See `Form`."""
-        return torch.cat([_sum_of_squares(grad) for grad in self.grads])
+        return torch.cat([_sum_of_squares(grad, doubts) for grad in self.grads])
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
@@ -251,7 +251,9 @@ def gram_chunk(conf: ConvSettings, grid: Grid, x: Tensor) -> int:
     return max(1, limit // max(1, conf.groups * len(grid.phases) * grid.num_pixels**2))
 
 
-def pixel_gram(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+def pixel_gram(
+    conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, doubts: Doubts | None = None
+) -> Tensor:
     """Squared norms of each row's weight gradient, (N,), float64, without forming one.
 
     sum_{p,q} <patch_p, patch_q> <g_p, g_q>, with inner products of patches from those of pixels: these
@@ -259,7 +261,7 @@ def pixel_gram(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor) -> Tens
     """
     grid = grid_of(conf, tuple(weight.shape[2:]), tuple(g.shape[2:]))
     overlap = math.prod(weight.shape[2:])
-    parts = []
+    parts, doubt_parts = [], []
     size = gram_chunk(conf, grid, x)
     for x_part, g_part in zip(x.split(size), g.split(size), strict=True):
 
@@ -268,8 +270,13 @@ def pixel_gram(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor) -> Tens
 
         lost = None
         if x.dtype != torch.float64:  # products below float32's smallest number
-            x_N, g_N = _sum_of_squares(x_part), _sum_of_squares(g_part)
+            x_N, g_N = _sum_of_squares(x_part, doubts), _sum_of_squares(g_part, doubts)
             tiny = math.prod(g.shape[2:]) * torch.finfo(torch.float32).tiny
             lost = tiny * (weight[0].numel() * g_N + weight.shape[0] * overlap * x_N)
-        parts.append(_guarded(terms, lost))
+            lost = torch.where((x_N == 0) | (g_N == 0), 0.0, lost)  # then every product is zero
+        of_part: Doubts | None = None if doubts is None else []
+        parts.append(_guarded(terms, lost, doubts=of_part))
+        doubt_parts += of_part or []
+    if doubts is not None and doubt_parts:
+        doubts.append(torch.cat(doubt_parts))
     return torch.cat(parts) if parts else x.new_zeros(0, dtype=torch.float64)

@@ -26,7 +26,15 @@ from torch import Tensor
 # Where a Gram sum cancels so much that its float32 rounding could exceed this share of the squared
 # norm, the unit is computed again in float64. Below it, the bound on the rounding is added.
 _MAX_ROUNDING: Final = 1e-5
+# Where nothing may be computed again (see `Doubts`), a bound this much too large is still fine.
+_MAX_DOUBT: Final = 1e-4
 _CHUNK: Final = 1 << 22
+
+# In a traced graph no step may depend on values, so no unit can be computed again. Whoever traces
+# passes a list: norms are then rounded up by the bound, and masks (U,) of units for which that is
+# coarse are added to it. Norms are never below the truth, in doubt or not; whoever gets a doubt
+# computes again without a list, so that a unit is not clipped by more than it need be.
+Doubts = list[Tensor]
 
 
 def at_least_float32(t: Tensor) -> Tensor:
@@ -70,8 +78,11 @@ class Form(Protocol):
         """Squared norms as of `squared_norm`, by one of the methods, and the form to keep for the sum."""
         ...
 
-    def squared_norm(self) -> Tensor:
-        """Squared L2 norm of each unit's gradient, shape (U,), float64, not below the truth."""
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
+        """Squared L2 norm of each unit's gradient, shape (U,), float64, not below the truth.
+
+        With `doubts` (see there), no step depends on values.
+        """
         ...
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
@@ -104,11 +115,13 @@ class Joins(Protocol):
         ...
 
 
-def _sum_of_squares(t: Tensor) -> Tensor:
-    """(U, ..) -> (U,) in float64; 0 for no entries."""
+def _sum_of_squares(t: Tensor, doubts: Doubts | None = None) -> Tensor:
+    """(U, ..) -> (U,) in float64; 0 for no entries. With `doubts`, no branch, and never a doubt."""
     if t.numel() == 0:
         return t.new_zeros(t.shape[0], dtype=torch.float64)
     flat = at_least_float32(t).reshape(t.shape[0], -1)
+    if doubts is not None:  # a compiler fuses the cast; its float32 sums would be in no particular order
+        return flat.double().square().sum(1)
     norm_U = torch.linalg.vector_norm(flat, dim=1).double()
     if flat.dtype != torch.float64:  # squares of tiny entries vanish; what they are multiplied by may be huge
         tiny = torch.nonzero(norm_U < 1e-15 * math.sqrt(flat.shape[1])).flatten()
@@ -127,6 +140,7 @@ def _guarded(
     product: Callable[[Callable[[Tensor], Tensor]], Tensor],
     vanishing_U: Tensor | None = None,
     terms: Tensor | None = None,
+    doubts: Doubts | None = None,
 ) -> Tensor:
     """Squared norms from a sum of signed terms, never below the truth.
 
@@ -135,6 +149,7 @@ def _guarded(
             The cast may also select units.
         vanishing_U: what float32 terms may lack because a factor was too small for float32.
         terms: `product(at_least_float32)`, if it is there already.
+        doubts: see `Doubts`.
     """
     terms = product(at_least_float32) if terms is None else terms
     total = terms.sum((1, 2), dtype=torch.float64)
@@ -145,6 +160,9 @@ def _guarded(
     if vanishing_U is not None:
         slack = slack + vanishing_U
     # NaN compares false: a unit that is not finite stays so, and is left out by the engine.
+    if doubts is not None:
+        doubts.append(slack > _MAX_DOUBT * total)
+        return total.clamp_min(0.0) + slack
     again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
     total = total.clamp_min(0.0) + slack
     if again.numel():
@@ -178,9 +196,9 @@ class Dense:
         """See `Form`."""
         return self.squared_norm(), self
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """See `Form`."""
-        return _sum_of_squares(self.grad)
+        return _sum_of_squares(self.grad, doubts)
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
@@ -243,9 +261,10 @@ class Outer:
             return made.squared_norm(), made
         return self._gram_squared_norm() if method == "gram" else self._dropped_squared_norm(), self
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """By a Gram matrix, or materialised where that takes fewer operations."""
-        return self._dropped_squared_norm() if self.is_cheaper_formed() else self._gram_squared_norm()
+        by = self._dropped_squared_norm if self.is_cheaper_formed() else self._gram_squared_norm
+        return by(doubts)
 
     def is_cheaper_formed(self) -> bool:
         """Whether forming each unit's gradient takes fewer operations than a Gram matrix."""
@@ -253,19 +272,19 @@ class Outer:
         num_out = self.g_UPO.shape[-1]
         return positions > 1 and positions * (num_in + num_out) > num_in * num_out
 
-    def _dropped_squared_norm(self) -> Tensor:
+    def _dropped_squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         size = self.x_UPI.shape[2] * self.g_UPO.shape[2]
-        square_U = self._materialised_squared_norm(max(1, _CHUNK // max(size, 1)))
+        square_U = self._materialised_squared_norm(max(1, _CHUNK // max(size, 1)), doubts)
         if self.x_UPI.numel() == 0:
             return square_U
         return _above_rounding(square_U, self.x_UPI.shape[1], self._spread(), self.x_UPI.dtype)
 
-    def _gram_squared_norm(self) -> Tensor:
+    def _gram_squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """sum_{p,q} (x_p.x_q)(g_p.g_q) [2]."""
         _, positions, num_in = self.x_UPI.shape
         num_out = self.g_UPO.shape[-1]
         if positions == 1:  # [1]
-            return _sum_of_squares(self.x_UPI) * _sum_of_squares(self.g_UPO)
+            return _sum_of_squares(self.x_UPI, doubts) * _sum_of_squares(self.g_UPO, doubts)
 
         lengths: list[Tensor] = []  # squared, of each position's outer product: for free on the diagonals
 
@@ -283,7 +302,12 @@ class Outer:
             tiny = torch.finfo(torch.float32).tiny
             x_U, g_U = ((t + n * tiny).sum(1) for t, n in ((x_UP, num_in), (g_UP, num_out)))
             vanishing_U = positions * tiny * (num_in * g_U + num_out * x_U)
-        square_U = _guarded(gram, vanishing_U, terms)
+            if doubts is not None:  # where a factor is exactly zero every term is, and nothing is in doubt
+                zero_U = (_sum_of_squares(self.x_UPI, doubts) == 0) | (
+                    _sum_of_squares(self.g_UPO, doubts) == 0
+                )
+                vanishing_U = torch.where(zero_U, 0.0, vanishing_U)
+        square_U = _guarded(gram, vanishing_U, terms, doubts)
         return _above_rounding(square_U, positions, (x_UP * g_UP).sum(1).sqrt(), terms.dtype)
 
     def _spread(self) -> Tensor:
@@ -292,10 +316,10 @@ class Outer:
         length_UP = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(g, dim=2)
         return torch.linalg.vector_norm(length_UP, dim=1).double()
 
-    def _materialised_squared_norm(self, chunk: int) -> Tensor:
+    def _materialised_squared_norm(self, chunk: int, doubts: Doubts | None) -> Tensor:
         x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
         parts = [
-            _sum_of_squares(torch.bmm(gc.mT, xc))
+            _sum_of_squares(torch.bmm(gc.mT, xc), doubts)
             for xc, gc in zip(x.split(chunk), g.split(chunk), strict=True)
         ]
         return torch.cat(parts)
@@ -346,8 +370,13 @@ class Gather:
         """See `Form`."""
         return self.squared_norm(), self
 
-    def squared_norm(self) -> Tensor:
-        """Each unit's repeated rows are added up: no table and no (U, P, P) tensor for any V and P."""
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
+        """Each unit's repeated rows are added up: no table and no (U, P, P) tensor for any V and P.
+
+        With `doubts` by a Gram matrix, since which rows repeat depends on values.
+        """
+        if doubts is not None:
+            return self._gram_squared_norm(doubts)
         g = at_least_float32(self.g_UPD)
         units, positions, width = g.shape
         if positions == 1 or g.numel() == 0:
@@ -362,6 +391,22 @@ class Gather:
     def _spread(self) -> Tensor:
         """Root of the sum of squared lengths of a unit's rows, before they are added up."""
         return torch.linalg.vector_norm(at_least_float32(self.g_UPD).flatten(1), dim=1).double()
+
+    def _gram_squared_norm(self, doubts: Doubts) -> Tensor:
+        """sum_{p,q} 1[ids_p = ids_q] (g_p.g_q): never builds a table for each unit [2]."""
+
+        def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
+            ids, g = self.ids_UP, cast(self.g_UPD)
+            return torch.where(ids[:, :, None] == ids[:, None, :], torch.bmm(g, g.mT), 0)
+
+        if self.ids_UP.shape[1] == 1:
+            return _sum_of_squares(self.g_UPD, doubts)
+        if self.g_UPD.dtype == torch.float64:
+            return _guarded(gram)
+        _, positions, width = self.g_UPD.shape
+        lost = positions**2 * width * torch.finfo(torch.float32).tiny  # products too small for float32
+        vanishing_U = torch.where(_sum_of_squares(self.g_UPD, doubts) == 0, 0.0, lost)
+        return _guarded(gram, vanishing_U, doubts=doubts)
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
@@ -410,8 +455,10 @@ class _Tied:
         """See `Form`."""
         return self._dropped_squared_norm() if method == "drop" else self._gram_squared_norm(), self
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """From inner products, or from tables where those take fewer operations."""
+        if doubts is not None:
+            return self._gram_squared_norm(doubts)
         return self._dropped_squared_norm() if self.outer.is_cheaper_formed() else self._gram_squared_norm()
 
     def _dropped_squared_norm(self) -> Tensor:
@@ -452,9 +499,9 @@ class _Tied:
             sizes.append(torch.linalg.vector_norm(terms_UQP.flatten(1), ord=1, dim=1).double() * (1 + 1e-3))
         return torch.cat(sums), torch.cat(sizes)
 
-    def _gram_squared_norm(self) -> Tensor:
+    def _gram_squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """||E||^2 + ||H||^2 + 2 <E, H>."""
-        own = self.gather.squared_norm() + self.outer.squared_norm()
+        own = self.gather.squared_norm(doubts) + self.outer.squared_norm(doubts)
         cross_U, size_U = self._cross()
         dtype = at_least_float32(self.gather.g_UPD).dtype
         eps = torch.finfo(dtype).eps
@@ -462,9 +509,11 @@ class _Tied:
         slack = 8 * eps * (own + size_U)
         if dtype == torch.float64:
             return total.clamp_min(0.0) + slack
-        again = torch.nonzero(slack > _MAX_ROUNDING * total).flatten()
+        in_doubt_U = slack > (_MAX_ROUNDING if doubts is None else _MAX_DOUBT) * total
         total = total.clamp_min(0.0) + slack
-        if again.numel():
+        if doubts is not None:
+            doubts.append(in_doubt_U)
+        elif (again := torch.nonzero(in_doubt_U).flatten()).numel():
             total = total.index_copy(0, again, self.of_units(again)._double()._gram_squared_norm())
         return (total.sqrt() + 2 * eps * own.sqrt()).square()  # what rounding may leave where both cancel
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reticent.rules._forms import (
     Dense,
+    Doubts,
     Form,
     Method,
     Outer,
@@ -115,9 +116,17 @@ class HeadForm:
         step = self._step()  # the same for norm and sum, so that both see the same numbers
         return [slice(i, i + step) for i in range(0, max(len(self.x_UPI), 1), step)]
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """See `Form`."""
-        return torch.cat([self.of_units(part).squared_norm() for part in self._parts()])
+        if doubts is None:
+            return torch.cat([self.of_units(part).squared_norm() for part in self._parts()])
+        found: list[Doubts] = []
+        squares = []
+        for part in self._parts():
+            found.append([])
+            squares.append(self.of_units(part).squared_norm(found[-1]))
+        doubts += [torch.cat(masks) for masks in zip(*found, strict=True)]
+        return torch.cat(squares)
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""

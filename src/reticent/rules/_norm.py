@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from reticent.errors import UnsupportedModel
 from reticent.rules._forms import Dense, Form, at_least_float32
@@ -137,7 +138,8 @@ def _row_gradients(x: Tensor, g: Tensor, mean_NG: Tensor, rstd_NG: Tensor) -> tu
     """
     rows, channels = x.shape[:2]
     positions = math.prod(x.shape[2:])
-    if x.numel() and not bool(((mean_NG * rstd_NG).abs() > _FAR).any()):
+    traced = isinstance(x, FakeTensor)  # in a graph no step may depend on values
+    if x.numel() and not traced and not bool(((mean_NG * rstd_NG).abs() > _FAR).any()):
         # The kernel takes every tensor as contiguous, and does not check.
         side_by_side = [t.reshape(1, -1, positions).contiguous() for t in (g, x)]
         _, scale, shift = torch.ops.aten.native_group_norm_backward.default(

@@ -142,9 +142,9 @@ class OpenStep:
     def _require_used(self) -> None:
         if self._state == "failed":
             raise StepError(
-                "step.backward failed on a chunk, a part of which may be in the sums already: neither going on "
-                "nor trying the chunk again would be right. Let the error leave the step's block, which spends "
-                "nothing, and open the step again.",
+                "step.backward failed on a chunk, a part of which may be in the sums already: neither going "
+                "on nor trying the chunk again would be right. Let the error leave the step's block, which "
+                "spends nothing, and open the step again.",
                 code="chunk-failed",
             )
         if self._pending is not None:

@@ -1,0 +1,415 @@
+"""The compiled engine: the same clipped sums as `ClipEngine`, as one compiled graph.
+
+Room: clip. May import torch, `reticent.rules`, `reticent.bounded`, `reticent.clipping`, `reticent.errors`.
+
+Shape letters (this file): U units of the physical batch, padding included; R their rows; L groups.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from reticent.bounded import BoundedSum
+from reticent.clip._batch import num_rows, rows
+from reticent.clip._engine import ClipEngine, Losses, _sizes, sum_dtype, trainable
+from reticent.clip._groups import Group, resolve
+from reticent.clip._guards import checked_units
+from reticent.clip._programs import fingerprint
+from reticent.clip._refuse import refuse_unsupported
+from reticent.clip._trace import Setting, prove, state_of, trace_sum, without_autocast
+from reticent.clipping import StepClipping, sensitivity
+from reticent.errors import ConfigError, UnsupportedModel
+from reticent.rules import BUILTIN, OpRule
+
+# The compiled sum may differ from the eager one by this share of its size: sums in another order, and
+# in half precision, roundings left out between fused operations.
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
+_HALF_TOLERANCE = 5e-2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Program:
+    """A compiled graph.
+
+    Args:
+        run: maps inputs (see `trace_sum`) to sums, norms, which units are finite, and which in doubt.
+        names: the parameters of the sums.
+        constants: see `Graph`.
+        draws: see `Graph`.
+        half: see `Graph`.
+        alive: what its fingerprint names by identity.
+    """
+
+    run: Callable[..., Sequence[Tensor]]
+    names: tuple[str, ...]
+    constants: tuple[Tensor, ...]
+    draws: bool
+    half: bool
+    alive: tuple[Any, ...]
+
+
+class CompiledEngine:
+    """Clips and sums like `ClipEngine`, in a graph compiled for one physical batch size.
+
+    The first chunk of a kind (shapes and types of its rows, the model's mode, autocast, ...) runs eagerly
+    too: what is refused is refused there. Then forward, backward, norms and sums are traced without values,
+    it is proven on the traced program which entries belong to which unit, and the graph is compiled, which
+    takes a minute or more for a Transformer. Where nothing random is drawn, its first result is compared
+    with the eager one. Parameters and buffers are inputs of the graph, read in every run.
+
+    Chunks smaller than the physical batch are padded with copies of their first row, which count nowhere;
+    larger ones run in pieces. If a unit is not finite, the same graph runs again, with the same random
+    draws, without it; a unit whose norm float32 cannot tell to 1e-4 is computed alone by `ClipEngine`. So
+    no unit decides how another is computed. (Where a kind of chunk runs eagerly, because there are more
+    than `max_graphs` or because no chunk so far proved enough, rounding differs: in half precision by up
+    to some percent of a unit's share.)
+
+    Not every change is seen: what a list, dict or other object that `losses` closes over holds is fixed
+    at the first call. Pass another object, or make a new engine, to change it. How long a call takes, and
+    `num_eager`, the number of times the eager engine ran, depend on private data.
+
+    Args:
+        model: any module that `ClipEngine` takes and whose Python decides nothing by values of tensors.
+        max_norm: short for `clipping=FlatClipping(max_norm=...)`.
+        clipping: how one unit's influence is bounded. Its norms are inputs of the graph, so that another
+            one for one call only compiles again if groups or kind differ.
+        physical_batch_size: rows that run at once; a chunk has at most so many, or runs in pieces.
+        max_graphs: chunks of further kinds (of other lengths, say) run eagerly.
+        rules: operation -> rule; see `reticent.rules`.
+
+    Raises:
+        ConfigError[physical-batch-size]: not a positive integer.
+        ConfigError[no-compiler]: there is no compiler for the model's device.
+        ConfigError, UnsupportedModel: as `ClipEngine`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        max_norm: float | None = None,
+        clipping: StepClipping | None = None,
+        physical_batch_size: int,
+        max_graphs: int = 8,
+        rules: Mapping[Callable[..., Any], OpRule] = BUILTIN,
+    ) -> None:
+        for name, value in (("physical_batch_size", physical_batch_size), ("max_graphs", max_graphs)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(
+                    f"{name} must be a positive integer, got {value!r}.", code="physical-batch-size"
+                )
+        self._eager = ClipEngine(model, max_norm=max_norm, clipping=clipping, rules=rules)
+        _require_compiler(model)
+        self.clipping = self._eager.clipping
+        self.physical_batch_size = physical_batch_size
+        self.num_eager = 0
+        self._model = model
+        self._max_graphs = max_graphs
+        self._programs: dict[Any, _Program] = {}
+        self._unproven: dict[Any, int] = {}
+
+    def clipped_sum(
+        self,
+        losses: Losses,
+        batch: Any,
+        *,
+        num_units: int | None = None,
+        out: dict[str, Tensor] | None = None,
+        clipping: StepClipping | None = None,
+    ) -> BoundedSum:
+        """Scale each unit's gradient down as `clipping` says, then add them.
+
+        Args:
+            losses: runs the model and returns losses, shape (R,); see `ClipEngine.clipped_sum`. It must
+                take its rows from `batch` alone.
+            batch: a tree of tensors, example axis first. R may be 0.
+            num_units: U, if a unit has more than one row; None: every loss is a unit.
+            out: name -> tensor to add to, from an earlier call on other units of the same sum.
+            clipping: in place of the engine's, for this call.
+
+        Returns:
+            As `ClipEngine.clipped_sum`; norms may be larger by 5e-5 of themselves.
+
+        Guarantee:
+            As `ClipEngine.clipped_sum`: adding or removing one unit moves `total` by at most `bound`.
+            Padding rows add nothing, whatever they hold.
+
+        Raises:
+            ConfigError[compile-needs-batch]: `batch` is None.
+            ConfigError[physical-batch-size]: a unit has more rows than the physical batch.
+            UnsupportedModel[compile-data-dependent], [compile-side-effect], [compile-unstable]: the
+                model is not one graph.
+            UnsupportedModel[compile-self-check]: the compiled graph does not give the eager sum.
+            ConfigError, CoupledExamples, UnsupportedModel: as `ClipEngine.clipped_sum`.
+        """
+        if batch is None:
+            raise ConfigError(
+                "CompiledEngine needs `batch`: rows that the losses close over would be fixed in the graph.",
+                code="compile-needs-batch",
+            )
+        refuse_unsupported(self._model)
+        params = trainable(self._model)
+        clipping = self.clipping if clipping is None else clipping
+        groups = resolve(clipping, _sizes(params))
+        size = num_rows(batch)
+        total: dict[str, Tensor] = {} if out is None else out
+        units = size if num_units is None or size == 0 else checked_units(size, num_units)
+        k = size // max(units, 1)
+        at_once = self.physical_batch_size // max(k, 1)
+        if at_once == 0:
+            raise ConfigError(
+                f"A unit has {k} rows and physical_batch_size is {self.physical_batch_size}: a unit must fit "
+                "into one physical batch.",
+                code="physical-batch-size",
+            )
+        call = _Call(losses=losses, clipping=clipping, groups=groups, one_loss=num_units is None, k=max(k, 1))
+        norms = [torch.zeros(0, len(groups), dtype=torch.float64)]
+        for start in range(0, units, at_once):
+            part = rows(batch, start * k, min(start + at_once, units) * k)
+            norms.append(self._add(call, part, at_once, total))
+        for name, p in params.items():
+            if name not in total:
+                total[name] = torch.zeros_like(p, dtype=sum_dtype(p), requires_grad=False)
+        total = total if out is not None else {name: total[name] for name in params}
+        norm_UL = torch.cat([n.to(norms[-1].device) for n in norms])
+        several = len(groups) > 1
+        return BoundedSum(
+            total=total,
+            bound=sensitivity(clipping),
+            norms=torch.linalg.vector_norm(norm_UL, dim=1) if several else norm_UL[:, 0],
+            group_norms=norm_UL if several else None,
+        )
+
+    def check(self, losses: Losses, batch: Any, *, num_units: int | None = None, max_units: int = 4) -> None:
+        """Compare a few units alone with the same units in a batch; see `ClipEngine.check`."""
+        self._eager.check(losses, batch, num_units=num_units, max_units=max_units)
+
+    def _add(self, call: "_Call", part: Any, at_once: int, total: dict[str, Tensor]) -> Tensor:
+        """Add one physical batch to `total`; its units' norms, one for each group."""
+        leaves, spec = tree_flatten(part)
+        seen, alive = fingerprint(self._model, call.losses, leaves)
+        kinds = tuple((group.names, group.stability) for group in call.groups)
+        key = (seen, spec, call.k, call.one_loss, kinds)
+        units = num_rows(part) // call.k
+        row_tensors = _padded(leaves, at_once * call.k)
+        if key not in self._programs and len(self._programs) < self._max_graphs:
+            setting = Setting(
+                engine=self._eager,
+                model=self._model,
+                losses=call.losses,
+                spec=spec,
+                others={i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)},
+                num_units=at_once,
+                one_loss=call.one_loss,
+                groups=call.groups,
+            )
+            self._compile(key, setting, row_tensors, units, tuple(alive), self._run_eager(call, part))
+        if key in self._programs:
+            done = self._finite_sums(self._programs[key], call, row_tensors, at_once, units)
+            if done is not None:
+                sums, norm_UL, doubt_U = done
+                self._eager.refuse_spreading(call.losses, part, torch.isfinite(norm_UL).all(1))
+                _add_to(total, sums)
+                if bool(doubt_U.any()):
+                    few = _units(part, torch.nonzero(doubt_U).flatten(), call.k)
+                    alone = self._run_eager(call, few)
+                    _add_to(total, alone.total)
+                    norm_UL[doubt_U] = _norms_of(alone).to(norm_UL.device)
+                return norm_UL
+        eager = self._run_eager(call, part)
+        _add_to(total, eager.total)
+        return _norms_of(eager)
+
+    def _run_eager(self, call: "_Call", part: Any) -> BoundedSum:
+        self.num_eager += 1
+        units = None if call.one_loss else num_rows(part) // call.k
+        return self._eager.clipped_sum(call.losses, part, num_units=units, clipping=call.clipping)
+
+    def _run(
+        self, program: _Program, groups: Sequence[Group], row_tensors: Sequence[Tensor], real_U: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """Sums, norms, which units are finite, which are in doubt."""
+        inputs = [*state_of(self._model), *row_tensors, real_U, _max_norms(groups, real_U.device)]
+        with torch.no_grad(), without_autocast(inputs):
+            *sums, norm_UL, finite_U, doubt_U = program.run(*inputs, *program.constants)
+        return dict(zip(program.names, sums, strict=True)), norm_UL, finite_U, doubt_U
+
+    def _finite_sums(
+        self, program: _Program, call: "_Call", row_tensors: Sequence[Tensor], at_once: int, units: int
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor] | None:
+        """Sums over the finite units, norms, and which units are in doubt (left out of the sums).
+
+        Where units are not finite, the graph runs again with the rows of a finite unit in their place. None:
+        even so padding is not finite.
+        """
+        device = row_tensors[0].device
+        real_U = torch.arange(at_once, device=device) < units
+        good_U = real_U
+        generators = _generator_states(device) if program.draws else []
+        for _ in range(at_once + 1):
+            sums, norm_UL, finite_U, doubt_U = self._run(program, call.groups, row_tensors, good_U)
+            if bool(finite_U.all()):
+                norm_UL = torch.where(good_U[:, None], norm_UL, math.inf)
+                return sums, norm_UL[:units], (doubt_U & good_U)[:units]
+            good_U = good_U & finite_U
+            if not bool(good_U.any()):
+                return {}, torch.full_like(norm_UL, math.inf)[:units], good_U[:units]
+            stand_in = int(torch.nonzero(good_U)[0])
+            source_U = torch.where(good_U, torch.arange(at_once, device=device), stand_in)
+            row_tensors = [_units(t, source_U, t.shape[0] // at_once) for t in row_tensors]
+            for generator, state in generators:
+                generator.set_state(state)
+        return None
+
+    def _compile(
+        self,
+        key: Any,
+        setting: Setting,
+        row_tensors: Sequence[Tensor],
+        units: int,
+        alive: tuple[Any, ...],
+        eager: BoundedSum,
+    ) -> None:
+        """Prove, trace, compile and compare; leaves it for later where the batch proves too little."""
+        tries = self._unproven[key] = self._unproven.get(key, 0) + 1
+        if tries & (tries - 1):  # on the first, second, fourth, eighth .. chunk
+            return
+        # Cloned: a tensor that comes twice in this batch may be two in the next.
+        inputs = [*state_of(self._model), *(t.clone() for t in row_tensors)]
+        proof = prove(setting, inputs)
+        if proof is None:
+            return
+        device = row_tensors[0].device
+        real_U = torch.arange(setting.num_units, device=device) < units
+        inputs += [real_U, _max_norms(setting.groups, device)]
+        graph, names = trace_sum(setting, proof, inputs)
+        with torch.no_grad(), without_autocast(inputs):
+            run = _compile_graph(graph.module, [*inputs, *graph.constants])
+        program = _Program(
+            run=run,
+            names=tuple(names),
+            constants=graph.constants,
+            draws=graph.draws,
+            half=graph.half,
+            alive=alive,
+        )
+        if not graph.draws:
+            self._compare(program, setting.groups, row_tensors, real_U, eager)
+        self._programs[key] = program
+        del self._unproven[key]
+
+    def _compare(
+        self,
+        program: _Program,
+        groups: Sequence[Group],
+        row_tensors: Sequence[Tensor],
+        real_U: Tensor,
+        eager: BoundedSum,
+    ) -> None:
+        sums, norm_UL, finite_U, doubt_U = self._run(program, groups, row_tensors, real_U)
+        if not bool((finite_U & ~doubt_U).all()):
+            return
+        want_UL = _norms_of(eager).to(norm_UL.device)
+        dtype = sum_dtype(next(iter(trainable(self._model).values())))
+        tolerance = _HALF_TOLERANCE if program.half else _TOLERANCE[dtype]
+        parts = [group.weights(want_U) * want_U for group, want_U in zip(groups, want_UL.T, strict=True)]
+        scale = float(torch.linalg.vector_norm(torch.stack(parts), dim=0).sum())
+        square = sum(float((sums[name] - eager.total[name]).double().square().sum()) for name in sums)
+        near = torch.allclose(norm_UL[real_U], want_UL, rtol=tolerance, atol=0.0)
+        if not near or math.sqrt(square) > tolerance * scale:
+            raise UnsupportedModel(
+                "The compiled graph does not give the sum or the norms of the eager engine on the same rows, "
+                f"to {tolerance}. Use ClipEngine, and please report it.",
+                code="compile-self-check",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Call:
+    """One call's arguments. `k`: rows a unit; `one_loss`: a unit's loss must be one value."""
+
+    losses: Losses
+    clipping: StepClipping
+    groups: tuple[Group, ...]
+    one_loss: bool
+    k: int
+
+
+def _norms_of(done: BoundedSum) -> Tensor:
+    """(U, L)."""
+    return done.norms[:, None] if done.group_norms is None else done.group_norms
+
+
+def _max_norms(groups: Sequence[Group], device: torch.device) -> Tensor:
+    """(L,)."""
+    return torch.tensor([group.max_norm for group in groups], dtype=torch.float64, device=device)
+
+
+def _generator_states(device: torch.device) -> list[tuple[torch.Generator, Tensor]]:
+    """The generators a graph may draw from, and where they stand."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    return [(generator, generator.get_state()) for generator in generators]
+
+
+def _units(batch: Any, index_N: Tensor, k: int) -> Any:
+    """The rows of the units `index_N`, of k rows each."""
+    index = (index_N[:, None] * k + torch.arange(k, device=index_N.device)).flatten()
+    return tree_map_only(Tensor, lambda t: t[index], batch)
+
+
+def _add_to(total: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+    for name, added in sums.items():
+        if name in total:
+            total[name] += added
+        else:
+            total[name] = added
+
+
+def _padded(leaves: Sequence[Any], size: int) -> list[Tensor]:
+    """The tensors with `size` rows, the first row repeated at the end, laid out as the graph expects."""
+    tensors = [leaf.detach().contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
+    missing = size - tensors[0].shape[0]
+    if not missing:
+        return tensors
+    return [torch.cat([t, t[:1].expand(missing, *t.shape[1:])]) for t in tensors]
+
+
+def _compile_graph(module: nn.Module, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    import torch._inductor  # slow to import: only for whoever compiles
+
+    run: Any = torch._inductor.compile(module, inputs)  # pyright: ignore[reportArgumentType]
+    return run
+
+
+def _require_compiler(model: nn.Module) -> None:
+    """Refuse before anything is spent where nothing can be compiled.
+
+    Raises:
+        ConfigError[no-compiler].
+    """
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    devices = {p.device.type for p in model.parameters()}
+    try:
+        cpp_builder.get_cpp_compiler()  # on any device: what stays on the host is compiled too
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "Compiling needs a C++ compiler, and none was found. Install one (g++ or clang++), name it in "
+            "the environment variable CXX, or use ClipEngine.",
+            code="no-compiler",
+        ) from error
+    if devices - {"cpu"} and not has_triton():
+        raise ConfigError(
+            f"Compiling for {sorted(devices - {'cpu'})} needs Triton, which is not installed or does not "
+            "know the device. Install it, or use ClipEngine.",
+            code="no-compiler",
+        )
