@@ -399,3 +399,19 @@ def test_another_axis_in_the_same_operations_is_proven_anew() -> None:
     shift = 1
     with pytest.raises(CoupledExamples):
         engine.clipped_sum(losses, x)
+
+
+@pytest.mark.parametrize("method", ["book-keeping", "ghost"])
+def test_a_model_that_lies_in_one_reentrant_checkpoint_is_exact(method: str) -> None:
+    """The forward records nothing: that something must be proven shows in the backward only."""
+    from torch.utils.checkpoint import checkpoint
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+    def losses(x: Tensor) -> Tensor:
+        return checkpoint(model, x.clone().requires_grad_(), use_reentrant=True).square().sum(1)
+
+    problem = Problem(model=model, losses=losses, batch=torch.randn(5, 4, dtype=torch.float64))
+    want = oracle.loop_clipped_sum(problem.model, problem.losses, problem.batch, 0.1)
+    check(problem, FlatClipping(max_norm=0.1), want, method=method)

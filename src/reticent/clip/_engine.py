@@ -361,19 +361,20 @@ class ClipEngine:
             if isinstance(consumer, Clip):
                 consumer.expect(visitor.sure)
             capture.begin_backward(visitor)
-            run_backward(loss_R, ones, retain_graph=not last)
-            with torch.no_grad(), capture.stage.pause(loss_R.device):
-                visitor.finish()
-                if isinstance(consumer, Clip):
-                    consumer.finish()
+            try:
+                run_backward(loss_R, ones, retain_graph=not last)
+                with torch.no_grad(), capture.stage.pause(loss_R.device):
+                    visitor.finish()
+                    if isinstance(consumer, Clip):
+                        consumer.finish()
+            finally:
+                work.touched |= isinstance(consumer, Clip | Sums) and consumer.has_added
 
         if self.method == "ghost":
             with torch.random.fork_rng(devices=_cuda_devices(loss_R)):  # what runs again draws alike in both
                 run(Norms(norms, planner, work.total), last=False)
-            work.touched = True
             run(Sums(norms, work.total), last=True)
         else:
-            work.touched = True
             run(Clip(norms, work.total, planner), last=True)
         planner.end(holding=self.method != "ghost" and len(work.groups) == 1)
 

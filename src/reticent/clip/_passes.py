@@ -182,10 +182,12 @@ class Sums:
 
     def __init__(self, norms: GroupNorms, total: Mapping[str, Tensor]) -> None:
         self._norms, self._total = norms, total
+        self.has_added = False
         self._weights = [norms.weights(i) for i in range(len(norms.groups))]
 
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
+        self.has_added = True
         form.add_weighted(*self._weights[self._norms.group_of[name]], self._total[name])
 
 
@@ -203,6 +205,7 @@ class Clip:
     def __init__(self, norms: GroupNorms, total: Mapping[str, Tensor], planner: Planner) -> None:
         self._norms, self._total, self._planner = norms, total, planner
         self._holding = len(norms.groups) == 1
+        self.has_added = False
         self._held: list[dict[str, Form]] = [{} for _ in norms.groups]
         self._missing: list[set[str] | None] = [None for _ in norms.groups]
 
@@ -234,6 +237,7 @@ class Clip:
         if not held:
             return
         weight_U, keep_U = self._norms.weights(group)
+        self.has_added = True
         for name in list(held):
             held.pop(name).add_weighted(weight_U, keep_U, self._total[name])
 
