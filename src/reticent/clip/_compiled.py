@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from reticent.bounded import BoundedSum
 from reticent.clip._batch import num_rows, rows
-from reticent.clip._engine import ClipEngine, Losses, _sizes, sum_dtype, trainable
+from reticent.clip._engine import ClipEngine, Losses, _sizes, trainable
 from reticent.clip._groups import Group, resolve
 from reticent.clip._guards import checked_units
 from reticent.clip._programs import fingerprint
 from reticent.clip._refuse import refuse_unsupported
+from reticent.clip._sums import sum_dtype
 from reticent.clip._trace import Setting, prove, state_of, trace_sum, without_autocast
 from reticent.clipping import StepClipping, sensitivity
 from reticent.errors import ConfigError, UnsupportedModel

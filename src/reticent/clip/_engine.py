@@ -32,6 +32,7 @@ from reticent.clip._passes import Clip, Consumer, FormVisitor, GroupNorms, Layou
 from reticent.clip._planner import Planner, Planning
 from reticent.clip._probe import Fingerprints, probe_weights, prove_layout
 from reticent.clip._refuse import refuse_unsupported
+from reticent.clip._sums import SumsOnDemand, sum_dtype
 from reticent.clipping import FlatClipping, StepClipping, sensitivity
 from reticent.errors import ConfigError, CoupledExamples, UnsupportedModel
 from reticent.rules import BUILTIN, Layout, OpRule
@@ -100,11 +101,6 @@ def _one_clipping(max_norm: float | None, clipping: StepClipping | None) -> Step
 
 def _sizes(params: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: p.numel() for name, p in params.items()}
-
-
-def sum_dtype(param: Tensor) -> torch.dtype:
-    """Clipped sums are kept in float32, or float64 if the parameter is."""
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
 class ClipEngine:
@@ -200,9 +196,7 @@ class ClipEngine:
         params = trainable(self._model)
         clipping = self.clipping if clipping is None else clipping
         groups = resolve(clipping, _sizes(params))
-        total = (
-            {n: torch.zeros_like(p, dtype=sum_dtype(p)) for n, p in params.items()} if out is None else out
-        )
+        total = SumsOnDemand(params) if out is None else out
         if batch is not None and num_rows(batch) == 0:
             norms = torch.zeros(0, len(groups), dtype=torch.float64)
         elif self.method == "loop":
@@ -210,7 +204,7 @@ class ClipEngine:
         else:
             norms = self._book_keep(_Work(params, groups, losses, batch, num_units, total))
         return BoundedSum(
-            total=total,
+            total={name: total[name] for name in params} if out is None else out,
             bound=sensitivity(clipping),
             norms=torch.linalg.vector_norm(norms, dim=1) if len(groups) > 1 else norms[:, 0],
             group_norms=norms if len(groups) > 1 else None,
@@ -277,7 +271,7 @@ class ClipEngine:
         norms = GroupNorms(
             work.groups,
             torch.isfinite(loss_R.detach().reshape(units, -1)).all(1),
-            round_up({t.dtype for t in work.total.values()}),
+            round_up({sum_dtype(p) for p in work.params.values()}),
         )
         with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
             found = self._prove(capture, loss_R, units, proven, work) if probe else None
@@ -372,10 +366,10 @@ class ClipEngine:
 
         if self.method == "ghost":
             with torch.random.fork_rng(devices=_cuda_devices(loss_R)):  # what runs again draws alike in both
-                run(Norms(norms, planner, work.total), last=False)
+                run(Norms(norms, planner, work.params), last=False)
             run(Sums(norms, work.total), last=True)
         else:
-            run(Clip(norms, work.total, planner), last=True)
+            run(Clip(norms, work.total, planner, work.params), last=True)
         planner.end(holding=self.method != "ghost" and len(work.groups) == 1)
 
     # -- proofs ------------------------------------------------------------------------------------

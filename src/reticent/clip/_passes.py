@@ -166,12 +166,12 @@ class Norms:
 
     whole = True
 
-    def __init__(self, norms: GroupNorms, planner: Planner, total: Mapping[str, Tensor]) -> None:
-        self._norms, self._planner, self._total = norms, planner, total
+    def __init__(self, norms: GroupNorms, planner: Planner, params: Mapping[str, Tensor]) -> None:
+        self._norms, self._planner, self._params = norms, planner, params
 
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
-        square_U, _ = self._planner.settle(name, form, holding=False, like=self._total[name])
+        square_U, _ = self._planner.settle(name, form, holding=False, like=self._params[name])
         self._norms.add(name, square_U)
 
 
@@ -196,14 +196,21 @@ class Clip:
 
     Args:
         norms: of the groups.
-        total: name -> sum to add to.
+        total: name -> sum to add to; looked up when something is added.
         planner: chooses how each parameter's norm is computed.
+        params: name -> parameter.
     """
 
     whole = True
 
-    def __init__(self, norms: GroupNorms, total: Mapping[str, Tensor], planner: Planner) -> None:
-        self._norms, self._total, self._planner = norms, total, planner
+    def __init__(
+        self,
+        norms: GroupNorms,
+        total: Mapping[str, Tensor],
+        planner: Planner,
+        params: Mapping[str, Tensor],
+    ) -> None:
+        self._norms, self._total, self._planner, self._params = norms, total, planner, params
         self._holding = len(norms.groups) == 1
         self.has_added = False
         self._held: list[dict[str, Form]] = [{} for _ in norms.groups]
@@ -218,7 +225,7 @@ class Clip:
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
         group = self._norms.group_of[name]
-        square_U, held = self._planner.settle(name, form, holding=self._holding, like=self._total[name])
+        square_U, held = self._planner.settle(name, form, holding=self._holding, like=self._params[name])
         self._norms.add(name, square_U)
         self._held[group][name] = held
         missing = self._missing[group]

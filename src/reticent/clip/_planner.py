@@ -109,7 +109,7 @@ class Planner:
             name: the parameter.
             form: its per-unit gradients.
             holding: whether what is kept stays until the pass ends.
-            like: the parameter's sum, for timing.
+            like: the parameter, for timing.
 
         Returns:
             Squared norms, (U,) float64, and the form to keep for the sum.
@@ -217,7 +217,9 @@ class Planner:
 
 def _timed(form: Form, method: str, like: Tensor) -> float:
     """Seconds of norm and sum by one method: the faster of two runs."""
-    scratch = torch.zeros_like(like)
+    scratch = torch.zeros_like(
+        like, dtype=torch.promote_types(like.dtype, torch.float32), requires_grad=False
+    )
     times = []
     for _ in range(2):
         _synchronize(like)

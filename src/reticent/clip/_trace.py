@@ -30,13 +30,13 @@ from reticent.clip._engine import (
     _refuse_bypass,
     _refuse_unseen,
     _reused,
-    sum_dtype,
 )
 from reticent.clip._graph import Graph, trace
 from reticent.clip._groups import Group
 from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._passes import FormVisitor, round_up
 from reticent.clip._probe import Fingerprints, probe_weights
+from reticent.clip._sums import sum_dtype
 from reticent.errors import UnsupportedModel
 from reticent.rules import Form, Layout
 from reticent.rules._forms import Doubts
