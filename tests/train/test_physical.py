@@ -165,7 +165,7 @@ def test_a_budget_without_auto_or_below_one_row_spends_nothing(tmp_path: Any) ->
 def test_a_recipe_takes_auto_and_a_budget_in_words(tmp_path: Any) -> None:
     from reticent.recipes import request, with_physical_batch
 
-    small = with_physical_batch(request("digits", ["physical_batch_size=auto", "memory_budget=8MiB"]))
+    small = with_physical_batch(request("digits", ["physical_batch_size=auto", "memory_budget=1MiB"]))
     large = with_physical_batch(request("digits", ["physical_batch_size=auto", "memory_budget=1GiB"]))
     assert 1 <= small.config.num_rows_at_once < large.config.num_rows_at_once
     with pytest.raises(ConfigError, match="memory_budget is only read with physical_batch_size=auto"):
