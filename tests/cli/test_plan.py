@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from reticent.cli import main
-from reticent.recipes import make_plan, request
+from reticent.recipes import plan_of, request
 
 FASHION = "--delta 1e-5 --num-examples 60000"
 
@@ -143,7 +143,7 @@ def test_a_recipes_plan_has_the_contracts_fields_and_its_cost(recipe):
     assert found["updates"] == config.num_steps
     assert found["example_gradients"] == config.num_steps * config.expected_batch_size
     assert 0 < found["epsilon"] <= config.epsilon
-    assert found["noise_multiplier"] == make_plan(asked.recipe, config).noise_multiplier
+    assert found["noise_multiplier"] == plan_of(asked).noise_multiplier
     memory = found["memory"]
     parts = ("parameters", "clipped_sums", "optimizer_state", "ema")
     assert memory["total"] == sum(memory[name] for name in parts) + max(
@@ -191,7 +191,7 @@ def test_a_recipe_and_its_options_are_checked(line, text):
 
 
 def test_a_recipes_plan_reads_no_data_and_shows_its_memory(monkeypatch):
-    monkeypatch.setattr("reticent.recipes._run.load", None)
+    monkeypatch.setattr("reticent.recipes._arrays.load", None)
     shown = run("digits").stdout
     for text in ("recipe", "updates", "memory of a step", "activations", "MiB"):
         assert text in shown

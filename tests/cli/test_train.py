@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import reticent.cli
-from reticent.recipes import _run as run_module
+from reticent.recipes import _arrays as arrays_module
 
 SHORT = ["--set", "num_steps=4", "--set", "expected_batch_size=40", "--set", "checkpoint_every=2"]
 
@@ -73,7 +73,7 @@ def test_a_dry_run_reads_no_data_and_writes_nothing(tmp_path, call, monkeypatch)
     def no_data(*_, **__):
         raise AssertionError("data were read")
 
-    monkeypatch.setattr(run_module, "load", no_data)
+    monkeypatch.setattr(arrays_module, "load", no_data)
     monkeypatch.chdir(tmp_path)
     status, out, _ = call("train", "--dry-run", "--json")
     assert status == 0

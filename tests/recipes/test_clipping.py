@@ -9,7 +9,7 @@ from reticent.clipping import AdaptiveClipping, AutomaticClipping, FlatClipping,
 from reticent.data import load
 from reticent.errors import ConfigError
 from reticent.plan import Plan
-from reticent.recipes import go_on, make_plan, recipes, request, run
+from reticent.recipes import go_on, plan_of, recipes, request, run
 from reticent.recipes._clipping import clipping_of
 from reticent.report import write_report
 from reticent.train import _step as step_module
@@ -53,7 +53,7 @@ MADE = [
 def test_settings_make_the_clipping(settings, clipping):
     asked = request("digits", [*SHORT, *settings])
     assert clipping_of(asked.config) == clipping
-    assert make_plan(asked.recipe, asked.config).clipping == clipping
+    assert plan_of(asked).clipping == clipping
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from reticent.errors import ConfigError
-from reticent.recipes import DEFAULT_RECIPE, make_plan, recipes, request
+from reticent.recipes import DEFAULT_RECIPE, plan_of, recipes, request
 from reticent.recipes._config import parse_settings, restore_config
 
 
@@ -19,10 +19,10 @@ def test_the_default_recipe_is_fashion_mnist_at_epsilon_three():
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_every_recipes_defaults_make_a_plan_within_its_budget(name):
     asked = request(name)
-    plan = make_plan(asked.recipe, asked.config)
+    plan = plan_of(asked)
     assert plan.epsilon().epsilon <= asked.config.epsilon
     assert plan.num_steps == asked.config.num_steps
-    assert plan.sampler.num_examples == asked.recipe.num_examples
+    assert plan.sampler.num_examples == asked.recipe.num_examples(asked.config)
 
 
 @pytest.mark.parametrize(

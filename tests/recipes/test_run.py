@@ -10,9 +10,10 @@ import torch
 from reticent.account.ledger import read_ledger
 from reticent.data import ArrayPair, load
 from reticent.errors import ConfigError, DataError
-from reticent.recipes import _run as run_module
+from reticent.recipes import _arrays as arrays_module
+from reticent.recipes import _training as training_module
 from reticent.recipes import go_on, recipes, request, run
-from reticent.recipes._run import build_model
+from reticent.recipes._training import build_model
 from reticent.train._checkpoint import load_tensors
 
 SHORT = ["num_steps=6", "eval_every=3", "checkpoint_every=2", "expected_batch_size=40"]
@@ -141,7 +142,7 @@ def test_a_stopped_run_goes_on_to_its_end(tmp_path, digits, monkeypatch, setting
 def test_a_run_stopped_in_its_twin_trains_the_twin_again(tmp_path, digits, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(run_module, "_train_twin", lambda *_: (_ for _ in ()).throw(Stop))
+        patch.setattr(training_module, "_train_twin", lambda *_: (_ for _ in ()).throw(Stop))
         run(request("digits", [*SHORT, "twin=true"]), out=out, data=digits)
     result = go_on(out, data=digits)
     assert result["num_steps"] == read_ledger(out / "ledger.jsonl").num_steps == 6
@@ -157,7 +158,7 @@ def unreachable(monkeypatch, *, code="data-sources"):
             return load(name, **options)
         raise DataError(f"'{name}' could not be had from any source: https refused.", code=code)
 
-    monkeypatch.setattr(run_module, "load", fail)
+    monkeypatch.setattr(arrays_module, "load", fail)
 
 
 def test_unreachable_data_fall_back_to_digits_loudly(tmp_path, monkeypatch, capsys):
@@ -166,7 +167,7 @@ def test_unreachable_data_fall_back_to_digits_loudly(tmp_path, monkeypatch, caps
     unreachable(monkeypatch)
     asked = request("fashion-mnist", ["epsilon=2", "noise_seed=1", "num_steps=1000", "lr=3"])
     with monkeypatch.context() as patch:
-        patch.setitem(vars(run_module), "make_config", short_config)
+        patch.setitem(vars(training_module), "make_config", short_config)
         result = run(asked, out=tmp_path / "run", console=Console(stderr=True, width=400))
     told = capsys.readouterr().err
     assert "https refused" in told

@@ -58,13 +58,14 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     rows += [
         _privacy(result),
-        ("test accuracy", f"{result['test_accuracy']:.2%} ({result['weights']} weights)"),
+        *((name, f"{score} ({result['weights']} weights)") for name, score in _scores(result)),
     ]
     if "twin" in result:
         twin = result["twin"]
-        rows.append(
-            ("  without privacy", f"{twin['test_accuracy']:.2%} (same recipe, its own learning rate)")
-        )
+        rows += [
+            (f"  {name} without privacy", f"{score} (same recipe, its own learning rate)")
+            for name, score in _scores(twin)
+        ]
         rows.append(
             ("time", f"{result['seconds']:.1f} s, {twin['time_ratio']:.2f} x the run without privacy")
         )
@@ -76,6 +77,19 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if result["report"] is not None:
         rows.append(("report", result["report"]))
     return rows
+
+
+def _scores(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each score on the test data; the loss only where there is nothing better."""
+    found = {name: value for name, value in result.items() if name.startswith("test_")}
+    shown = {name: value for name, value in found.items() if name != "test_loss"} or found
+    return [(name.replace("_", " "), _score(name, value)) for name, value in shown.items()]
+
+
+def _score(name: str, value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:.2%}" if name == "test_accuracy" else f"{value:.4g}"
 
 
 def _privacy(result: Mapping[str, Any]) -> tuple[str, str]:

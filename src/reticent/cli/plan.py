@@ -129,15 +129,22 @@ def _refuse_fixed_by_recipe(recipe: str, options: Mapping[str, object]) -> None:
 
 
 def _record_of_recipe(target: str, assignments: Sequence[str]) -> dict[str, Any]:
-    from reticent.recipes import make_plan, request, step_memory, with_physical_batch  # torch is slow
+    from reticent.recipes import TrainingRecipe, plan_of, request, step_memory, with_physical_batch  # torch
 
-    asked = with_physical_batch(request(target, assignments))
-    plan = make_plan(asked.recipe, asked.config)
+    asked = request(target, assignments)
+    if not isinstance(asked.recipe, TrainingRecipe):
+        raise ConfigError(
+            f"The recipe '{asked.recipe.name}' does not train by gradient steps. What it would do: "
+            f"reticent train {asked.recipe.name} --dry-run.",
+            code="plan-recipe",
+        )
+    asked = with_physical_batch(asked)
+    plan = plan_of(asked)
     record = {
         "recipe": asked.recipe.name,
         "private": asked.config.private,
         **_record(plan, batch_is_known=True),
-        "physical_batch_size": asked.config.physical_batch_size,
+        "physical_batch_size": asked.config.model_dump()["physical_batch_size"],
         "memory": step_memory(asked),
     }
     if asked.config.noise_seed is not None:

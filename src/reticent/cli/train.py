@@ -4,7 +4,6 @@ Room: cli.
 """
 
 import json
-import math
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,21 +49,9 @@ def command(recipe: str, settings: tuple[str, ...], out: Path | None, as_json: b
 
 
 def _print_plan(asked: "Request", *, as_json: bool) -> None:
-    from reticent.recipes import make_plan
+    from reticent.recipes import describe
 
-    plan = make_plan(asked.recipe, asked.config)
-    epsilon = math.inf if asked.config.noise_seed is not None else plan.epsilon().epsilon
-    shown = {
-        "recipe": asked.recipe.name,
-        "private": asked.config.private,
-        "epsilon": epsilon if math.isfinite(epsilon) else None,
-        "delta": plan.delta,
-        "noise_multiplier": plan.noise_multiplier,
-        "num_steps": plan.num_steps,
-        "expected_batch_size": plan.expected_batch_size,
-        "neighbouring_relation": str(plan.relation),
-        "config": asked.config.public_dict(),
-    }
+    shown = describe(asked)
     if as_json:
         click.echo(json.dumps(shown, allow_nan=False))
         return

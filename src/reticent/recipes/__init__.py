@@ -4,26 +4,23 @@ Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 """
 
 from ._config import RecipeConfig
-from ._recipe import Recipe
-from ._run import (
-    DEFAULT_RECIPE,
-    Request,
-    go_on,
-    make_plan,
-    recipes,
-    request,
-    run,
-    step_memory,
-    with_physical_batch,
-)
+from ._recipe import Recipe, Request
+from ._run import describe, go_on, request, run
+from ._table import DEFAULT_RECIPE, recipes
+from ._training import Material, TrainingRecipe, plan_of, step_memory, with_physical_batch
+from ._training_config import TrainingConfig
 
 __all__ = [
     "DEFAULT_RECIPE",
+    "Material",
     "Recipe",
     "RecipeConfig",
     "Request",
+    "TrainingConfig",
+    "TrainingRecipe",
+    "describe",
     "go_on",
-    "make_plan",
+    "plan_of",
     "recipes",
     "request",
     "run",

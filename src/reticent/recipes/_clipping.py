@@ -14,10 +14,10 @@ from reticent.clipping import (
     PerLayerClipping,
 )
 
-from ._config import RecipeConfig
+from ._training_config import TrainingConfig
 
 
-def clipping_of(config: RecipeConfig) -> Clipping:
+def clipping_of(config: TrainingConfig) -> Clipping:
     """The clipping that a recipe's settings ask for; what they leave out is as the record has it.
 
     Raises:

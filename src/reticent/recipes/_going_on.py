@@ -18,14 +18,13 @@ from reticent.sample import PoissonSampler
 from reticent.train import TrainSettings, check_ledger, finite, ledger_epsilon
 
 from ._clipping import clipping_of
-from ._config import RecipeConfig
-from ._recipe import Recipe
+from ._training_config import TrainingConfig
 
 
 def check_unedited(
     folder: Path,
-    recipe: Recipe,
-    config: RecipeConfig,
+    num_examples: int,
+    config: TrainingConfig,
     plan: Plan | None,
     *,
     written: Mapping[str, Any],
@@ -48,7 +47,7 @@ def check_unedited(
     if math.isinf(config.epsilon):
         wrong += ["epsilon"] if plan is not None or (folder / "ledger.jsonl").exists() else []
     else:
-        wrong += _not_of_plan(recipe, config, plan)
+        wrong += _not_of_plan(num_examples, config, plan)
     if wrong:
         raise ConfigError(
             f"'{folder / 'run.json'}' contradicts itself or the ledger in: {', '.join(wrong)}. A run goes on "
@@ -57,11 +56,11 @@ def check_unedited(
         )
 
 
-def _not_of_plan(recipe: Recipe, config: RecipeConfig, plan: Plan | None) -> list[str]:
+def _not_of_plan(num_examples: int, config: TrainingConfig, plan: Plan | None) -> list[str]:
     """Names of settings in which a private run's plan differs from its config."""
     if plan is None or plan.budget is None:
         return ["epsilon"]
-    sampler = PoissonSampler(num_examples=recipe.num_examples, expected_batch_size=config.expected_batch_size)
+    sampler = PoissonSampler(num_examples=num_examples, expected_batch_size=config.expected_batch_size)
     pairs = {
         "epsilon": (config.epsilon, plan.budget.epsilon),
         "delta": (config.delta, plan.delta),
@@ -81,14 +80,16 @@ def _not_of_clipping(implied: Clipping, ran: Clipping) -> list[str]:
     return [f.name for f in fields(implied) if getattr(implied, f.name) != getattr(ran, f.name)]
 
 
-def finished(folder: Path, config: RecipeConfig, plan: Plan | None, *, run_id: str) -> dict[str, Any] | None:
+def finished(
+    folder: Path, config: TrainingConfig, plan: Plan | None, *, run_id: str
+) -> dict[str, Any] | None:
     """The result of a run that is over, its privacy read from the ledger again; None if it is not over.
 
     Raises:
         LedgerError: the ledger is missing, damaged, was cut, or belongs to another run.
     """
-    result = _read_result(folder)
-    if result is None or (config.twin and _read_result(folder / "twin") is None):
+    result = _read_result(folder, concluded=True)
+    if result is None or (config.twin and _read_result(folder / "twin", concluded=False) is None):
         return None
     if plan is None:
         return {**result, "run": str(folder), "private": False, "epsilon": None}
@@ -108,11 +109,11 @@ def finished(folder: Path, config: RecipeConfig, plan: Plan | None, *, run_id: s
     }
 
 
-def _read_result(folder: Path) -> dict[str, Any] | None:
+def _read_result(folder: Path, *, concluded: bool) -> dict[str, Any] | None:
     """What a run wrote at its end; None if it did not, or if the file is damaged: then it is made again."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    needed = {"test_accuracy", "weights", "seconds", "num_steps"}
+    needed = {"weights", "seconds", "num_steps", *(("recipe",) if concluded else ())}
     return result if isinstance(result, dict) and needed <= result.keys() else None

@@ -8,11 +8,11 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 from torch import nn
 
-from ._config import RecipeConfig
-from ._recipe import Recipe
+from ._arrays import ArrayRecipe
+from ._training_config import TrainingConfig
 
 
-class DigitsConfig(RecipeConfig):
+class DigitsConfig(TrainingConfig):
     """Settings of `digits`."""
 
     num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 120
@@ -35,14 +35,14 @@ def _build(config: DigitsConfig) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
 
 
-DIGITS: Final = Recipe(
+DIGITS: Final = ArrayRecipe(
     name="digits",
     summary="handwritten digits, 8x8, embedded: a small network in seconds",
     config=DigitsConfig,
     dataset="digits",
-    num_examples=1437,
+    size=1437,
     row_shape=(8, 8),
     num_classes=10,
     scale=16.0,
-    build=_build,
+    make=_build,
 )

@@ -13,11 +13,11 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from ._config import RecipeConfig
-from ._recipe import Recipe
+from ._arrays import ArrayRecipe
+from ._training_config import TrainingConfig
 
 
-class FashionMnistConfig(RecipeConfig):
+class FashionMnistConfig(TrainingConfig):
     """Settings of `fashion-mnist`."""
 
     num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 600
@@ -70,15 +70,15 @@ def _build(config: FashionMnistConfig) -> nn.Module:
     )
 
 
-FASHION_MNIST: Final = Recipe(
+FASHION_MNIST: Final = ArrayRecipe(
     name="fashion-mnist",
     summary="Fashion-MNIST from scratch: a small tanh network in minutes",
     config=FashionMnistConfig,
     dataset="fashion-mnist",
-    num_examples=60_000,
+    size=60_000,
     row_shape=(28, 28),
     num_classes=10,
     scale=255.0,
-    build=_build,
+    make=_build,
     fallback="digits",
 )

@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 
 from ._adapt import ClipNorms
-from ._checkpoint import Checkpoint, load_checkpoint
+from ._checkpoint import Checkpoint, load_checkpoint, load_tensors
 from ._evaluate import Evaluation, evaluate
 from ._files import finite, write_json
 from ._folder import (
@@ -54,6 +54,7 @@ __all__ = [
     "largest_physical_batch_size",
     "ledger_epsilon",
     "load_checkpoint",
+    "load_tensors",
     "mix_seed",
     "new_folder",
     "new_run_id",

@@ -1,0 +1,123 @@
+"""Recipes on image-like arrays with integer labels.
+
+Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from reticent.data import ArrayPair, Dataset, load
+from reticent.errors import DataError
+
+from ._training import Material, TrainingRecipe
+from ._training_config import TrainingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ArrayRecipe(TrainingRecipe):
+    """A ready plan with model and data, for arrays of one shape with integer labels.
+
+    Args:
+        name: what a person types.
+        summary: one line.
+        config: its settings, with its defaults.
+        dataset: name of the data set.
+        size: number of examples in the training set, a public constant.
+        row_shape: shape of one row of inputs.
+        num_classes: labels are 0 .. num_classes - 1.
+        scale: public constant that inputs are divided by.
+        make: settings -> model, from torch's global generator.
+        fallback: recipe to take, loudly, if no source of the data can be reached.
+    """
+
+    name: str
+    summary: str
+    config: type[TrainingConfig]
+    dataset: str
+    size: int
+    row_shape: tuple[int, ...]
+    num_classes: int
+    scale: float
+    make: Callable[[Any], nn.Module]
+    fallback: str | None = None
+
+    def num_examples(self, config: TrainingConfig) -> int:
+        return self.size
+
+    def fetch(self, config: TrainingConfig, *, report: Callable[[str], None], progress: bool) -> Dataset:
+        return load(self.dataset, report=report, progress=progress)
+
+    def prepare(self, config: TrainingConfig, fetched: Dataset) -> Material:
+        return Material(
+            train=self._tensors(fetched.train, split="train"),
+            test=self._tensors(fetched.test, split="test"),
+            about={
+                "name": fetched.name,
+                "source": fetched.source,
+                "licence": fetched.licence,
+                "sha256": fetched.sha256,
+            },
+        )
+
+    def build(self, config: TrainingConfig) -> nn.Module:
+        return self.make(config)
+
+    def random_rows(self, config: TrainingConfig, num_rows: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand((num_rows, *self.row_shape), generator=generator).mul_(2.0).sub_(1.0)
+        return x, torch.randint(self.num_classes, (num_rows,), generator=generator)
+
+    def loss_per_example(self, config: TrainingConfig) -> Callable[[nn.Module, Any], Tensor]:
+        return cross_entropy
+
+    def scores(self, config: TrainingConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
+        return accuracy_and_loss
+
+    def _tensors(self, pair: ArrayPair, *, split: str) -> TensorDataset:
+        """Check one split, and make tensors of it: inputs (N, *row) float32 in [-1, 1], labels (N,).
+
+        Raises:
+            DataError[data-empty]: it has no rows.
+            DataError[data-shape]: rows of another shape, or inputs and labels of different number.
+            DataError[data-labels]: a label is not an integer in the recipe's range.
+        """
+        x, y = np.asarray(pair.x), np.asarray(pair.y)
+        if len(y) == 0:
+            raise DataError(f"The {split} split of '{self.dataset}' is empty.", code="data-empty")
+        if x.shape != (len(y), *self.row_shape) or y.ndim != 1:
+            raise DataError(
+                f"The {split} split of '{self.dataset}' must have one row of shape {self.row_shape} and one "
+                f"label an example; got arrays of shapes {x.shape} and {y.shape}.",
+                code="data-shape",
+            )
+        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= self.num_classes:
+            raise DataError(
+                f"Labels of the {split} split of '{self.dataset}' must be integers from 0 to "
+                f"{self.num_classes - 1}; some are not.",
+                code="data-labels",
+            )
+        scaled = torch.from_numpy(x.astype(np.float32)).div_(self.scale / 2).sub_(1.0)
+        return TensorDataset(scaled, torch.from_numpy(y.astype(np.int64)))
+
+
+def cross_entropy(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+    """Each row's cross-entropy, shape (B,)."""
+    x, y = rows
+    return F.cross_entropy(model(x), y, reduction="none")
+
+
+def accuracy_and_loss(model: nn.Module, rows: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Each row's accuracy (0 or 1) and cross-entropy, shape (B,)."""
+    x, y = rows
+    logits = model(x)
+    return {
+        "accuracy": (logits.argmax(1) == y).double(),
+        "loss": F.cross_entropy(logits, y, reduction="none"),
+    }

@@ -1,0 +1,157 @@
+"""Settings of recipes that train by private gradient steps.
+
+Room: recipes. May import pydantic and `reticent.errors`; no torch.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Final, Literal, Self
+
+from pydantic import AfterValidator, ByteSize, Field, model_validator
+
+from ._config import RecipeConfig
+
+_LARGEST_RATE: Final = 1e30
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _rows_at_once(size: int | str) -> int | str:
+    if size == "auto" or (isinstance(size, int) and size >= 1):
+        return size
+    raise ValueError(f"must be an integer >= 1, or 'auto', got {size!r}")
+
+
+# Settings that only one kind of clipping reads.
+_OF_CLIPPING: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "stability": "automatic",
+        "split": "per-layer",
+        "target_quantile": "adaptive",
+        "clip_lr": "adaptive",
+        "count_noise_multiplier": "adaptive",
+        "adapt_per_layer": "adaptive",
+    }
+)
+_IGNORED_WITHOUT_PRIVACY: Final = ("max_norm", "twin_lr", "clipping", "show_norms", *_OF_CLIPPING)
+
+
+class TrainingConfig(RecipeConfig):
+    """Settings of every training recipe. `lr` is the run's own; `twin_lr` its non-private twin's."""
+
+    num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")]
+    expected_batch_size: Annotated[_Positive, Field(description="examples in a step, on average")]
+    max_norm: Annotated[_Positive, Field(description="clipping norm of one example's gradient")]
+    lr: Annotated[_Positive, Field(description="learning rate")]
+    twin_lr: Annotated[_Positive, Field(description="learning rate without privacy")]
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd")] = 0.9
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="what updates the weights")] = (
+        "sgd"
+    )
+    lr_decay: Annotated[
+        Literal["none", "linear"],
+        Field(description="linear: the learning rate falls to zero by the last step"),
+    ] = "none"
+    ema: Annotated[float, Field(ge=0, lt=1, description="decay of the weights' average; 0 turns it off")] = (
+        0.99
+    )
+    physical_batch_size: Annotated[
+        int | str,
+        AfterValidator(_rows_at_once),
+        Field(description="rows at once: memory, not result; auto: what fits"),
+    ] = 256
+    memory_budget: Annotated[
+        ByteSize | None,
+        Field(description="of physical_batch_size=auto, e.g. 4GiB; default 60 % of what is free"),
+    ] = None
+    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 0
+    checkpoint_every: Annotated[
+        int, Field(ge=0, description="steps between checkpoints; 0: only at the end")
+    ] = 50
+    twin: Annotated[bool, Field(description="also train without privacy, to compare")] = False
+    show_loss: Annotated[bool, Field(description="show the training loss, which is NOT private")] = False
+    show_norms: Annotated[
+        bool, Field(description="write down gradient norms and share clipped, which are NOT private")
+    ] = False
+    clipping: Annotated[
+        Literal["flat", "automatic", "per-layer", "adaptive"],
+        Field(
+            description="how a gradient is bounded by max_norm; adaptive begins there and follows a quantile"
+        ),
+    ] = "flat"
+    stability: Annotated[
+        float | None,
+        Field(ge=1e-4, allow_inf_nan=False, description="of automatic clipping; 1e-4 all but normalises"),
+    ] = None
+    split: Annotated[
+        Literal["equal", "size"] | None, Field(description="of per-layer clipping: what max_norm is split by")
+    ] = None
+    target_quantile: Annotated[
+        float | None, Field(gt=0, lt=1, description="of adaptive clipping: share that is not clipped")
+    ] = None
+    clip_lr: Annotated[
+        float | None, Field(gt=0, le=10, description="of adaptive clipping: how fast the norm moves")
+    ] = None
+    count_noise_multiplier: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="of adaptive clipping; by default ten times the run's"),
+    ] = None
+    adapt_per_layer: Annotated[
+        bool | None, Field(description="of adaptive clipping: a norm for each layer")
+    ] = None
+
+    carried: ClassVar[tuple[str, ...]] = (*RecipeConfig.carried, "twin", "show_loss", "show_norms")
+
+    @property
+    def num_rows_at_once(self) -> int:
+        """The physical batch size, once it is a number."""
+        assert isinstance(self.physical_batch_size, int), "auto is resolved before anything runs"
+        return self.physical_batch_size
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.memory_budget is not None and self.physical_batch_size != "auto":
+            raise ValueError(
+                "memory_budget is only read with physical_batch_size=auto, which is "
+                f"{self.physical_batch_size}"
+            )
+        if self.memory_budget is not None and self.memory_budget < 1:
+            raise ValueError("memory_budget must be a positive number of bytes")
+        if math.isinf(self.epsilon) and self.twin:
+            raise ValueError(
+                "twin is a run without privacy beside a private one; with epsilon = inf leave it out"
+            )
+        for name, rate in (("lr", self.lr), ("twin_lr", self.twin_lr)):
+            if rate > _LARGEST_RATE:
+                raise ValueError(f"{name} must be at most {_LARGEST_RATE:g} to fit in the weights' numbers")
+        return self
+
+    def ignored(self, settings: Collection[str]) -> list[str]:
+        """`momentum` with adam, what only a private run uses with `epsilon = inf`, and the like."""
+        problems = super().ignored(settings)
+        if "momentum" in settings and self.optimizer != "sgd":
+            problems.append(
+                f"momentum is a setting of sgd, and optimizer is {self.optimizer!r}: leave it out"
+            )
+        if math.isinf(self.epsilon):
+            problems += [
+                f"{name} would be ignored: epsilon = inf turns privacy off. Leave it out"
+                for name in _IGNORED_WITHOUT_PRIVACY
+                if name in settings
+            ]
+            return problems
+        if "twin_lr" in settings and not self.twin:
+            problems.append("twin_lr would be ignored: set twin = true as well, or leave it out")
+        problems += [
+            f"{name} is a setting of {needed} clipping, and clipping is {self.clipping!r}: set clipping = "
+            f"{needed!r} as well, or leave it out"
+            for name, needed in _OF_CLIPPING.items()
+            if name in settings and self.clipping != needed
+        ]
+        return problems
+
+    def completed(self, settings: Collection[str]) -> Self:
+        """Without privacy, `lr` is by default the recipe's `twin_lr`."""
+        if math.isinf(self.epsilon) and "lr" not in settings:
+            return self.model_copy(update={"lr": self.twin_lr})
+        return self
