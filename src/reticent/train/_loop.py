@@ -1,6 +1,6 @@
 """The loop around steps: averages, evaluation, checkpoints, metrics. Knows no privacy of its own.
 
-Room: train. May import torch, `reticent.{plan,sample}` and the floors below.
+Room: train. May import torch, `reticent.{plan,sample,optim}` and the floors below.
 
 Whether a run is private is its stepper's business: the loop hands over batches and never sees a
 gradient. So a run without privacy, for comparison, goes through the very same lines.
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reticent.errors import CheckpointError, ConfigError
+from reticent.optim import Lamb
 from reticent.plan import LogicalBatch
 
 from ._checkpoint import Checkpoint, save_checkpoint, save_tensors
 from ._ema import ema_start, ema_update
 from ._evaluate import Evaluation, evaluate
-from ._files import append_line
+from ._files import append_line, finite
 from ._guards import trainable
 from ._progress import Watcher
 from ._seeds import mix_seed
@@ -291,6 +292,8 @@ def _measure(
         line = {"step": stepper.num_steps, "split": "test", "weights": weights, **values}
         if stepper.clip_norms:
             line["clip_norms"] = list(stepper.clip_norms)
+        if weights == "last" and isinstance(stepper.optimizer, Lamb):
+            line["trust_ratios"] = finite(stepper.optimizer.trust_ratios(stepper.model))
         append_line(folder / "metrics.jsonl", {**line, "seconds": round(state.seconds, 3)})
     state.measured = stepper.num_steps, scores
     return scores

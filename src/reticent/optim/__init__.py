@@ -1,0 +1,11 @@
+"""Optimizers that torch does not have. They take any gradient and know no privacy.
+
+Room: optim (floor 1). May import torch and `reticent.errors`.
+
+What an optimizer makes of a noised gradient is post-processing: it costs nothing, as long as it
+reads nothing else that depends on the private rows.
+"""
+
+from ._lamb import Lamb
+
+__all__ = ["Lamb"]
