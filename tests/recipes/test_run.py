@@ -14,6 +14,7 @@ from reticent.recipes import _arrays as arrays_module
 from reticent.recipes import _training as training_module
 from reticent.recipes import go_on, recipes, request, run
 from reticent.recipes._training import build_model
+from reticent.train import _step as step_module
 from reticent.train._checkpoint import load_tensors
 
 SHORT = ["num_steps=6", "eval_every=3", "checkpoint_every=2", "expected_batch_size=40"]
@@ -57,6 +58,21 @@ def test_epsilon_inf_trains_without_privacy_and_says_so(tmp_path, digits):
     assert result["epsilon"] is None
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["private"] is False
+
+
+def test_half_precision_runs_the_model_in_half_and_keeps_sums_in_single(tmp_path, digits, monkeypatch):
+    seen = []
+    loss = arrays_module.cross_entropy
+
+    def watched(model, rows):
+        seen.append(model(rows[0]).dtype)
+        return loss(model, rows)
+
+    monkeypatch.setattr(arrays_module, "cross_entropy", watched)
+    run(request("digits", [*SHORT, "precision=bfloat16"]), out=tmp_path / "run", data=digits)
+    assert set(seen) == {torch.bfloat16}
+    weights, _ = load_tensors(tmp_path / "run" / "weights.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float32}
 
 
 def test_a_noise_seed_fixes_everything_and_ends_privacy(tmp_path, digits):
@@ -137,6 +153,31 @@ def test_a_stopped_run_goes_on_to_its_end(tmp_path, digits, monkeypatch, setting
     if result["private"]:
         assert result["num_lost"] == read_ledger(out / "ledger.jsonl").num_lost == 1
     assert go_on(out, data=digits) == result
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)  # torch's own
+@pytest.mark.slow  # compiles
+def test_a_compiled_run_ends_where_an_eager_one_does_and_goes_on_compiled(tmp_path, digits, monkeypatch):
+    made, weights = [], {}
+    make = step_module.CompiledEngine
+    monkeypatch.setattr(
+        step_module, "CompiledEngine", lambda *a, **options: made.append(make(*a, **options)) or made[-1]
+    )
+    for name in ("false", "true"):
+        out = tmp_path / name
+        let_go = stop_at(monkeypatch, 5)
+        with pytest.raises(Stop):
+            settings = [*SHORT, "noise_seed=1", "physical_batch_size=16", f"compile={name}"]
+            run(request("digits", settings), out=out, data=digits)
+        let_go()
+        go_on(out, data=digits)
+        weights[name] = load_tensors(out / "weights.safetensors")[0]
+    assert len(made) == 2  # one for the run, one for the rest of it
+    assert [engine.num_eager for engine in made] == [1, 1]  # the first chunk; batches have many sizes
+    for key, eager in weights["false"].items():
+        torch.testing.assert_close(weights["true"][key], eager, rtol=1e-3, atol=1e-4)
 
 
 def test_a_run_stopped_in_its_twin_trains_the_twin_again(tmp_path, digits, monkeypatch):

@@ -177,7 +177,7 @@ class TrainingRecipe(Recipe):
                 job.model,
                 job.optimizer,
                 dataset=job.material.train,
-                loss_per_example=self.loss_per_example(config),
+                loss_per_example=_losses(self, config),
                 out=folder,
                 evaluation=job.evaluation,
                 console=console,
@@ -270,6 +270,20 @@ def _optimizer(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimi
             return AdamW(model.parameters(), lr=lr)
 
 
+def _losses(recipe: TrainingRecipe, config: TrainingConfig) -> Losses:
+    """The recipe's losses, in the precision that the settings ask for."""
+    losses = recipe.loss_per_example(config)
+    if config.precision == "float32":
+        return losses
+
+    def in_half(model: nn.Module, rows: Any) -> Tensor:
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return losses(model, rows)
+
+    return in_half
+
+
 def step_memory(asked: Request) -> dict[str, int]:
     """Bytes that a private step takes, by what they are for: `measure_memory` on random rows, no data.
 
@@ -279,7 +293,7 @@ def step_memory(asked: Request) -> dict[str, int]:
     recipe, config = _training(asked)
     model = build_model(recipe, config)
     largest = math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))
-    losses = recipe.loss_per_example(config)
+    losses = _losses(recipe, config)
     rows = recipe.random_rows(config, min(config.num_rows_at_once, largest, recipe.num_examples(config)))
     with torch.random.fork_rng(devices=[]):
         return measure_memory(
@@ -305,7 +319,7 @@ def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda t
     norms = ClipNorms(clipping_of(config), {n: p.numel() for n, p in model.named_parameters()})
     size = largest_physical_batch_size(
         model,
-        recipe.loss_per_example(config),
+        _losses(recipe, config),
         recipe.random_rows(config, 1),
         memory_budget=None if config.memory_budget is None else int(config.memory_budget),
         largest=min(4096, math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))),
@@ -324,6 +338,7 @@ def _settings(config: TrainingConfig) -> TrainSettings:
         ema=config.ema,
         lr_decay_steps=config.num_steps if config.lr_decay == "linear" else 0,
         seed=config.seed,
+        compile=config.compile,
         show_loss=config.show_loss,
         show_norms=config.show_norms,
     )
@@ -371,7 +386,7 @@ def _train_private(job: _Job, out: Path, console: Console | None) -> dict[str, A
         job.optimizer,
         plan=job.plan,
         dataset=job.material.train,
-        loss_per_example=job.recipe.loss_per_example(job.config),
+        loss_per_example=_losses(job.recipe, job.config),
         out=out,
         evaluation=job.evaluation,
         settings=_settings(config),
@@ -417,7 +432,7 @@ def _resume_plain(job: _Job, folder: Path, console: Console | None) -> dict[str,
         done = fit(
             stepper,
             job.plan.batches(job.material.train, start=start, stream=_public_stream(config, start)),
-            loss_per_example=job.recipe.loss_per_example(job.config),
+            loss_per_example=_losses(job.recipe, job.config),
             folder=folder,
             settings=_settings(config),
             watcher=watcher,
@@ -442,7 +457,7 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
         done = fit(
             stepper,
             job.plan.batches(job.material.train, stream=_public_stream(config, 0)),
-            loss_per_example=job.recipe.loss_per_example(job.config),
+            loss_per_example=_losses(job.recipe, job.config),
             folder=folder,
             settings=settings,
             watcher=watcher,

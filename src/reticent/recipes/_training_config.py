@@ -33,7 +33,7 @@ _OF_CLIPPING: Final[Mapping[str, str]] = MappingProxyType(
         "adapt_per_layer": "adaptive",
     }
 )
-_IGNORED_WITHOUT_PRIVACY: Final = ("max_norm", "twin_lr", "clipping", "show_norms", *_OF_CLIPPING)
+_IGNORED_WITHOUT_PRIVACY: Final = ("max_norm", "twin_lr", "clipping", "show_norms", "compile", *_OF_CLIPPING)
 
 
 class TrainingConfig(RecipeConfig):
@@ -64,6 +64,13 @@ class TrainingConfig(RecipeConfig):
         ByteSize | None,
         Field(description="of physical_batch_size=auto, e.g. 4GiB; default 60 % of what is free"),
     ] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(description="of forward and backward (autocast); norms and sums stay float32"),
+    ] = "float32"
+    compile: Annotated[
+        bool, Field(description="clip in a compiled graph: minutes once, then faster steps")
+    ] = False
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 0
     checkpoint_every: Annotated[
         int, Field(ge=0, description="steps between checkpoints; 0: only at the end")

@@ -99,6 +99,7 @@ class TrainSettings:
         lr_decay_steps: steps over which every learning rate falls linearly from its own value to zero;
             0 keeps it constant. Step t of T runs at 1 - t / T of it.
         seed: public seed of dropout and other random layers.
+        compile: clip in a compiled graph of one physical batch; see `PrivateStep`.
         show_loss: show the training loss. It is computed from private rows and is NOT private.
         show_norms: write down how long the units' gradients were: share clipped, quantiles, and the
             clipped sum against its noise. NOT private either.
@@ -112,6 +113,7 @@ class TrainSettings:
     ema: float = 0.0
     lr_decay_steps: int = 0
     seed: int = 0
+    compile: bool = False
     show_loss: bool = False
     show_norms: bool = False
 

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from reticent.account.ledger import Ledger
 from reticent.bounded import BoundedSum
-from reticent.clip import ClipEngine
+from reticent.clip import ClipEngine, CompiledEngine
 from reticent.clipping import StepClipping, sensitivity
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
 from reticent.noise import CipherNoise, NoiseSource, add_noise
@@ -47,7 +47,7 @@ class Engine(Protocol):
     def clipped_sum(
         self,
         losses: Callable[..., Tensor],
-        batch: Any = None,
+        batch: Any,
         *,
         num_units: int | None = None,
         out: dict[str, Tensor] | None = None,
@@ -201,7 +201,9 @@ class PrivateStep:
         check_batch: rows for the engine's self-check. Give public ones if you have them; by default the
             first four rows of the data set are used, before the first step only, and an error from it
             names parameters and no values.
-        engine: clips gradients; by default a `ClipEngine` with the plan's clipping.
+        compile: clip in a compiled graph of one physical batch, `reticent.clip.CompiledEngine`: smaller
+            chunks are padded, so that no batch compiles again. Worth it in runs of many steps.
+        engine: clips gradients; by default one with the plan's clipping, compiled or not.
         show_norms: after each step, say in `last_not_private` how long the units' gradients were. These
             figures are NOT private.
 
@@ -220,6 +222,8 @@ class PrivateStep:
     Raises:
         ConfigError[no-noise]: the plan's noise multiplier is 0.
         ConfigError[physical-batch-size]: not a positive integer.
+        ConfigError[no-compiler]: `compile`, and there is no compiler for the model's device.
+        ConfigError[engine-compile]: both `compile` and an engine.
         ConfigError[noise-source, noise-bound]: the noise cannot be drawn, or its size is not a number.
         ConfigError[optimizer-type, optimizer-closure, optimizer-parameters, nothing-to-train]: see the codes.
         LedgerError[ledger-exists]: `ledger` is the path of an existing file.
@@ -243,10 +247,16 @@ class PrivateStep:
         seed: int = 0,
         transform: Transform | None = None,
         check_batch: Any = None,
+        compile: bool = False,
         engine: Engine | None = None,
         show_norms: bool = False,
     ) -> None:
         check_physical_batch_size(physical_batch_size)
+        if compile and engine is not None:
+            raise ConfigError(
+                "compile makes an engine of its own, and one was given: leave out either.",
+                code="engine-compile",
+            )
         if plan.noise_multiplier <= 0:
             raise ConfigError(
                 "PrivateStep needs a plan with noise_multiplier > 0: without noise there is no privacy. To "
@@ -264,8 +274,7 @@ class PrivateStep:
         self._norms: Final = ClipNorms(
             plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}
         )
-        now = self._norms.now()
-        self._engine: Final[Engine] = ClipEngine(model, clipping=now) if engine is None else engine
+        self._engine: Final[Engine] = self._make_engine(compile) if engine is None else engine
         self._show_norms: Final = show_norms
         self.last_not_private: dict[str, float] | None = None
         self._seed, self._transform, self._check_batch = seed, transform, check_batch
@@ -441,6 +450,12 @@ class PrivateStep:
         finally:
             for p in self._watch.trainable.values():
                 p.grad = None
+
+    def _make_engine(self, compiled: bool) -> Engine:
+        now = self._norms.now()
+        if compiled:
+            return CompiledEngine(self.model, clipping=now, physical_batch_size=self.physical_batch_size)
+        return ClipEngine(self.model, clipping=now)
 
     def _create_ledger(self, path: Path) -> Ledger:
         path = path if path.suffix == ".jsonl" else path / "ledger.jsonl"

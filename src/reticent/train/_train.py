@@ -184,6 +184,7 @@ def train(
                 seed=settings.seed,
                 transform=transform,
                 check_batch=check_batch,
+                compile=settings.compile,
                 show_norms=settings.show_norms,
             )
             return _run(
@@ -237,6 +238,7 @@ def resume(
             seed=settings.seed,
             transform=transform,
             check_batch=check_batch,
+            compile=settings.compile,
             show_norms=settings.show_norms,
         )
         ledger.append_resume(checkpoint_step=0 if checkpoint is None else checkpoint.step)
