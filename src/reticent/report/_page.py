@@ -16,6 +16,8 @@ from markupsafe import Markup
 from pydantic import JsonValue
 
 from reticent.errors import ConfigError
+from reticent.report._card import write_cards
+from reticent.report._figures import round_up
 from reticent.report._plots import Series, accuracy_plot, epsilon_plot
 from reticent.report._run import Run, Twin, curve, read_run
 from reticent.report._statement import (
@@ -33,15 +35,16 @@ Rows = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A written page, and the statement it makes."""
+    """A written page, the statement it makes, and the cards of models kept in the run's folder."""
 
     path: Path
+    cards: tuple[Path, ...]
     run: Run
     statement: Statement
 
 
 def write_report(folder: str | Path) -> Report:
-    """Read a run folder and write `report.html` into it.
+    """Read a run folder and write `report.html` into it, and a model card beside a Hugging Face model.
 
     Args:
         folder: the folder that `reticent train --out` wrote.
@@ -73,7 +76,7 @@ def write_report(folder: str | Path) -> Report:
             "Make it writable, or copy the folder.",
             code="report-not-writable",
         ) from error
-    return Report(path=path, run=run, statement=statement)
+    return Report(path=path, cards=write_cards(run, statement), run=run, statement=statement)
 
 
 def render(run: Run, statement: Statement) -> str:
@@ -159,17 +162,6 @@ def _minute(stamp: str) -> str:
 
 def _seconds(run: Run) -> float | None:
     return run.result.seconds if run.result else None
-
-
-def round_up(value: float, *, digits: int = 4) -> str:
-    """A bound with `digits` significant digits, never below its value: 2.99962 becomes "3"."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "∞"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    scaled = value * 10.0**places
-    whole = round(scaled) if math.isclose(scaled, round(scaled), rel_tol=1e-12) else math.ceil(scaled)
-    text = f"{whole / 10.0**places:.{max(places, 0)}f}"
-    return text.rstrip("0").rstrip(".") if places > 0 else text
 
 
 def rows(tree: Mapping[str, JsonValue], prefix: str = "") -> Rows:

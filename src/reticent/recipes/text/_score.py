@@ -1,0 +1,153 @@
+"""Log-likelihoods of token rows under a causal language model, and the perplexity of a text collection.
+
+Room: recipes.text. Imports torch only; a model is anything that returns `.logits`.
+
+Shape letters: B row, T position, V vocabulary.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reticent.errors import ConfigError
+
+IGNORED = -100  # the label of a position whose token is not scored, as in transformers
+
+Rows = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Int[Tensor, "B T"]]
+
+
+def token_losses(logits_BTV: Float[Tensor, "B T V"], labels_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
+    """-log p of each next token in nats, float32 at least; 0 where its label is `IGNORED`."""
+    logits = logits_BTV[:, :-1].float() if logits_BTV.dtype.itemsize < 4 else logits_BTV[:, :-1]
+    losses = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]),
+        labels_BT[:, 1:].reshape(-1),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    return losses.view(labels_BT.shape[0], -1)
+
+
+@torch.no_grad()
+def row_losses(model: nn.Module, rows: Rows) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+    """Each row's summed -log p over its labelled tokens, and the number of those tokens.
+
+    Args:
+        model: a causal language model in eval mode.
+        rows: token ids, attention mask, and labels (`IGNORED` where not scored). A row's
+            first token is never scored, because nothing precedes it.
+    """
+    ids_BT, mask_BT, labels_BT = rows
+    # Left padding shifts positions; counting them from the mask makes the side of padding irrelevant.
+    positions_BT = (mask_BT.cumsum(1) - 1).clamp_min(0)
+    logits = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits
+    after_token_BT = F.pad(mask_BT[:, :-1], (1, 0)).bool()  # else padding on the left would predict the first
+    labels_BT = labels_BT.masked_fill(~after_token_BT, IGNORED)
+    losses = token_losses(logits, labels_BT)
+    return losses.sum(1), (labels_BT[:, 1:] != IGNORED).sum(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    """How well a model predicts a collection of texts.
+
+    Args:
+        perplexity: e to the mean loss; weighted by tokens, so a long text counts more than a short one.
+        loss: mean -log p a token, in nats.
+        num_tokens: how many tokens were predicted.
+        num_texts: how many rows had at least one.
+    """
+
+    perplexity: float
+    loss: float
+    num_tokens: int
+    num_texts: int
+
+
+def perplexity(model: nn.Module, batches: Iterable[Rows]) -> Perplexity:
+    """Perplexity over all labelled tokens of all rows.
+
+    Args:
+        model: a causal language model; put in eval mode meanwhile.
+        batches: rows as for `row_losses`.
+
+    Raises:
+        ConfigError[text-no-tokens]: no row has a token to predict.
+    """
+    total, num_tokens, num_texts = 0.0, 0, 0
+    with evaluating(model):
+        for rows in batches:
+            losses_B, counts_B = row_losses(model, rows)
+            total += float(losses_B.double().sum())
+            num_tokens += int(counts_B.sum())
+            num_texts += int((counts_B > 0).sum())
+    if num_tokens == 0:
+        raise ConfigError(
+            "Perplexity needs at least one token to predict; every row is empty or all source.",
+            code="text-no-tokens",
+        )
+    loss = total / num_tokens
+    return Perplexity(
+        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        loss=loss,
+        num_tokens=num_tokens,
+        num_texts=num_texts,
+    )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode inside, each module's own mode restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def text_rows(
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[Rows]:
+    """Whole texts as rows where every token is a label, cut to `max_length` tokens.
+
+    The tokenizer's own begin and end tokens are added as it does by itself. Padding stands on the right and
+    is masked.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so any id will do
+    for start in range(0, len(texts), batch_size):
+        encoded = tokenizer(list(texts[start : start + batch_size]), truncation=True, max_length=max_length)
+        yield padded(encoded["input_ids"], pad=pad, device=device)
+
+
+def padded(
+    ids: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    num_source: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Rows:
+    """Rows of different lengths, right-padded; labels leave out padding and the first `num_source` tokens."""
+    longest = max([1, *map(len, ids)])
+    shape = (len(ids), longest)
+    ids_BT = torch.full(shape, pad, dtype=torch.long)
+    mask_BT = torch.zeros(shape, dtype=torch.long)
+    labels_BT = torch.full(shape, IGNORED, dtype=torch.long)
+    for b, row in enumerate(ids):
+        skip = num_source[b] if num_source else 0
+        ids_BT[b, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask_BT[b, : len(row)] = 1
+        labels_BT[b, skip : len(row)] = ids_BT[b, skip : len(row)]
+    return ids_BT.to(device), mask_BT.to(device), labels_BT.to(device)

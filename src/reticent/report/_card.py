@@ -1,0 +1,97 @@
+"""The model card of a run whose model is kept in the Hugging Face format.
+
+Room: report. The card is made from the ledger, as the page is: who copies only the model's folder still
+carries the privacy statement, and what it does not say.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from reticent.errors import ConfigError
+from reticent.report._figures import round_up
+from reticent.report._run import Run
+from reticent.report._statement import Statement, clipping_in_words, unit_of
+
+MODEL_FOLDERS = ("model", "adapter")  # inside a run's folder, each complete for `from_pretrained`
+CARD = "README.md"
+
+
+def write_cards(run: Run, statement: Statement) -> tuple[Path, ...]:
+    """Write a card into each Hugging Face model folder of a run; none if there is none.
+
+    Args:
+        run: the run, as `read_run` returned it.
+        statement: what its ledger allows to be said.
+
+    Returns:
+        The cards written.
+
+    Guarantee:
+        Every figure is of the ledger or of the plan. Paths and names that the settings give for data are
+        left out: a card is published.
+
+    Raises:
+        ConfigError[report-not-writable]: a card cannot be written.
+    """
+    written = []
+    for name in MODEL_FOLDERS:
+        folder = run.folder / name
+        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            continue
+        path, beside = folder / CARD, folder / f".{CARD}.part"
+        try:
+            beside.write_text(card(run, statement, kind=name), encoding="utf-8")
+            os.replace(beside, path)
+        except OSError as error:
+            raise ConfigError(
+                f"The model card cannot be written to '{path}': {error.strerror}. Make it writable.",
+                code="report-not-writable",
+            ) from error
+        written.append(path)
+    return tuple(written)
+
+
+def card(run: Run, statement: Statement, *, kind: str) -> str:
+    """The card's text, Markdown with the front matter that model hubs read.
+
+    Args:
+        run: the run.
+        statement: what its ledger allows to be said.
+        kind: one of `MODEL_FOLDERS`: a whole model, or adapters that need their base model.
+    """
+    templates = Environment(
+        loader=PackageLoader("reticent.report"),
+        autoescape=False,  # Markdown; the few free texts go through `_plain`
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    report = statement.report
+    return templates.get_template("card.md.j2").render(
+        adapter=kind == "adapter",
+        statement=statement,
+        report=report,
+        epsilon=round_up(report.epsilon) if report and statement.private else None,
+        unit=unit_of(report.neighbouring_relation) if report else "",
+        ledger=run.ledger,
+        segments=tuple(run.ledger.segments()) if run.ledger else (),
+        clipping=clipping_in_words(run),
+        recipe=_plain(run.about.recipe or "none"),
+        run_id=_plain(run.about.run_id),
+        base=_base(run),
+        version=_plain(run.about.environment.get("reticent", "?")),
+    )
+
+
+def _base(run: Run) -> str | None:
+    """The pretrained model's public name; None for a folder of the operator's own, or none."""
+    name = run.about.model.get("pretrained")
+    return _plain(name) if isinstance(name, str) and not Path(name).is_absolute() else None
+
+
+def _plain(value: Any) -> str:
+    """A short text that Markdown and YAML read as itself."""
+    return "".join(c for c in str(value) if c.isalnum() or c in "-_./+ ")[:100]

@@ -1,0 +1,17 @@
+"""Figures of a privacy statement, rounded so that none flatters.
+
+Room: report. Standard library only.
+"""
+
+import math
+
+
+def round_up(value: float, *, digits: int = 4) -> str:
+    """A bound with `digits` significant digits, never below its value: 2.99962 becomes "3"."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "∞"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    scaled = value * 10.0**places
+    whole = round(scaled) if math.isclose(scaled, round(scaled), rel_tol=1e-12) else math.ceil(scaled)
+    text = f"{whole / 10.0**places:.{max(places, 0)}f}"
+    return text.rstrip("0").rstrip(".") if places > 0 else text
