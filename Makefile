@@ -69,6 +69,7 @@ lint: $(VENV)/.installed-dev  ## format, lint, types, import directions, spellin
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python scripts/errors_page.py --check
+	$(BIN)/python scripts/failure_modes_page.py --check
 
 check: lint test  ## everything that a change must pass
 

@@ -19,6 +19,7 @@ class NeighbouringRelation(StrEnum):
 
     ADD_OR_REMOVE = "add-or-remove-one"
     ZERO_OUT = "zero-out-one"
+    REPLACE_ONE = "replace-one"
 
 
 class SamplingScheme(StrEnum):

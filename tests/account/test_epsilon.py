@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reticent.account import epsilon
 from reticent.account._epsilon import rdp_epsilon
-from reticent.errors import ConfigError
+from reticent.errors import AccountingError, ConfigError
 from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
 from tests.account.oracle import delta_of, epsilon_of, one_step_delta, unsampled_delta
 
@@ -234,7 +234,7 @@ def test_impossible_noise_and_sampling_are_refused_before_the_library_sees_them(
         poisson(-1.0 if bad is True else bad, 1.0)
 
 
-@pytest.mark.parametrize("relation", ["replace-one", "add", None, 3])
+@pytest.mark.parametrize("relation", ["replace-two", "add", None, 3])
 def test_other_relations_are_refused(relation):
     with pytest.raises(ConfigError, match="relation must be one of") as caught:
         epsilon([(poisson(0.1, 1.0), 1)], delta=1e-5, relation=relation)
@@ -315,3 +315,29 @@ def test_a_schedule_of_many_noise_levels_is_rounded_to_the_safe_side():
     report = epsilon(schedule, delta=1e-5)
     assert "rounded to 3 digits" in report.notes[0]
     assert of(0.01, 1.05, 1000, 1e-5).epsilon < report.epsilon < of(0.01, 1.0, 1000, 1e-5).epsilon * 1.02
+
+
+@pytest.mark.parametrize(
+    ("segment", "delta", "truth", "slack"),
+    [
+        ((full(2.0), 1), 1e-5, 4.3771780957, 1e-9),
+        ((poisson(4096 / 50000, 3.0), 2000), 1e-5, 12.7695403266, 2e-3),
+    ],
+)
+def test_replace_one_is_at_least_the_truth(segment, delta, truth, slack):
+    report = epsilon([segment], delta=delta, relation=NeighbouringRelation.REPLACE_ONE)
+    assert truth <= report.epsilon + 1e-10 <= truth + slack
+
+
+def test_replace_one_has_no_rdp_of_sampled_steps_and_none_that_is_half():
+    sampled = epsilon([(poisson(0.1, 2.0), 10)], delta=1e-5, relation=NeighbouringRelation.REPLACE_ONE)
+    assert sampled.epsilon_rdp is None
+    unsampled = epsilon([(full(2.0), 1)], delta=1e-5, relation=NeighbouringRelation.REPLACE_ONE)
+    assert unsampled.epsilon_rdp > 4.3771780957
+
+
+def test_replace_one_without_a_trustworthy_bound_is_refused():
+    with pytest.raises(AccountingError, match="No trustworthy epsilon"):
+        epsilon([(poisson(0.1, 2.0), 1000)], delta=1e-13, relation=NeighbouringRelation.REPLACE_ONE)
+    nothing = epsilon([], delta=1e-5, relation=NeighbouringRelation.REPLACE_ONE)
+    assert nothing.epsilon == 0.0

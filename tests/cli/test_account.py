@@ -32,11 +32,11 @@ def refused(line, *more):
     return result.stderr
 
 
-def make_ledger(folder, *, steps=5, reproducible=False, lost=0):
+def make_ledger(folder, *, steps=5, reproducible=False, lost=0, run_id="a run"):
     folder.mkdir()
     with Ledger.create(
         folder / "ledger.jsonl",
-        run_id="a run",
+        run_id=run_id,
         relation=NeighbouringRelation.ZERO_OUT,
         delta=1e-5,
         num_steps=10,
@@ -160,3 +160,31 @@ def test_a_missing_number_is_named(missing):
 def test_numbers_beside_a_ledger_are_refused(tmp_path):
     message = refused("--num-steps 7", make_ledger(tmp_path / "run"))
     assert "A run's ledger already says --num-steps" in message
+
+
+def test_several_runs_are_stated_together_and_alone(tmp_path):
+    runs = [make_ledger(tmp_path / name, run_id=name, steps=n) for name, n in (("a", 3), ("b", 5))]
+    found = numbers("", *runs)
+    assert found["epsilon"] == epsilon([(STEP, 8)], delta=1e-5).epsilon
+    assert (found["num_steps"], found["neighbouring_relation"]) == (8, "zero-out-one")
+    assert [one["run_id"] for one in found["runs"]] == ["a", "b"]
+    assert [one["epsilon"] for one in found["runs"]] == [
+        epsilon([(STEP, n)], delta=1e-5).epsilon for n in (3, 5)
+    ]
+    assert numbers("--delta 1e-6", *runs)["epsilon"] > found["epsilon"]
+    shown = run("", *runs)
+    assert shown.exit_code == 0 and "3 steps" in " ".join(shown.stdout.split())
+
+
+def test_a_reproducible_run_leaves_no_epsilon_for_all(tmp_path):
+    runs = [
+        make_ledger(tmp_path / "a", run_id="a"),
+        make_ledger(tmp_path / "b", run_id="b", reproducible=True),
+    ]
+    found = numbers("", *runs)
+    assert (found["private"], found["epsilon"]) == (False, None)
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path):
+    one = make_ledger(tmp_path / "a")
+    assert "[ledgers-differ]" in refused("", one, one)

@@ -79,9 +79,9 @@ def test_the_noise_is_added_to_the_total():
 
 
 def test_the_sum_is_made_in_float64_and_rounded_once():
-    """Noise of 1 + 2^-28 is 1 in float32, and 2^24 + 1 rounds to 2^24 there; the true sum rounds up."""
+    """Noise of 1 + 2^-24 is 1 in float32, and 2^24 + 1 rounds to 2^24 there; the true sum rounds up."""
     total = {"w": torch.tensor([2.0**24])}
-    noised = add_noise(bounded(total), noise_multiplier=1.0 + 2.0**-28, source=Ones())
+    noised = add_noise(bounded(total), noise_multiplier=1.0 + 2.0**-24, source=Ones())
     assert noised["w"].item() == 2.0**24 + 2
 
 

@@ -11,6 +11,8 @@ from reticent.account._calibrate import (
 )
 from reticent.account._epsilon import epsilon
 from reticent.account._events import Segments
+from reticent.account._groups import group_epsilon
+from reticent.account._runs import compose_runs, selection_epsilon
 from reticent.account._split import split_noise
 
 __all__ = [
@@ -18,6 +20,9 @@ __all__ = [
     "calibrate_noise_multiplier",
     "calibrate_num_steps",
     "calibrate_sampling_prob",
+    "compose_runs",
     "epsilon",
+    "group_epsilon",
+    "selection_epsilon",
     "split_noise",
 ]

@@ -56,10 +56,14 @@ def rdp_accountant(phases: tuple[Phase, ...]) -> RdpAccountant:
         Never below the true divergences through rounding: 1e-15 * alpha a step is added, far above
         what was seen. Without it, histories with tiny q or huge sigma could come out as 0.
     """
-    num_steps = sum(phase.num_steps for phase in phases)
+    return rdp_accountant_of(to_event(phases), num_steps=sum(phase.num_steps for phase in phases))
+
+
+def rdp_accountant_of(event: dp_accounting.DpEvent, *, num_steps: int) -> RdpAccountant:
+    """Renyi divergences of an event that holds `num_steps` steps, with the slack of `rdp_accountant`."""
     slack = dp_accounting.ZCDpEvent(rho=_RDP_SLACK_PER_STEP * num_steps, xi=0.0)
     with _orders_dropped_silently():
-        return RdpAccountant().compose(to_event(phases)).compose(slack)
+        return RdpAccountant().compose(event).compose(slack)
 
 
 @contextmanager
@@ -111,8 +115,7 @@ def pld_bound(phases: tuple[Phase, ...], *, delta: float, guess: float, reach: f
         either sign of about T * 2**-53 in delta; refuses when that exceeds delta / 4. The margin
         is measured (on more than 1,000 histories), not proved.
     """
-    num_steps = sum(phase.num_steps for phase in phases)
-    margin = (num_steps + 16 * len(phases)) * _FFT_UNIT
+    margin = pld_margin(phases)
     if margin > delta / 4.0:
         return Bound(
             None,
@@ -121,7 +124,7 @@ def pld_bound(phases: tuple[Phase, ...], *, delta: float, guess: float, reach: f
         )
     best, note, interval, expected = math.inf, None, math.inf, guess
     for _ in range(3):  # a loose guess makes a coarse grid: look again with what it gave
-        wanted = _interval(phases, expected)
+        wanted = pld_interval(phases, expected)
         affordable = max(wanted, _points(phases, reach) / _MAX_POINTS)
         if affordable > _COARSEST_INTERVAL:
             note = "PLD skipped: so little noise makes it too costly; RDP is reported."
@@ -131,18 +134,23 @@ def pld_bound(phases: tuple[Phase, ...], *, delta: float, guess: float, reach: f
         interval = affordable
         if affordable > wanted:
             note = f"PLD computed on a coarser grid ({interval:.2g}) to bound its cost."
-        best = expected = min(best, _pld_epsilon(phases, delta - margin, interval))
+        best = expected = min(best, pld_epsilon(to_event(phases), delta - margin, interval))
         if best == 0.0:
             break
     return Bound(best if best < math.inf else None, note)
 
 
-def _pld_epsilon(phases: tuple[Phase, ...], delta: float, interval: float) -> float:
-    accountant = PLDAccountant(value_discretization_interval=interval)
-    return float(accountant.compose(to_event(phases)).get_epsilon(delta))
+def pld_margin(phases: tuple[Phase, ...]) -> float:
+    """What rounding may cost in delta; see `pld_bound`."""
+    return (sum(phase.num_steps for phase in phases) + 16 * len(phases)) * _FFT_UNIT
 
 
-def _interval(phases: tuple[Phase, ...], expected: float) -> float:
+def pld_epsilon(event: dp_accounting.DpEvent, delta: float, interval: float) -> float:
+    """Epsilon of an event by dp-accounting's PLD alone, without margin."""
+    return float(PLDAccountant(value_discretization_interval=interval).compose(event).get_epsilon(delta))
+
+
+def pld_interval(phases: tuple[Phase, ...], expected: float) -> float:
     """Grid width that costs about min(1e-3, epsilon / 1000) of epsilon.
 
     Connect-the-dots adds about 0.2 * interval**2 to the variance of each step's loss: measured,
@@ -160,8 +168,12 @@ def _interval(phases: tuple[Phase, ...], expected: float) -> float:
 
 def _points(phases: tuple[Phase, ...], reach: float) -> float:
     """About how many grid points a PLD of these phases needs, times the grid's width."""
-    single = sum(_largest_loss(phase) for phase in phases if phase.sampled)
-    return single + 2.0 * reach / 10.0
+    return largest_loss(phases) + 2.0 * reach / 10.0
+
+
+def largest_loss(phases: tuple[Phase, ...]) -> float:
+    """Privacy losses of one step of each sampled phase at the edge of the grid, added."""
+    return sum(_largest_loss(phase) for phase in phases if phase.sampled)
 
 
 def _largest_loss(phase: Phase) -> float:

@@ -16,6 +16,8 @@ from reticent.account._events import (
     coarsen,
     merge_phases,
 )
+from reticent.account._replace import replace_one_bounds
+from reticent.errors import AccountingError
 from reticent.records import EpsilonReport, NeighbouringRelation, check_delta
 
 
@@ -33,7 +35,8 @@ def epsilon(
     Add-or-remove-one and zero-out-one have the same numbers. Zeroing an example out replaces its
     clipped gradient by 0, and an absent example contributes 0 too: both relations compare
     (1-q) N(0, sigma^2) + q N(1, sigma^2) with N(0, sigma^2), in both directions. What differs is
-    what the statement protects: under zero-out the number of examples is a public constant.
+    what the statement protects: under zero-out the number of examples is a public constant. Under
+    replace-one the sum moves by up to twice a unit's bound, and epsilon is about twice as large.
 
     Args:
         segments: (mechanism, number of steps performed) pairs, in any order.
@@ -53,15 +56,18 @@ def epsilon(
         | any step with noise multiplier 0 (or below 1e-3) | infinity |
         | all steps unsampled | exact Gaussian |
         | delta so small that PLD's rounding could matter | RDP |
+        | replace-one, sampled steps | PLD, or refused |
 
     Raises:
+        AccountingError[no-bound]: replace-one of sampled steps, where PLD cannot be trusted.
         ConfigError[delta], ConfigError[num-steps], ConfigError[relation], ConfigError[mechanism]:
             an argument that means nothing, before any computation.
     """
     check_delta(delta)
     relation = check_relation(relation)
     phases = merge_phases(segments)
-    rdp, exact, pld, notes = _bounds(phases, delta)
+    replaced = relation is NeighbouringRelation.REPLACE_ONE
+    rdp, exact, pld, notes = _replace_bounds(phases, delta) if replaced else _bounds(phases, delta)
     named = (("PLD", pld), ("exact Gaussian", exact), ("RDP", rdp))
     applicable = [(value, name) for name, value in named if value is not None]
     value, name = min(applicable, key=lambda pair: pair[0])
@@ -108,6 +114,25 @@ def _bounds(phases: tuple[Phase, ...], delta: float) -> tuple[float, float | Non
     if pld.note:
         notes.append(pld.note)
     return rdp, None, pld.epsilon, notes
+
+
+def _replace_bounds(
+    phases: tuple[Phase, ...], delta: float
+) -> tuple[float | None, float | None, float | None, list[str]]:
+    """The same under replace-one, where sampled steps have a PLD only."""
+    if not phases or _without_privacy(phases):
+        return _bounds(phases, delta)
+    if len(phases) > MAX_PHASES:
+        phases = coarsen(phases)
+    rdp, exact, pld = replace_one_bounds(phases, delta=delta)
+    notes = ["the sum moves by up to twice a unit's bound when one is replaced.", exact.note, pld.note]
+    if rdp is None and exact.epsilon is None and pld.epsilon is None:
+        raise AccountingError(
+            f"No trustworthy epsilon is known under replace-one here: {pld.note} Ask for a larger delta, or "
+            "for zero-out or add-or-remove, which have a second accountant.",
+            code="no-bound",
+        )
+    return rdp, exact.epsilon, pld.epsilon, [note for note in notes if note]
 
 
 def _without_privacy(phases: tuple[Phase, ...]) -> bool:

@@ -58,13 +58,12 @@ def check_relation(relation: NeighbouringRelation) -> NeighbouringRelation:
     """Return the relation, or refuse one that we do not account for.
 
     Raises:
-        ConfigError[relation]: neither add-or-remove-one nor zero-out-one.
+        ConfigError[relation]: none of `NeighbouringRelation`.
     """
     known = {member.value: member for member in NeighbouringRelation}
     if not isinstance(relation, str) or relation not in known:
         raise ConfigError(
-            f"relation must be one of {', '.join(known)}, got {relation!r}. Replace-one is not offered: "
-            "its epsilon is about twice as large.",
+            f"relation must be one of {', '.join(known)}, got {relation!r}.",
             code="relation",
         )
     return known[relation]

@@ -1,25 +1,27 @@
-"""`reticent account`: the epsilon of numbers given, or of a run's ledger.
+"""`reticent account`: the epsilon of numbers given, or of the ledgers of one or several runs.
 
 Room: cli.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from reticent.account import epsilon
+from reticent.account import compose_runs, epsilon
 from reticent.account.ledger import LedgerView, read_ledger, read_run_ledger
 from reticent.cli._show import print_json, print_table, rounded_up
 from reticent.errors import ConfigError
 from reticent.records import EpsilonReport, Mechanism, SamplingScheme
 
+_OF_EACH = ("run", "run_id", "private", "epsilon", "num_steps", "reproducible")
 _NUMBERS = ("--sampler", "--sampling-prob", "--noise-multiplier", "--num-steps")
 
 
-@click.command("account", short_help="State the epsilon of numbers, or of a run's ledger.")
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.command("account", short_help="State the epsilon of numbers, or of one or several runs.")
+@click.argument("runs", nargs=-1, metavar="[RUN]...", type=click.Path(path_type=Path))
 @click.option(
     "--sampler", type=click.Choice([s.value for s in SamplingScheme]), help="How each step draws examples."
 )
@@ -31,7 +33,7 @@ _NUMBERS = ("--sampler", "--sampling-prob", "--noise-multiplier", "--num-steps")
 @click.option("--delta", type=float, help="Delta of the statement; by default the ledger's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    run: Path | None,
+    runs: tuple[Path, ...],
     sampler: str | None,
     sampling_prob: float | None,
     noise_multiplier: float | None,
@@ -41,20 +43,21 @@ def command(
 ) -> None:
     """State the epsilon of a run's ledger, or of the numbers given.
 
-    RUN is a run's folder, or its ledger file. Without RUN, give --sampler, --noise-multiplier,
-    --num-steps and --delta (and --sampling-prob for poisson).
+    RUN is a run's folder, or its ledger file. Several runs are stated together, as runs on the same
+    data whose results are all seen. Without RUN, give --sampler, --noise-multiplier, --num-steps and
+    --delta (and --sampling-prob for poisson).
 
     Numbers are stated for adding or removing one example; zeroing one out, the relation of a plan
     whose number of examples is public, has the same numbers.
     """
     numbers = dict(zip(_NUMBERS, (sampler, sampling_prob, noise_multiplier, num_steps), strict=True))
-    if run is not None:
+    if runs:
         idle = [name for name, value in numbers.items() if value is not None]
         if idle:
             raise ConfigError(
                 f"A run's ledger already says {', '.join(idle)}: leave them out.", code="account-arguments"
             )
-        record = _of_run(run, delta)
+        record = _of_run(runs[0], delta) if len(runs) == 1 else _of_runs(runs, delta)
     else:
         mechanism = _mechanism(sampler, sampling_prob, noise_multiplier)
         if num_steps is None or delta is None:
@@ -89,8 +92,21 @@ def _missing(option: str) -> ConfigError:
     )
 
 
+def _read(run: Path) -> LedgerView:
+    return read_run_ledger(run) if run.is_dir() else read_ledger(run)
+
+
+def _of_runs(runs: Sequence[Path], delta: float | None) -> dict[str, Any]:
+    """All runs together, and beside them each one's own epsilon."""
+    views = [_read(run) for run in runs]
+    report = compose_runs(views, delta=delta)
+    each = [_of_run(run, report.delta) for run in runs]
+    record = _of_report(report, private=math.isfinite(report.epsilon))
+    return record | {"runs": [{name: one[name] for name in _OF_EACH} for one in each]}
+
+
 def _of_run(run: Path, delta: float | None) -> dict[str, Any]:
-    view = read_run_ledger(run) if run.is_dir() else read_ledger(run)
+    view = _read(run)
     report = epsilon(view.segments(), delta=view.delta if delta is None else delta, relation=view.relation)
     private = math.isfinite(report.epsilon) and not view.reproducible
     record = _of_report(report, private=private) | {
@@ -150,4 +166,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     if "planned_steps" in record:
         rows.append(("planned steps", str(record["planned_steps"])))
         rows += [("mechanism", ", ".join(f"{k} {v}" for k, v in m.items())) for m in record["mechanisms"]]
+    for one in record.get("runs", ()):
+        alone = rounded_up(one["epsilon"]) if one["private"] else none
+        rows.append((one["run"], f"epsilon {alone} alone, {one['num_steps']} steps"))
     return rows + [("note", note) for note in record["notes"]]

@@ -8,6 +8,7 @@ Sources:
 """
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from reticent.bounded import BoundedSum
 from reticent.errors import ConfigError
 from reticent.noise.source import NoiseSource
 
-_BLOCK = 1 << 20  # coordinates noised at a time: 16 MiB of float64 temporaries
+_BLOCK: Final = 1 << 20  # coordinates noised at a time: 16 MiB of float64 temporaries
+_GRID_BITS: Final = 28  # a standard deviation is 2**28 to 2**29 steps of the grid
+_SMALLEST_GRID: Final = 2.0**-1000
 
 
 def add_noise(bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSource) -> dict[str, Tensor]:
@@ -34,9 +37,11 @@ def add_noise(bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSour
     Guarantee:
         With m = noise_multiplier and a private source, the result is one Gaussian mechanism of
         noise multiplier m over the whole sum [1]: all its tensors together are as private as
-        m says, once. The noise is drawn and added in float64; casting to the result's dtype comes
-        last, and so is post-processing. Secrecy against an observer of the exact floats [2] is
-        that of float64 noise, not of a discrete Gaussian.
+        m says, once. The noise is drawn and added in float64; then the result is rounded to multiples
+        of a power of two near 2^-28 standard deviations, and cast to its dtype. Both are
+        post-processing. The grid is far coarser than the floats that sum and noise are made of, so that
+        no released value is out of reach of a neighbouring sum: its low bits do not tell which sum it
+        came from [2]. The law is that of float64 normals on this grid, not of a discrete Gaussian.
 
         | input | result |
         |---|---|
@@ -84,7 +89,9 @@ def _noised(name: str, total: Tensor, std: float, source: NoiseSource) -> Tensor
     out = torch.empty(total.shape, dtype=dtype, device=total.device).copy_(total.detach())
     if std == 0.0:
         return out
+    grid = max(2.0 ** (math.frexp(std)[1] - _GRID_BITS), _SMALLEST_GRID)
     for block in out.view(-1).split(_BLOCK):
         z = source.normal(block.shape, dtype=torch.float64, device=block.device)
-        block.copy_(z.mul_(std).add_(block))  # the sum in float64, rounded once
+        y = z.mul_(std).add_(block)
+        block.copy_(y.div_(grid).round_().mul_(grid))  # exact but for the rounding: grid is a power of two
     return out

@@ -38,13 +38,19 @@ def num_rows(dataset: object) -> int:
     """Number of examples: the length, or the common length of a tuple, list or dict of arrays.
 
     Raises:
-        DataError[data-rows]: the data set has no length, or its arrays differ in theirs.
+        DataError[data-rows]: the data set has no length, is a stream, or its arrays differ in length.
     """
     parts = _arrays_of(dataset)
     if not all(isinstance(part, Sized) for part in parts):
         raise DataError(
             f"A {type(dataset).__name__} has no length, so its examples cannot be drawn at random. Give "
             "arrays or a map-style data set.",
+            code="data-rows",
+        )
+    if any(kind.__name__ == "IterableDataset" for part in parts for kind in type(part).__mro__):
+        raise DataError(
+            f"A {type(dataset).__name__} is a stream: its length is known, but no example can be taken by "
+            "its index, so none can be drawn at random. Give arrays or a map-style data set.",
             code="data-rows",
         )
     lengths = {len(part) for part in parts if isinstance(part, Sized)}

@@ -220,3 +220,5 @@ def unit_of(relation: NeighbouringRelation) -> str:
             return "adding or removing one training example"
         case NeighbouringRelation.ZERO_OUT:
             return "replacing one training example by one that contributes nothing"
+        case NeighbouringRelation.REPLACE_ONE:
+            return "replacing one training example by any other"

@@ -5,11 +5,16 @@ Room: train. May import torch and `reticent.errors`.
 
 import inspect
 from collections.abc import Iterable
+from typing import Final
 
+import torch.distributed
 from torch import nn
 from torch.optim import Optimizer
 
 from reticent.errors import ConfigError, StepError
+
+_PARALLEL: Final = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
+_SHARDED: Final = frozenset({"DTensor", "ShardedTensor", "FlatParameter"})
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -45,6 +50,33 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             code="nothing-to-train",
         )
     _check_parameters(wanted, optimizer)
+
+
+def refuse_several_ranks(model: nn.Module) -> None:
+    """Refuse training that is spread over processes: one step's noise would be added by each of them.
+
+    Raises:
+        ConfigError[several-ranks]: this process belongs to a group of several, or the model's parameters
+            are shards, or the model is wrapped for training on several devices.
+    """
+    dist = torch.distributed
+    size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    wrappers = [type(m).__name__ for m in model.modules() if type(m).__name__ in _PARALLEL]
+    sharded = [name for name, p in model.named_parameters() if type(p.data).__name__ in _SHARDED]
+    if size > 1 or wrappers or sharded:
+        problem = (
+            f"this is one of {size} processes of a group"
+            if size > 1
+            else f"the model is wrapped in {wrappers[0]}"
+            if wrappers
+            else f"parameter '{sharded[0]}' is one shard of several"
+        )
+        raise ConfigError(
+            f"Private training runs in one process, and {problem}. Every process would draw its own batch "
+            "and add its own noise, and the ledger would hold one of them. Train in a single process on the "
+            "unwrapped model.",
+            code="several-ranks",
+        )
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:

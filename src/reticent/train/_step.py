@@ -29,7 +29,7 @@ from reticent.records import EpsilonReport
 
 from . import _rows
 from ._adapt import ClipNorms
-from ._guards import Watch
+from ._guards import Watch, refuse_several_ranks
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._rows import Rows, Transform
 from ._seeds import mix_seed
@@ -221,6 +221,7 @@ class PrivateStep:
 
     Raises:
         ConfigError[no-noise]: the plan's noise multiplier is 0.
+        ConfigError[several-ranks]: one of several processes, or a model spread over them.
         ConfigError[physical-batch-size]: not a positive integer.
         ConfigError[no-compiler]: `compile`, and there is no compiler for the model's device.
         ConfigError[engine-compile]: both `compile` and an engine.
@@ -265,6 +266,7 @@ class PrivateStep:
             )
         source = CipherNoise.fresh() if noise is None else noise
         _check_noise(source, plan)
+        refuse_several_ranks(model)
         self._watch = Watch(model, optimizer)
         self.model: Final = model
         self.optimizer: Final = optimizer
