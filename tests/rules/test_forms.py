@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from reticent.rules import Form, combine
-from reticent.rules._forms import Dense, Gather, Outer
+from reticent.rules._forms import Dense, Outer
+from reticent.rules._gather import Gather
 
 U, V, D = 5, 13, 6
 

@@ -39,7 +39,7 @@ from reticent.clip._probe import Fingerprints, probe_weights
 from reticent.clip._sums import sum_dtype
 from reticent.errors import UnsupportedModel
 from reticent.rules import Form, Layout
-from reticent.rules._forms import Doubts
+from reticent.rules._rounding import Doubts
 
 _MAX_TRIES = 8
 

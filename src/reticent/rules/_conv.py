@@ -25,18 +25,10 @@ from reticent.rules._conv_methods import (
     grid_of,
     pixel_gram,
 )
-from reticent.rules._forms import (
-    Dense,
-    Doubts,
-    Form,
-    Method,
-    Outer,
-    _sum_of_squares,
-    at_least_float32,
-    num_bytes,
-)
+from reticent.rules._forms import Dense, Form, Method, Outer, num_bytes
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
+from reticent.rules._rounding import Doubts, at_least_float32, sum_of_squares
 
 # Rough costs on a CPU, in operations of a matrix product: one more call of a convolution, one more
 # channel group, and how much faster than a matrix product a convolution runs.
@@ -106,8 +98,8 @@ class ConvForm:
         fate, _, maker = method.partition("-")
         if fate == "keep":
             parts = tuple(self._parts(maker))
-            return torch.cat([_sum_of_squares(part) for part in parts]), Parts(parts)
-        squares = [_sum_of_squares(part) for part in self._parts(maker)]
+            return torch.cat([sum_of_squares(part) for part in parts]), Parts(parts)
+        squares = [sum_of_squares(part) for part in self._parts(maker)]
         return self._with_rounding(torch.cat(squares)), self
 
     def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
@@ -119,7 +111,7 @@ class ConvForm:
             square_U = pixel_gram(self.conf, self.x, self.g, self.weight, doubts)
         else:
             parts = self._parts(method.removeprefix("drop-"))
-            square_U = torch.cat([_sum_of_squares(part, doubts) for part in parts])
+            square_U = torch.cat([sum_of_squares(part, doubts) for part in parts])
         return self._with_rounding(square_U, doubts)
 
     def _is_short(self, method: str) -> bool:
@@ -179,7 +171,7 @@ class ConvForm:
         """Add to the norm what rounding may add to the sum over positions, when it is formed again."""
         if self.num_units == 0:
             return square_U
-        sizes = [_sum_of_squares(t.reshape(self.num_units, -1), doubts) for t in (self.x, self.g)]
+        sizes = [sum_of_squares(t.reshape(self.num_units, -1), doubts) for t in (self.x, self.g)]
         overlap = math.prod(self.weight.shape[2:])  # an input lies in at most so many patches
         rounding_U = torch.finfo(self.g.dtype).eps * (overlap * sizes[0] * sizes[1]).sqrt()
         return (square_U.sqrt() + rounding_U).square()

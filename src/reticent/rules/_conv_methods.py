@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules._forms import Dense, Doubts, Form, Method, _guarded, _sum_of_squares, num_bytes
+from reticent.rules._forms import Dense, Form, Method, num_bytes
+from reticent.rules._rounding import Doubts, guarded, sum_of_squares
 
 # Numbers in the Gram matrices that are looked at together: on a CPU they should stay in its cache.
 _CHUNK_CPU: Final = 1 << 19
@@ -100,7 +101,7 @@ class Parts:
 
     def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """See `Form`."""
-        return torch.cat([_sum_of_squares(grad, doubts) for grad in self.grads])
+        return torch.cat([sum_of_squares(grad, doubts) for grad in self.grads])
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
@@ -270,12 +271,12 @@ def pixel_gram(
 
         lost = None
         if x.dtype != torch.float64:  # products below float32's smallest number
-            x_N, g_N = _sum_of_squares(x_part, doubts), _sum_of_squares(g_part, doubts)
+            x_N, g_N = sum_of_squares(x_part, doubts), sum_of_squares(g_part, doubts)
             tiny = math.prod(g.shape[2:]) * torch.finfo(torch.float32).tiny
             lost = tiny * (weight[0].numel() * g_N + weight.shape[0] * overlap * x_N)
             lost = torch.where((x_N == 0) | (g_N == 0), 0.0, lost)  # then every product is zero
         of_part: Doubts | None = None if doubts is None else []
-        parts.append(_guarded(terms, lost, doubts=of_part))
+        parts.append(guarded(terms, lost, doubts=of_part))
         doubt_parts += of_part or []
     if doubts is not None and doubt_parts:
         doubts.append(torch.cat(doubt_parts))

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reticent.errors import UnsupportedModel
-from reticent.rules._forms import Form, Gather
+from reticent.rules._forms import Form
+from reticent.rules._gather import Gather
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved
 

@@ -15,19 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reticent.rules._forms import (
-    Dense,
-    Doubts,
-    Form,
-    Method,
-    Outer,
-    at_least_float32,
-    combine,
-    num_bytes,
-    of_units,
-)
+from reticent.rules._combine import combine, of_units
+from reticent.rules._forms import Dense, Form, Method, Outer, num_bytes
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Meeting, Recorder, Saved, is_constant, trainable_roles
+from reticent.rules._rounding import Doubts, at_least_float32
 
 _ENTRIES: Final = 1 << 23  # of logits at a time
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from reticent.errors import UnsupportedModel
-from reticent.rules._forms import Dense, Form, at_least_float32
+from reticent.rules._forms import Dense, Form
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
+from reticent.rules._rounding import at_least_float32
 
 _FUSED_FROM: Final = 1 << 16  # entries of one unit
 # Standard deviations that a group's mean may be from zero before it is subtracted first.

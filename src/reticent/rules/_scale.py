@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reticent.rules._forms import Dense, Form, at_least_float32
+from reticent.rules._forms import Dense, Form
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant
 from reticent.rules._replay import Rows, broadcast_form
+from reticent.rules._rounding import at_least_float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,96 @@
+"""Squared norms that rounding cannot push below the truth.
+
+Room: rules. May import torch; holds functions, no state.
+
+Shape letters (this file): U unit.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+# Where a Gram sum cancels so much that its float32 rounding could exceed this share of the squared
+# norm, the unit is computed again in float64. Below it, the bound on the rounding is added.
+MAX_ROUNDING: Final = 1e-5
+# Where nothing may be computed again (see `Doubts`), a bound this much too large is still fine.
+MAX_DOUBT: Final = 1e-4
+
+# In a traced graph no step may depend on values, so no unit can be computed again. Whoever traces
+# passes a list: norms are then rounded up by the bound, and masks (U,) of units for which that is
+# coarse are added to it. Norms are never below the truth, in doubt or not; whoever gets a doubt
+# computes again without a list, so that a unit is not clipped by more than it need be.
+Doubts = list[Tensor]
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """Half precision is raised to float32; float32 and float64 stay."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def sum_of_squares(t: Tensor, doubts: Doubts | None = None) -> Tensor:
+    """(U, ..) -> (U,) in float64; 0 for no entries. With `doubts`, no branch, and never a doubt."""
+    if t.numel() == 0:
+        return t.new_zeros(t.shape[0], dtype=torch.float64)
+    flat = at_least_float32(t).reshape(t.shape[0], -1)
+    if doubts is not None:  # a compiler fuses the cast; its float32 sums would be in no particular order
+        return flat.double().square().sum(1)
+    norm_U = torch.linalg.vector_norm(flat, dim=1).double()
+    if flat.dtype != torch.float64:  # squares of tiny entries vanish; what they are multiplied by may be huge
+        tiny = torch.nonzero(norm_U < 1e-15 * math.sqrt(flat.shape[1])).flatten()
+        if tiny.numel():
+            norm_U = norm_U.index_copy(0, tiny, torch.linalg.vector_norm(flat[tiny].double(), dim=1))
+    return norm_U.square()
+
+
+def masked(t: Tensor, keep: Tensor | None) -> Tensor:
+    if keep is None:
+        return t
+    return torch.where(keep.view(-1, *([1] * (t.dim() - 1))), t, 0)
+
+
+def guarded(
+    product: Callable[[Callable[[Tensor], Tensor]], Tensor],
+    vanishing_U: Tensor | None = None,
+    terms: Tensor | None = None,
+    doubts: Doubts | None = None,
+) -> Tensor:
+    """Squared norms from a sum of signed terms, never below the truth.
+
+    Args:
+        product: maps a cast to the terms of the squared norm, in two axes after U, each factor cast first.
+            The cast may also select units.
+        vanishing_U: what float32 terms may lack because a factor was too small for float32.
+        terms: `product(at_least_float32)`, if it is there already.
+        doubts: see `Doubts`.
+    """
+    terms = product(at_least_float32) if terms is None else terms
+    total = terms.sum((1, 2), dtype=torch.float64)
+    sizes = torch.linalg.vector_norm(terms.flatten(1), ord=1, dim=1).double()
+    slack = 4 * torch.finfo(terms.dtype).eps * sizes * (1 + 1e-3)
+    if terms.dtype == torch.float64:
+        return total.clamp_min(0.0) + slack
+    if vanishing_U is not None:
+        slack = slack + vanishing_U
+    # NaN compares false: a unit that is not finite stays so, and is left out by the engine.
+    if doubts is not None:
+        doubts.append(slack > MAX_DOUBT * total)
+        return total.clamp_min(0.0) + slack
+    again = torch.nonzero(slack > MAX_ROUNDING * total).flatten()
+    total = total.clamp_min(0.0) + slack
+    if again.numel():
+        exact = product(lambda t: t[again].double())
+        total = total.index_copy(0, again, exact.sum((1, 2)).clamp_min(0.0) + 1e-13 * exact.abs().sum((1, 2)))
+    return total
+
+
+def above_rounding(square_U: Tensor, positions: int, spread_U: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squared norms, with what rounding may add to the norm when a sum over positions is formed.
+
+    Where the positions nearly cancel, that can exceed the norm's own rounding by far. `spread_U`: the
+    root of the sum of squared lengths of what is added up.
+    """
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return (square_U.sqrt() + eps * math.sqrt(positions) * spread_U).square()
