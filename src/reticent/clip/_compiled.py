@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from reticent.bounded import BoundedSum
 from reticent.clip._batch import num_rows, rows
-from reticent.clip._engine import ClipEngine, Losses, _sizes, trainable
+from reticent.clip._engine import ClipEngine, Losses
 from reticent.clip._groups import Group, resolve
 from reticent.clip._guards import checked_units
+from reticent.clip._params import sizes, trainable
 from reticent.clip._programs import fingerprint
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import sum_dtype
@@ -156,7 +157,7 @@ class CompiledEngine:
         refuse_unsupported(self._model)
         params = trainable(self._model)
         clipping = self.clipping if clipping is None else clipping
-        groups = resolve(clipping, _sizes(params))
+        groups = resolve(clipping, sizes(params))
         size = num_rows(batch)
         total: dict[str, Tensor] = {} if out is None else out
         units = size if num_units is None or size == 0 else checked_units(size, num_units)

@@ -11,8 +11,8 @@ Sources:
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
@@ -23,64 +23,27 @@ from reticent.bounded import BoundedSum
 from reticent.clip import _isolation
 from reticent.clip._backward import gradients_kept, graph_leaves, plain_gradients, run_backward
 from reticent.clip._batch import num_rows, rows
-from reticent.clip._capture import Capture, Entry, Key, describe
+from reticent.clip._capture import Capture
+from reticent.clip._entry import Entry, Key
 from reticent.clip._explain import Explanation
 from reticent.clip._groups import Group, resolve
 from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._loop import loop_norms
+from reticent.clip._params import refuse_bypass, refuse_unseen, sizes, trainable
 from reticent.clip._passes import Clip, Consumer, FormVisitor, GroupNorms, LayoutOf, Norms, Sums, round_up
 from reticent.clip._planner import Planner, Planning
 from reticent.clip._probe import Fingerprints, probe_weights, prove_layout
+from reticent.clip._proven import NotProven, Proven, is_proven, mixing_error, remember, reused
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import SumsOnDemand, sum_dtype
 from reticent.clipping import FlatClipping, StepClipping, sensitivity
 from reticent.errors import ConfigError, CoupledExamples, UnsupportedModel
 from reticent.rules import BUILTIN, Layout, OpRule
 
-# Proven layouts: meeting -> entries of one unit along the axis -> layout; 0: however many there are.
-Proven = dict[Key, dict[int, Layout]]
 Losses = Callable[..., Tensor]
 Method = Literal["book-keeping", "ghost", "loop"]
 METHODS: Final = ("book-keeping", "ghost", "loop")
 _MAX_CONTEXTS = 256
-
-
-class _NotProven(Exception):
-    """An optional meeting is none, or a meeting appeared that has not been proven: run again."""
-
-    def __init__(self, not_meetings: frozenset[Key] = frozenset()) -> None:
-        super().__init__()
-        self.not_meetings = not_meetings
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter that requires a gradient; one name for a shared one.
-
-    Raises:
-        ConfigError[nothing-to-train]: there is none.
-        UnsupportedModel[complex-parameter]: one is not real.
-        UnsupportedModel[parameter-hook]: one has a gradient hook.
-    """
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not params:
-        raise ConfigError(
-            "The model has no parameter with requires_grad=True. Unfreeze what should be trained.",
-            code="nothing-to-train",
-        )
-    for name, p in params.items():
-        if p._backward_hooks:
-            raise UnsupportedModel(
-                f"Parameter '{name}' has a gradient hook, which would not run on per-example gradients. "
-                "Remove it, or apply what it does to the optimizer's gradient.",
-                code="parameter-hook",
-            )
-        if not p.is_floating_point():
-            raise UnsupportedModel(
-                f"Parameter '{name}' is {p.dtype}: only real parameters are supported. Store real and "
-                "imaginary parts as a real parameter, and use torch.view_as_complex in the forward.",
-                code="complex-parameter",
-            )
-    return params
 
 
 def _cuda_devices(like: Tensor) -> list[int]:
@@ -97,10 +60,6 @@ def _one_clipping(max_norm: float | None, clipping: StepClipping | None) -> Step
         f"clipping={clipping!r}.",
         code="clipping",
     )
-
-
-def _sizes(params: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: p.numel() for name, p in params.items()}
 
 
 class ClipEngine:
@@ -152,7 +111,7 @@ class ClipEngine:
         self._planner = Planner(memory_budget=memory_budget, planning=planning)
         self._layouts: dict[tuple[int, ...], Proven] = {}
         self._not_meetings: frozenset[Key] = frozenset()
-        resolve(self.clipping, _sizes(trainable(model)))
+        resolve(self.clipping, sizes(trainable(model)))
         refuse_unsupported(model)
 
     def clipped_sum(
@@ -195,7 +154,7 @@ class ClipEngine:
         refuse_unsupported(self._model)
         params = trainable(self._model)
         clipping = self.clipping if clipping is None else clipping
-        groups = resolve(clipping, _sizes(params))
+        groups = resolve(clipping, sizes(params))
         total = SumsOnDemand(params) if out is None else out
         if batch is not None and num_rows(batch) == 0:
             norms = torch.zeros(0, len(groups), dtype=torch.float64)
@@ -246,7 +205,7 @@ class ClipEngine:
         for _ in range(8):
             try:
                 return self._book_keep_once(work, force)
-            except _NotProven as again:
+            except NotProven as again:
                 if work.touched:
                     break
                 self._not_meetings |= again.not_meetings
@@ -265,9 +224,9 @@ class ClipEngine:
             return torch.zeros(0, len(work.groups), dtype=torch.float64)
         before.refuse_changes(self._model, work.params)
         proven = self._proven_for(capture, loss_R.shape[0] // units, work.num_rows // units)
-        probe = units > 1 and (force or not all(_is_proven(e, proven, units) for e in capture.entries))
+        probe = units > 1 and (force or not all(is_proven(e, proven, units) for e in capture.entries))
         leaves = graph_leaves(loss_R)
-        _refuse_bypass(leaves, capture, work.params)
+        refuse_bypass(leaves, capture, work.params)
         norms = GroupNorms(
             work.groups,
             torch.isfinite(loss_R.detach().reshape(units, -1)).all(1),
@@ -275,20 +234,20 @@ class ClipEngine:
         )
         with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
             found = self._prove(capture, loss_R, units, proven, work) if probe else None
-            _refuse_unseen(capture)  # before anything is added
+            refuse_unseen(capture)  # before anything is added
 
             def layout_of(entry: Entry, index: int, g: Tensor) -> Layout:
                 if units == 1:
                     return Layout(0, 1)
                 if found is None:
-                    return _reused(proven.get(entry.key, {}), units, g.shape)
+                    return reused(proven.get(entry.key, {}), units, g.shape)
                 layout = found.get(entry.key, {}).get(index)
                 if layout is None:
-                    raise _NotProven
+                    raise NotProven
                 return layout
 
             self._clip(capture, loss_R, layout_of, norms, work)
-            _refuse_unseen(capture)
+            refuse_unseen(capture)
         before.refuse_changes(self._model, work.params)
         all_norms = norms.all_norms()
         self.refuse_spreading(work.losses, work.batch, torch.isfinite(all_norms).all(1))
@@ -415,7 +374,7 @@ class ClipEngine:
                 found[key][i] = layout
                 unique &= only
             if unique:
-                _remember(proven, key, found[key], ones.shapes[key], len(weights_U))
+                remember(proven, key, found[key], ones.shapes[key], len(weights_U))
         for entry in capture.entries:
             if entry.key not in found:
                 proven.setdefault(entry.key, {})
@@ -434,9 +393,9 @@ class ClipEngine:
         doubtful = {key for key in mixed if entries[key].optional}
         optional = frozenset(key for key in doubtful if entries[key].constant or has_batch)
         if optional and len(optional) == len(doubtful):
-            raise _NotProven(optional)
+            raise NotProven(optional)
         if mixed:
-            raise _mixing_error(capture, mixed, found)
+            raise mixing_error(capture, mixed, found)
 
 
 @dataclass(slots=True, eq=False)
@@ -454,94 +413,6 @@ class _Work:
     @property
     def num_rows(self) -> int:
         return 0 if self.batch is None else num_rows(self.batch)
-
-
-def _remember(
-    proven: Proven,
-    key: Key,
-    layouts: Mapping[int, Layout | None],
-    shapes: Mapping[int, torch.Size],
-    units: int,
-) -> None:
-    """Keep a proof, if all outputs of the operation have the one layout."""
-    distinct = set(layouts.values())
-    layout = distinct.pop()
-    if distinct or layout is None:
-        return
-    for i in layouts:
-        size = shapes[i][layout.axis] // units
-        any_size = layout.inner is None and size > 1  # of a single entry, no order is proven
-        proven.setdefault(key, {})[0 if any_size else size] = layout
-
-
-def _is_proven(entry: Entry, proven: Proven, units: int) -> bool:
-    """Whether the layout of an operation's outputs is known; or that they receive no gradient."""
-    known = proven.get(entry.key)
-    if not known:
-        return known is not None
-    try:
-        for shape in entry.shapes.values():
-            _reused(known, units, shape)
-    except _NotProven:
-        return False
-    return True
-
-
-def _reused(proven: Mapping[int, Layout], units: int, shape: Sequence[int]) -> Layout:
-    """The layout proven for an output of this size, for another number of units."""
-    for size, layout in proven.items():
-        here = replace(layout, num_units=units)
-        fits = here.axis < len(shape) and here.fits(shape[here.axis])
-        if fits and size in (0, shape[here.axis] // units):
-            return here
-    raise _NotProven
-
-
-def _mixing_error(
-    capture: Capture, mixed: list[Key], found: Mapping[Key, Mapping[int, Layout | None]]
-) -> CoupledExamples:
-    """Names what lies between the last recorded output that mixes and the first that does not."""
-    events = capture.events
-    last = max(events.index(key) for key in mixed)
-    after: list[str] = []
-    for event in events[last + 1 :]:
-        if isinstance(event, tuple):
-            if event in found and event not in mixed:
-                break
-        elif event not in after:
-            after.append(event)
-    inside = ", ".join(f"'{name}'" for name in after[:4]) or "the code that follows it"
-    return CoupledExamples(
-        f"The gradient of one example's loss with respect to the output of {describe(mixed[-1])} "
-        f"reaches other examples' rows, or rows that lie in no regular order. Examples are mixed in or "
-        f"after {inside}, or in the loss. Use layers that treat each example alone (group or layer "
-        "normalisation, routing per example) and a loss that is one value per example.",
-        code="gradient-mixes-examples",
-    )
-
-
-def _refuse_bypass(leaves: list[Tensor], capture: Capture, params: Mapping[str, nn.Parameter]) -> None:
-    names = {id(p): n for n, p in params.items()} | {id(t): n for n, t in capture.leaves.items()}
-    found = sorted({names[id(leaf)] for leaf in leaves if id(leaf) in names})
-    if found:
-        raise UnsupportedModel(
-            f"Parameters {found} are used where their per-example gradient cannot be seen (a custom autograd "
-            "function, a scripted or compiled module). Freeze them with requires_grad_(False), write the "
-            "operation with ordinary torch functions, or use method='loop'.",
-            code="hidden-use",
-        )
-
-
-def _refuse_unseen(capture: Capture) -> None:
-    """A gradient that reached a parameter's copy past every recorded operation is in no norm."""
-    found = sorted(name for name, leaf in capture.leaves.items() if leaf.grad is not None)
-    if found:
-        raise UnsupportedModel(
-            f"Parameters {found} receive a gradient that no recorded operation passed on (a reentrant "
-            "checkpoint that returns something computed from parameters alone). Use use_reentrant=False, or "
-            "method='loop'.",
-            code="hidden-use",
-        )
 
 
 def clipped_sum(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reticent.clip._capture import CallKind, Entry
+from reticent.clip._entry import CallKind, Entry
 from reticent.errors import UnsupportedModel
 from reticent.rules import Dense, Form, Layout
 from reticent.rules._replay import Rows, elementwise_forms, expansion_forms, unit_by_unit_forms

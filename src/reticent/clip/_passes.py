@@ -25,8 +25,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reticent.clip._capture import Entry, Key
 from reticent.clip._entries import entry_forms
+from reticent.clip._entry import Entry, Key
 from reticent.clip._groups import Group
 from reticent.clip._planner import Planner
 from reticent.clip._pull import pull_back

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reticent.clip._capture import Entry, Key
+from reticent.clip._entry import Entry, Key
 from reticent.rules import Layout
 
 _TOLERANCE: Final = {

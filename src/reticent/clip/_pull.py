@@ -8,7 +8,7 @@ Shape letters (this file): U unit.
 import torch
 from torch import Tensor
 
-from reticent.clip._capture import Value
+from reticent.clip._entry import Value
 from reticent.rules import Dense, Form, Gather, Outer
 from reticent.rules._replay import Rows
 

@@ -21,21 +21,16 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from reticent.clip._backward import gradients_kept, graph_leaves, run_backward
-from reticent.clip._capture import Capture, Entry, full_float32
-from reticent.clip._engine import (
-    ClipEngine,
-    Losses,
-    Proven,
-    _NotProven,
-    _refuse_bypass,
-    _refuse_unseen,
-    _reused,
-)
+from reticent.clip._capture import Capture
+from reticent.clip._engine import ClipEngine, Losses
+from reticent.clip._entry import Entry, full_float32
 from reticent.clip._graph import Graph, trace
 from reticent.clip._groups import Group
 from reticent.clip._guards import State, check_losses, checked_units
+from reticent.clip._params import refuse_bypass, refuse_unseen
 from reticent.clip._passes import FormVisitor, round_up
 from reticent.clip._probe import Fingerprints, probe_weights
+from reticent.clip._proven import NotProven, Proven, reused
 from reticent.clip._sums import sum_dtype
 from reticent.errors import UnsupportedModel
 from reticent.rules import Form, Layout
@@ -145,7 +140,7 @@ def prove(setting: Setting, inputs: Sequence[Tensor]) -> tuple[Proven, int] | No
         proven: Proven = {}
         try:
             engine.layouts_of(capture, ones, scaled, weights_U, proven, has_batch=True)
-        except _NotProven as again:
+        except NotProven as again:
             engine._not_meetings |= again.not_meetings
             continue
         return (proven, capture.trace) if all(proven.get(key) for key in ones.prints) else None
@@ -199,7 +194,7 @@ def trace_sum(
     units = setting.num_units
 
     def layout_of(entry: Entry, index: int, g: Tensor) -> Layout:
-        return Layout(0, 1) if units == 1 else _reused(proven.get(entry.key, {}), units, g.shape)
+        return Layout(0, 1) if units == 1 else reused(proven.get(entry.key, {}), units, g.shape)
 
     def body(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         *state_and_rows, real_U, max_norm_L = tensors
@@ -215,7 +210,7 @@ def trace_sum(
                     visitor.finish()
                     names[:] = kept.forms
                     return _clipped(setting.groups, kept.forms, params, loss_R, real_U, max_norm_L)
-            except _NotProven as error:
+            except NotProven as error:
                 raise _untraceable("its backward runs operations that it did not run before") from error
 
     graph = trace(body, inputs, setting.model)
@@ -288,14 +283,14 @@ def _captured(
         checked_units(loss_R.shape[0], units)
         before.refuse_changes(model, trained)
         leaves = graph_leaves(loss_R)
-        _refuse_bypass(leaves, capture, trained)
+        refuse_bypass(leaves, capture, trained)
         missed = {id(leaf) for leaf in leaves} & own.keys()
         if missed:
             used = sorted(own[i] for i in missed)
             raise _untraceable(f"it keeps {used} in a list, dict or closure of its own and uses them there")
         with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
             yield capture, trained, loss_R
-            _refuse_unseen(capture)
+            refuse_unseen(capture)
         before.refuse_changes(model, trained)
 
 

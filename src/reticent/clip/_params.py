@@ -1,0 +1,69 @@
+"""The trainable parameters, and gradients of theirs that no recorded operation would see.
+
+Room: clip. May import torch, `reticent.errors`.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from reticent.clip._capture import Capture
+from reticent.errors import ConfigError, UnsupportedModel
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter that requires a gradient; one name for a shared one.
+
+    Raises:
+        ConfigError[nothing-to-train]: there is none.
+        UnsupportedModel[complex-parameter]: one is not real.
+        UnsupportedModel[parameter-hook]: one has a gradient hook.
+    """
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not params:
+        raise ConfigError(
+            "The model has no parameter with requires_grad=True. Unfreeze what should be trained.",
+            code="nothing-to-train",
+        )
+    for name, p in params.items():
+        if p._backward_hooks:
+            raise UnsupportedModel(
+                f"Parameter '{name}' has a gradient hook, which would not run on per-example gradients. "
+                "Remove it, or apply what it does to the optimizer's gradient.",
+                code="parameter-hook",
+            )
+        if not p.is_floating_point():
+            raise UnsupportedModel(
+                f"Parameter '{name}' is {p.dtype}: only real parameters are supported. Store real and "
+                "imaginary parts as a real parameter, and use torch.view_as_complex in the forward.",
+                code="complex-parameter",
+            )
+    return params
+
+
+def sizes(params: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: p.numel() for name, p in params.items()}
+
+
+def refuse_bypass(leaves: list[Tensor], capture: Capture, params: Mapping[str, nn.Parameter]) -> None:
+    names = {id(p): n for n, p in params.items()} | {id(t): n for n, t in capture.leaves.items()}
+    found = sorted({names[id(leaf)] for leaf in leaves if id(leaf) in names})
+    if found:
+        raise UnsupportedModel(
+            f"Parameters {found} are used where their per-example gradient cannot be seen (a custom autograd "
+            "function, a scripted or compiled module). Freeze them with requires_grad_(False), write the "
+            "operation with ordinary torch functions, or use method='loop'.",
+            code="hidden-use",
+        )
+
+
+def refuse_unseen(capture: Capture) -> None:
+    """A gradient that reached a parameter's copy past every recorded operation is in no norm."""
+    found = sorted(name for name, leaf in capture.leaves.items() if leaf.grad is not None)
+    if found:
+        raise UnsupportedModel(
+            f"Parameters {found} receive a gradient that no recorded operation passed on (a reentrant "
+            "checkpoint that returns something computed from parameters alone). Use use_reentrant=False, or "
+            "method='loop'.",
+            code="hidden-use",
+        )
