@@ -6,6 +6,7 @@ SciPy; never torch. The ledger of a run is `reticent.account.ledger`.
 
 from reticent.account._calibrate import (
     calibrate_noise_multiplier,
+    calibrate_noise_scale,
     calibrate_num_steps,
     calibrate_sampling_prob,
 )
@@ -18,6 +19,7 @@ from reticent.account._split import split_noise
 __all__ = [
     "Segments",
     "calibrate_noise_multiplier",
+    "calibrate_noise_scale",
     "calibrate_num_steps",
     "calibrate_sampling_prob",
     "compose_runs",

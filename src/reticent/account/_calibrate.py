@@ -16,6 +16,7 @@ from reticent.account._events import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
     MIN_SAMPLING_PROB,
+    Segments,
     check_num_steps,
     round_down,
     round_up,
@@ -76,6 +77,39 @@ def calibrate_noise_multiplier(
     start = _crossing(spent_rdp, budget.epsilon, safe=most, unsafe=least)
     found = _solve(spent, budget.epsilon, start=start, safe=most, unsafe=least, snap=_rounded_up)
     return _or_unreachable(found, budget, f"a noise multiplier of {most:g}")
+
+
+def calibrate_noise_scale(*, budget: Budget, segments: Callable[[float], Segments]) -> float:
+    """The least factor on the noise of a whole history, of whatever mechanisms, that keeps to the budget.
+
+    Args:
+        budget: the epsilon and delta that may be spent.
+        segments: factor -> (mechanism, number of steps) pairs. Every mechanism's noise must grow with the
+            factor, and be about it: the search goes from 1e-3 to 1e6.
+
+    Returns:
+        The factor, at most 6 significant digits.
+
+    Guarantee:
+        `epsilon()` of `segments(factor)` is at most `budget.epsilon`.
+
+    Raises:
+        ConfigError[num-steps], ConfigError[mechanism], ConfigError[budget]: bad input.
+        AccountingError[budget-unreachable]: not even a factor of 1e6 is enough.
+    """
+    _check(budget)
+    _at_least_one(sum(check_num_steps(num_steps) for _, num_steps in segments(1.0)))
+
+    def spent(factor: float) -> float:
+        return epsilon(segments(factor), delta=budget.delta).epsilon
+
+    def spent_rdp(factor: float) -> float:
+        return rdp_epsilon(segments(factor), delta=budget.delta)
+
+    least, most = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
+    start = _crossing(spent_rdp, budget.epsilon, safe=most, unsafe=least)
+    found = _solve(spent, budget.epsilon, start=start, safe=most, unsafe=least, snap=_rounded_up)
+    return _or_unreachable(found, budget, f"a noise factor of {most:g}")
 
 
 def calibrate_num_steps(

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from ._adapt import ClipNorms
 from ._checkpoint import Checkpoint, load_checkpoint, load_tensors
+from ._ema import ema_start
 from ._evaluate import Evaluation, evaluate
 from ._files import finite, write_json
 from ._folder import (
@@ -48,6 +49,7 @@ __all__ = [
     "available_memory",
     "check_ledger",
     "chunks_of",
+    "ema_start",
     "evaluate",
     "finite",
     "fit",

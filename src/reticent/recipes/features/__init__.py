@@ -1,0 +1,9 @@
+"""Frozen features: extraction into a store on disk, and the private last layer on top of them.
+
+Room: recipes. Heavy libraries (transformers, timm, torchvision) are imported only where a backbone of
+theirs is asked for.
+"""
+
+from ._store import FeatureStore, Fingerprint, Shape, Split, StoreWriter, open_store
+
+__all__ = ["FeatureStore", "Fingerprint", "Shape", "Split", "StoreWriter", "open_store"]
