@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 @click.option("--dry-run", is_flag=True, help="Check the settings and print the plan; read no data.")
 def command(recipe: str, settings: tuple[str, ...], out: Path | None, as_json: bool, dry_run: bool) -> None:
-    """Train RECIPE (fashion-mnist, digits), or what a CONFIG.toml names, with differential privacy.
+    """Train RECIPE (fashion-mnist, digits, ...), or what a CONFIG.toml names, with differential privacy.
 
     The run's folder holds its ledger, checkpoints, metrics, weights and a report. Epsilon is read
     from the ledger. A run that is stopped goes on with `reticent resume`.

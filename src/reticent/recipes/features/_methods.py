@@ -116,9 +116,9 @@ def resolved(config: LastLayerConfig, shape: PublicShape) -> LastLayerConfig:
 # Method -> its learning rate and number of steps, where none are given.
 _DEFAULTS: Final = {
     "one-step": (1.0, 1),
-    "sgd": (50.0, 50),
-    "adam": (0.5, 50),
-    "lamb": (0.5, 50),
+    "sgd": (20.0, 50),
+    "adam": (0.3, 50),
+    "lamb": (0.1, 50),
     "least-squares": (1.0, 1),
     "newton": (1.0, 2),
     "fc": (1.0, 10),

@@ -94,7 +94,7 @@ def load_features(features: str, *, report: Callable[[str], None], progress: boo
 def _columns_of(data: Dataset, shape: PublicShape, scale: float) -> Features:
     def split(pair: ArrayPair, name: str) -> Split:
         check_labels(pair.y, shape.num_classes, where=f"the {name} split of '{data.name}'")
-        return Split(np.float32(pair.x.reshape(len(pair.y), -1)) / np.float32(scale), pair.y)
+        return Split(pair.x.reshape(len(pair.y), -1).astype(np.float32) / np.float32(scale), pair.y)
 
     train, test = split(data.train, "train"), split(data.test, "test")
     if train.x.shape != (shape.num_examples, shape.dim):
