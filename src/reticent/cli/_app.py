@@ -21,6 +21,7 @@ SUBCOMMANDS: Final = MappingProxyType(
         "account": "State the epsilon of numbers, or of a run's ledger.",
         "resume": "Go on with a run that was stopped.",
         "report": "Write the HTML report of a run.",
+        "generate": "Continue prompts with a run's language model.",
     }
 )
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from reticent.errors import ConfigError
-from reticent.recipes.text._score import evaluating, padded, perplexity, row_losses, text_rows, token_losses
+from reticent.recipes.text._score import (
+    evaluating,
+    log_likelihoods,
+    open_ended,
+    padded,
+    perplexity,
+    row_losses,
+    text_rows,
+    token_losses,
+)
 from tests.recipes.text.models import byte_tokenizer, gpt2, llama
 
 TEXTS = ["the cat", "a", "a much longer sentence about dogs"]
@@ -94,3 +103,24 @@ def test_every_module_gets_its_own_mode_back():
         assert not any(module.training for module in model.modules())
         raise RuntimeError
     assert model.transformer.h[1].training and not model.transformer.h[0].training
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["my code is 123", "my code is 954", "my code is 12"],
+        ["ab", "xyz"],
+        ["same", "same"],
+        ["alone"],
+        ["a b", "a"],
+    ],
+)
+def test_the_likelihood_of_a_sentence_is_what_it_would_be_alone(model, sentences):
+    if "a" in sentences:
+        with pytest.raises(ConfigError, match="two tokens"):
+            log_likelihoods(model, byte_tokenizer(), sentences)
+        return
+    for batch_size in (1, 2):
+        found = log_likelihoods(model, byte_tokenizer(), sentences, batch_size=batch_size)
+        wanted = [-one_by_one(model, open_ended(byte_tokenizer(), s)) for s in sentences]
+        assert found == pytest.approx(wanted, rel=1e-9)

@@ -11,7 +11,7 @@ import torch
 
 from reticent.errors import ConfigError
 
-from ._score import evaluating
+from ._score import evaluating, open_ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def generate(
         ConfigError[text-prompt]: a prompt has no tokens, or there is no token to pad with.
     """
     room = _room(model, decoding)
-    encoded = [_tokens(tokenizer, prompt)[-room:] for prompt in prompts]
+    encoded = [open_ended(tokenizer, prompt)[-room:] for prompt in prompts]
     if not all(encoded):
         raise ConfigError(
             "A prompt without tokens cannot be continued; give each at least one character.",
@@ -145,14 +145,6 @@ def padding_token(tokenizer: Any) -> int:
     raise ConfigError(
         "The tokenizer has neither a pad token nor an end token; set tokenizer.pad_token.", code="text-prompt"
     )
-
-
-def _tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt's tokens, without the end token that some tokenizers put after every text."""
-    ids = list(tokenizer(prompt)["input_ids"])
-    while ids and ids[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id != tokenizer.bos_token_id:
-        ids.pop()
-    return ids
 
 
 def _room(model: Any, decoding: Decoding) -> int:

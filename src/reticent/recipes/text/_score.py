@@ -6,6 +6,7 @@ Shape letters: B row, T position, V vocabulary.
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -151,3 +152,74 @@ def padded(
         mask_BT[b, : len(row)] = 1
         labels_BT[b, skip : len(row)] = ids_BT[b, skip : len(row)]
     return ids_BT.to(device), mask_BT.to(device), labels_BT.to(device)
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: Any, tokenizer: Any, sentences: Sequence[str], *, batch_size: int = 256
+) -> list[float]:
+    """log p of each whole sentence in nats; what all of them begin with is read once.
+
+    Meant for many sentences that differ at their ends, as the candidates of a planted secret do. The first
+    token is given, not scored. An end token that the tokenizer puts after every text is left out, so that a
+    sentence may be cut anywhere.
+
+    Args:
+        model: a causal language model of transformers; put in eval mode meanwhile.
+        tokenizer: its tokenizer.
+        sentences: texts of at least two tokens.
+        batch_size: sentences at once.
+
+    Raises:
+        ConfigError[text-no-tokens]: a sentence has fewer than two tokens.
+    """
+    rows = [open_ended(tokenizer, sentence) for sentence in sentences]
+    if any(len(row) < 2 for row in rows):
+        raise ConfigError("A sentence to score needs at least two tokens.", code="text-no-tokens")
+    device = next(model.parameters()).device
+    shared = _shared(rows)
+    with evaluating(model):
+        if shared == 0:
+            chunks = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+            return [
+                -s
+                for chunk in chunks
+                for s in row_losses(model, padded(chunk, pad=0, device=device))[0].tolist()
+            ]
+        head_1T = torch.tensor([rows[0][:shared]], device=device)
+        read = model(input_ids=head_1T, use_cache=True)
+        begun = -float(token_losses(read.logits, head_1T).sum())
+        scores: list[float] = []
+        for start in range(0, len(rows), batch_size):
+            ends = [row[shared:] for row in rows[start : start + batch_size]]
+            scores += [begun + end for end in _ends(model, read, ends, device)]
+    return scores
+
+
+def open_ended(tokenizer: Any, text: str) -> list[int]:
+    """A text's tokens, without the end token that some tokenizers put after every text."""
+    ids = list(tokenizer(text)["input_ids"])
+    while ids and ids[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id != tokenizer.bos_token_id:
+        ids.pop()
+    return ids
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with, at least one of each row left over."""
+    most = min(map(len, rows)) - 1
+    return next((t for t in range(most) if len({row[t] for row in rows}) > 1), most)
+
+
+def _ends(model: Any, read: Any, ends: Sequence[Sequence[int]], device: torch.device) -> list[float]:
+    """log p of each end, given what was read before."""
+    ids_BT, mask_BT, labels_BT = padded(ends, pad=0, device=device)
+    cache = copy.deepcopy(read.past_key_values)
+    num_read = cache.get_seq_length()
+    cache.batch_repeat_interleave(len(ends))
+    seen_BT = F.pad(mask_BT, (num_read, 0), value=1)
+    positions_BT = torch.arange(num_read, num_read + ids_BT.shape[1], device=device).expand_as(ids_BT)
+    logits = model(
+        input_ids=ids_BT, attention_mask=seen_BT, position_ids=positions_BT, past_key_values=cache
+    ).logits
+    logits = torch.cat([read.logits[:, -1:].expand(len(ends), -1, -1), logits], 1)
+    return (-token_losses(logits, F.pad(labels_BT, (1, 0), value=IGNORED)).double().sum(1)).tolist()
