@@ -14,14 +14,18 @@ from reticent.account._epsilon import epsilon
 from reticent.account._events import Segments
 from reticent.account._groups import group_epsilon
 from reticent.account._runs import compose_runs, selection_epsilon
+from reticent.account._select import RandomTrials, TrialsDistribution, choice_epsilon
 from reticent.account._split import split_noise
 
 __all__ = [
+    "RandomTrials",
     "Segments",
+    "TrialsDistribution",
     "calibrate_noise_multiplier",
     "calibrate_noise_scale",
     "calibrate_num_steps",
     "calibrate_sampling_prob",
+    "choice_epsilon",
     "compose_runs",
     "epsilon",
     "group_epsilon",

@@ -20,6 +20,7 @@ SUBCOMMANDS: Final = MappingProxyType(
         "plan": "Show what a private run would do and cost, without reading data.",
         "account": "State the epsilon of numbers, or of a run's ledger.",
         "resume": "Go on with a run that was stopped.",
+        "sweep": "Run a recipe with many settings, in parallel.",
         "report": "Write the HTML report of a run.",
         "generate": "Continue prompts with a run's language model.",
     }

@@ -3,7 +3,7 @@
 Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 """
 
-from ._config import RecipeConfig
+from ._config import RecipeConfig, make_config, parse_settings, read_toml
 from ._recipe import Recipe, Request
 from ._run import describe, go_on, request, run
 from ._table import DEFAULT_RECIPE, recipes
@@ -20,7 +20,10 @@ __all__ = [
     "TrainingRecipe",
     "describe",
     "go_on",
+    "make_config",
+    "parse_settings",
     "plan_of",
+    "read_toml",
     "recipes",
     "request",
     "run",

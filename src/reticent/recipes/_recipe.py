@@ -1,6 +1,6 @@
 """What a recipe is: a name, its settings, and how it runs and goes on.
 
-Room: recipes. May import rich, `reticent.{plan,errors}`; no torch, so that recipes can be listed quickly.
+Room: recipes. May import rich, `reticent.{account,errors}`; no torch, so that recipes can be listed quickly.
 """
 
 from abc import ABC, abstractmethod
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from reticent.account import Segments
 
 from ._config import RecipeConfig
 
@@ -36,6 +38,14 @@ class Recipe(ABC):
         Raises:
             AccountingError, ConfigError: no noise meets the budget, or settings contradict each other.
         """
+
+    def spends(self, asked: "Request") -> Segments | None:
+        """What a whole private run enters into its ledger; None if that is not known beforehand.
+
+        Raises:
+            AccountingError, ConfigError: as `describe`.
+        """
+        return None
 
     @abstractmethod
     def run(

@@ -1,6 +1,6 @@
 """Recipes that train by private gradient steps: plan, data, model, the run, its twin without privacy.
 
-Room: recipes. May import torch, rich, `reticent.{plan,train,data,sample}` and the floors below.
+Room: recipes. May import torch, rich, `reticent.{plan,train,data,sample,optim}` and the floors below.
 """
 
 import math
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import Dataset
 
+from reticent.account import Segments
 from reticent.errors import CheckpointError, DataError
+from reticent.optim import Lamb
 from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.sample import PoissonSampler, SampleStream
@@ -139,6 +141,10 @@ class TrainingRecipe(Recipe):
             "expected_batch_size": plan.expected_batch_size,
             "neighbouring_relation": str(plan.relation),
         }
+
+    def spends(self, asked: Request) -> Segments:
+        plan = plan_of(asked)
+        return [(plan.mechanism, plan.num_steps)]
 
     def run(self, asked: Request, *, out: Path, console: Console | None, data: Any = None) -> dict[str, Any]:
         out = new_folder(out)
@@ -268,6 +274,8 @@ def _optimizer(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimi
             return Adam(model.parameters(), lr=lr)
         case "adamw":
             return AdamW(model.parameters(), lr=lr)
+        case "lamb":
+            return Lamb(model.parameters(), lr=lr)
 
 
 def _losses(recipe: TrainingRecipe, config: TrainingConfig) -> Losses:

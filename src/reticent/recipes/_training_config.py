@@ -45,9 +45,9 @@ class TrainingConfig(RecipeConfig):
     lr: Annotated[_Positive, Field(description="learning rate")]
     twin_lr: Annotated[_Positive, Field(description="learning rate without privacy")]
     momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd")] = 0.9
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="what updates the weights")] = (
-        "sgd"
-    )
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw", "lamb"], Field(description="what updates the weights")
+    ] = "sgd"
     lr_decay: Annotated[
         Literal["none", "linear"],
         Field(description="linear: the learning rate falls to zero by the last step"),

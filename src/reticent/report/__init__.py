@@ -4,8 +4,19 @@ Room: report. May import account, records and errors of ours; never torch, so th
 years later on a machine that could not run the model.
 """
 
-from reticent.report._page import Report, write_report
+from reticent.report._curves import Curve, draw_curves
+from reticent.report._page import Report, round_up, write_report
 from reticent.report._run import Run, read_run
 from reticent.report._statement import Statement, state
 
-__all__ = ["Report", "Run", "Statement", "read_run", "state", "write_report"]
+__all__ = [
+    "Curve",
+    "Report",
+    "Run",
+    "Statement",
+    "draw_curves",
+    "read_run",
+    "round_up",
+    "state",
+    "write_report",
+]

@@ -60,6 +60,17 @@ class Result(_File):
     twin: dict[str, JsonValue] = {}
 
 
+class Selection(_File):
+    """`selection.json`: the run was kept as the best of a random number of runs, see `reticent sweep`.
+
+    Each candidate is what its run would spend: (scheme, sampling probability, noise multiplier, steps).
+    """
+
+    distribution: str
+    mean: float
+    candidates: list[list[tuple[str, float, float, int]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Twin:
     """The non-private twin of a run: the same recipe without clipping and noise."""
@@ -79,6 +90,7 @@ class Run:
     metrics: tuple[Metric, ...]
     result: Result | None
     twin: Twin | None
+    selection: Selection | None = None
 
 
 def read_run(folder: str | Path) -> Run:
@@ -123,6 +135,7 @@ def read_run(folder: str | Path) -> Run:
         metrics=_read_metrics(folder / "metrics.jsonl"),
         result=_read_if_there(folder / "result.json", Result),
         twin=_read_twin(folder / "twin"),
+        selection=_read_if_there(folder / "selection.json", Selection),
     )
 
 

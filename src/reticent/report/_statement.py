@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reticent.account import epsilon
+from reticent.account import RandomTrials, TrialsDistribution, choice_epsilon, epsilon
 from reticent.account.ledger import LedgerView
-from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation
+from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme
 from reticent.report._run import Run
 
 Segment = tuple[Mechanism, int]
@@ -56,15 +56,42 @@ def state(run: Run, *, num_points: int = 20) -> Statement:
             warnings=(),
         )
     segments = tuple(ledger.segments())
-    report = epsilon(segments, delta=ledger.delta, relation=ledger.relation)
+    report = _report(run, ledger, segments)
     why_not = _why_not(run, ledger, segments, report)
     private = why_not is None
     return Statement(
         private=private,
         why_not=why_not,
         report=report,
-        curve=_curve(segments, ledger, num_points) if private else (),
-        warnings=tuple(_warnings(run, ledger, segments, report)),
+        curve=_curve(segments, ledger, num_points) if private and run.selection is None else (),
+        warnings=(*_of_the_choice(run), *_warnings(run, ledger, segments, report)),
+    )
+
+
+def _report(run: Run, ledger: LedgerView, segments: Sequence[Segment]) -> EpsilonReport:
+    """Of the run's steps; of the choice, if it was kept as the best of a random number of runs."""
+    if run.selection is None:
+        return epsilon(segments, delta=ledger.delta, relation=ledger.relation)
+    chosen = run.selection
+    candidates = [
+        [
+            (Mechanism(scheme=SamplingScheme(scheme), sampling_prob=q, noise_multiplier=sigma), count)
+            for scheme, q, sigma, count in candidate
+        ]
+        for candidate in chosen.candidates
+    ]
+    trials = RandomTrials(distribution=TrialsDistribution(chosen.distribution), mean=chosen.mean)
+    return choice_epsilon(
+        [*candidates, segments], trials=trials, delta=ledger.delta, relation=ledger.relation
+    )
+
+
+def _of_the_choice(run: Run) -> Sequence[str]:
+    if run.selection is None:
+        return ()
+    return (
+        "This run was kept as the best of a random number of runs with different settings. The epsilon above "
+        "is that of the choice; it holds only if nothing else of those runs is published.",
     )
 
 

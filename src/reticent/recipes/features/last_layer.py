@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from reticent.account import Segments
 from reticent.account.ledger import Ledger, read_run_ledger, verify_contains
 from reticent.errors import CheckpointError, ConfigError, DataError
 from reticent.noise import CipherNoise
@@ -76,6 +77,11 @@ class LastLayerRecipe(Recipe):
             "neighbouring_relation": plan.relation.value,
             "stages": described["stages"],
         }
+
+    def spends(self, asked: Request) -> Segments:
+        config = _of(asked.config)
+        plan = make_method(config, public_shape(config.features)).plan
+        return [(stage.mechanism, stage.num_steps) for stage in plan.stages]
 
     def run(
         self, asked: Request, *, out: Path, console: Console | None, data: Features | None = None

@@ -1,0 +1,69 @@
+"""Choosing the best of a random number of private runs, so that the choice has an epsilon of its own.
+
+Room: sweep. May import `reticent.{account,recipes,errors}` and NumPy.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reticent.account import RandomTrials, Segments
+from reticent.errors import ConfigError
+
+from ._spec import Sweep, asked_for
+
+_NOT_PRIVATE = ("twin", "show_loss", "show_norms")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How a sweep chooses.
+
+    Args:
+        trials: the distribution of the number of runs.
+    """
+
+    trials: RandomTrials
+
+    def draw(self, num_candidates: int) -> list[int]:
+        """Which candidate each run takes: K of them, uniformly, keyed by the operating system."""
+        rng = np.random.default_rng(secrets.randbits(256))
+        return [int(k) for k in rng.integers(num_candidates, size=self.trials.draw(rng))]
+
+
+def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list[Segments]:
+    """What a run of each candidate spends, from its plan.
+
+    Raises:
+        ConfigError[sweep-choice]: a candidate varies epsilon or is no run; or the recipe cannot say
+            what it will spend.
+    """
+    if any("epsilon" in grid and len(grid["epsilon"]) > 1 for grid in asked.grids):
+        raise ConfigError(
+            "A choice among runs is made at one epsilon, and the grid varies it. Set epsilon with --set, and "
+            "sweep once for each value.",
+            code="sweep-choice",
+        )
+    if not candidates:
+        raise ConfigError("A choice needs private runs, and the grid has none.", code="sweep-choice")
+    spent = []
+    for settings in candidates:
+        request = asked_for(asked.recipe, settings)  # a bad combination must not make the choice smaller
+        shown = [name for name in _NOT_PRIVATE if getattr(request.config, name, False)]
+        if shown:
+            raise ConfigError(
+                f"What a choice leaves is meant to be published; leave out {', '.join(shown)}: not private.",
+                code="sweep-choice",
+            )
+        segments = request.recipe.spends(request)
+        if segments is None:
+            raise ConfigError(
+                f"Recipe '{asked.recipe}' cannot say before it runs what it spends; leave "
+                "--trials-distribution out.",
+                code="sweep-choice",
+            )
+        spent.append(segments)
+    return spent

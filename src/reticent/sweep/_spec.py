@@ -1,0 +1,206 @@
+"""What a sweep is: a recipe, settings that all its runs share, and the grids of those that vary.
+
+Room: sweep. May import `reticent.{recipes,errors}`; no torch.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reticent.errors import ConfigError
+from reticent.recipes import Recipe, Request, make_config, parse_settings, read_toml, recipes, request
+
+Grid = Mapping[str, tuple[Any, ...]]
+_TOML_KEYS = ("recipe", "x", "series", "set", "grid", "plain")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Settings of many runs of one recipe.
+
+    Args:
+        recipe: the recipe's name.
+        shared: settings of every run.
+        grids: each a setting's name -> its values; a grid stands for all combinations of its values.
+        plain_grids: as `grids`, for the runs without privacy that the plot compares with; what they leave
+            out is as in `grids`, except what only a private run reads and the learning rate.
+        x: the setting on the plot's horizontal axis.
+        series: the setting that has a line for each of its values; None for one line.
+    """
+
+    recipe: str
+    shared: Mapping[str, Any]
+    grids: tuple[Grid, ...]
+    plain_grids: tuple[Grid, ...] = ()
+    x: str = "epsilon"
+    series: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "recipe": self.recipe,
+            "shared": json_settings(self.shared),
+            "grids": [
+                {k: [json_value(v) for v in values] for k, values in grid.items()} for grid in self.grids
+            ],
+            "plain_grids": [
+                {k: [json_value(v) for v in values] for k, values in grid.items()}
+                for grid in self.plain_grids
+            ],
+            "x": self.x,
+            "series": self.series,
+        }
+
+    def private_settings(self) -> list[dict[str, Any]]:
+        """Settings of each private run, in the order of the grids; the same ones once."""
+        every = [{**self.shared, **one} for grid in self.grids for one in _combinations(grid)]
+        return _distinct(settings for settings in every if not _plain(settings))
+
+    def plain_settings(self) -> list[dict[str, Any]]:
+        """Settings of each run without privacy."""
+        recipe = recipes()[self.recipe]
+        asked = [{**self.shared, **one} for grid in self.grids for one in _combinations(grid)]
+        without = [_without_privacy(recipe, settings) for settings in asked]
+        varied = [one for grid in self.plain_grids for one in _combinations(grid)] or [{}]
+        return _distinct({**settings, **one} for settings in without for one in varied)
+
+
+def read_sweep(
+    target: str,
+    assignments: Sequence[str] = (),
+    grid: Sequence[str] = (),
+    plain_grid: Sequence[str] = (),
+    *,
+    x: str | None = None,
+    series: str | None = None,
+) -> Sweep:
+    """Read what a person asked for.
+
+    Args:
+        target: a recipe's name, or a TOML file with `recipe`, `[set]`, `[[grid]]`, `[[plain]]`, `x` and
+            `series`.
+        assignments: `key=value` texts, for every run.
+        grid: `key=value,value,...` texts, which make one more grid.
+        plain_grid: the same for the runs without privacy.
+        x: the plot's horizontal axis.
+        series: what has a line for each value.
+
+    Raises:
+        ConfigError[sweep]: nothing varies, a grid is malformed, or the file holds something else.
+        ConfigError[unknown-recipe], ConfigError[config-file], ConfigError[config]: as
+            `reticent.recipes.request`.
+    """
+    given: dict[str, Any] = {}
+    if target not in recipes() and (target.endswith(".toml") or Path(target).is_file()):
+        given = read_toml(Path(target))
+        unknown = sorted(given.keys() - set(_TOML_KEYS))
+        if unknown:
+            raise ConfigError(
+                f"Unknown in the sweep's file: {', '.join(unknown)}. Known: {', '.join(_TOML_KEYS)}.",
+                code="sweep",
+            )
+        target = str(given.get("recipe"))
+    request(target)  # refuses an unknown recipe
+    grids = [_file_grid(entry) for entry in given.get("grid", ())]
+    if grid:
+        grids = [{**each, **_text_grid(grid)} for each in grids or [{}]]
+    plain = [_file_grid(entry) for entry in given.get("plain", ())]
+    if plain_grid:
+        plain.append(_text_grid(plain_grid))
+    if not grids:
+        raise ConfigError("A sweep varies something: give --grid key=value,value,...", code="sweep")
+    asked = Sweep(
+        recipe=target,
+        shared={**given.get("set", {}), **parse_settings(assignments)},
+        grids=tuple(grids),
+        plain_grids=tuple(plain),
+        x=(x or given.get("x", "epsilon")).replace("-", "_"),
+        series=series or given.get("series"),
+    )
+    _check(asked)
+    return asked
+
+
+def asked_for(recipe: str, settings: Mapping[str, Any]) -> Request:
+    """The request for one run.
+
+    Raises:
+        ConfigError[config]: lists every problem with the settings.
+    """
+    found = recipes()[recipe]
+    return Request(recipe=found, config=make_config(found.config, settings), chosen=dict(settings))
+
+
+def json_value(value: Any) -> Any:
+    """A setting as JSON; infinity becomes "inf"."""
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def json_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON."""
+    return {key: json_value(value) for key, value in settings.items()}
+
+
+def _check(asked: Sweep) -> None:
+    """Refuse an axis that nothing sets, and a grid of which no combination is a run at all."""
+    recipe = recipes()[asked.recipe]
+    for name in filter(None, (asked.x, asked.series)):
+        if name not in recipe.config.model_fields:
+            raise ConfigError(f"'{name}' is no setting of recipe '{asked.recipe}'.", code="sweep")
+    problems = []
+    every = asked.private_settings()
+    for settings in every:
+        try:
+            asked_for(asked.recipe, settings)
+        except ConfigError as e:
+            problems.append(str(e.args[0]))
+    if problems and len(problems) == len(every):
+        raise ConfigError(f"No combination of the grid can run: {problems[0]}", code="sweep")
+
+
+def _combinations(grid: Grid) -> list[dict[str, Any]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _distinct(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen: dict[tuple, dict[str, Any]] = {}
+    for settings in every:
+        seen.setdefault(tuple(sorted((k, repr(v)) for k, v in settings.items())), settings)
+    return list(seen.values())
+
+
+def _plain(settings: Mapping[str, Any]) -> bool:
+    return settings.get("epsilon") == math.inf
+
+
+def _without_privacy(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same run without privacy: without what it would ignore, and with its own learning rate."""
+    kept: dict[str, Any] = {"epsilon": math.inf}
+    for name, value in settings.items():
+        if name in ("epsilon", "noise_seed") or (name == "lr" and not _plain(settings)):
+            continue
+        try:
+            make_config(recipe.config, {**kept, name: value})
+        except ConfigError:
+            continue
+        kept[name] = value
+    return kept
+
+
+def _text_grid(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    grid = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not equals or not key.strip() or not values.strip(" ,"):
+            raise ConfigError(f"--grid {text!r} is not key=value,value,...", code="sweep")
+        parsed = [parse_settings([f"{key}={value}"]) for value in values.split(",") if value.strip()]
+        (name,) = parsed[0]
+        grid[name] = tuple(one[name] for one in parsed)
+    return grid
+
+
+def _file_grid(entry: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {key: tuple(values) if isinstance(values, list) else (values,) for key, values in entry.items()}

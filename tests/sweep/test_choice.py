@@ -1,0 +1,126 @@
+"""Keeping the best of a random number of runs: what is left, what it costs, and what is refused."""
+
+import json
+
+import pytest
+
+from reticent.account import RandomTrials, choice_epsilon
+from reticent.account.ledger import read_ledger
+from reticent.errors import ConfigError
+from reticent.report import read_run, state
+from reticent.sweep import Choice, _choose, read_sweep, sweep
+from tests.sweep.test_sweep import QUICK
+
+TRIALS = RandomTrials(distribution="geometric", mean=3)
+
+
+def asked(*grid, more=()):
+    return read_sweep("digits", [*QUICK, "epsilon=1", *more], list(grid) or ["lr=0.001,4"])
+
+
+@pytest.fixture
+def four_runs(monkeypatch):
+    """Four runs, of the candidates 0, 1, 0, 1."""
+    monkeypatch.setattr(Choice, "draw", lambda self, num_candidates: [0, 1, 0, 1])
+
+
+def test_only_the_best_run_is_left_and_its_epsilon_pays_for_the_choice(tmp_path, in_process, four_runs):
+    out = tmp_path / "out"
+    result = sweep(asked(), out=out, validation_public=True, choice=Choice(trials=TRIALS))
+    assert in_process == [0, 1, 2, 3]
+    assert sorted(p.name for p in out.iterdir()) == ["best", "sweep.json"]
+    assert result["best"]["settings"]["lr"] == 4
+    segments = read_ledger(out / "best" / "ledger.jsonl").segments()
+    costs = choice_epsilon([segments], trials=TRIALS, delta=1e-5).epsilon
+    assert result["privacy"]["epsilon"] == pytest.approx(costs, rel=1e-9)
+    assert costs > 1.2
+    assert json.loads((out / "best" / "result.json").read_text())["epsilon"] == result["privacy"]["epsilon"]
+
+
+def test_nothing_left_tells_of_the_number_of_runs(tmp_path, in_process, monkeypatch):
+    written = {}
+    for count in (1, 5):
+        monkeypatch.setattr(Choice, "draw", lambda self, n, count=count: [0] * count)
+        out = tmp_path / f"out-{count}"
+        sweep(
+            asked("lr=1", more=["noise_seed=3"]),
+            out=out,
+            validation_public=True,
+            choice=Choice(trials=TRIALS),
+        )
+        written[count] = (out / "sweep.json").read_text().replace(str(out), "OUT")
+    assert written[1] == written[5]
+
+
+def test_the_report_of_the_kept_run_states_the_choices_epsilon(tmp_path, in_process, four_runs):
+    result = sweep(asked(), out=tmp_path / "out", validation_public=True, choice=Choice(trials=TRIALS))
+    statement = state(read_run(tmp_path / "out" / "best"))
+    assert statement.report.epsilon == pytest.approx(result["privacy"]["epsilon"], rel=1e-9)
+    assert "best of a random number of runs" in statement.warnings[0]
+    assert statement.curve == ()
+
+
+def test_beaten_runs_are_deleted_as_soon_as_they_are(tmp_path, in_process, four_runs, monkeypatch):
+    seen = []
+    keep = _choose._keep_the_best
+
+    def spy(trials, score):
+        keep(trials, score)
+        seen.append(sum(trial.folder.exists() for trial in trials))
+
+    monkeypatch.setattr(_choose, "_keep_the_best", spy)
+    sweep(asked(), out=tmp_path / "out", validation_public=True, choice=Choice(trials=TRIALS))
+    assert seen == [1, 1, 1, 1]
+
+
+def test_a_stopped_choice_goes_on_with_the_runs_it_drew(tmp_path, in_process, four_runs, monkeypatch):
+    stop = _choose._conclude
+    monkeypatch.setattr(_choose, "_conclude", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(asked(), out=tmp_path / "out", validation_public=True, choice=Choice(trials=TRIALS))
+    monkeypatch.setattr(_choose, "_conclude", stop)
+    monkeypatch.setattr(Choice, "draw", lambda self, n: pytest.fail("drew again"))
+    result = sweep(asked(), out=tmp_path / "out", validation_public=True, choice=Choice(trials=TRIALS))
+    assert in_process == [0, 1, 2, 3]
+    again = sweep(asked(), out=tmp_path / "out", validation_public=True, choice=Choice(trials=TRIALS))
+    assert again == json.loads(json.dumps(result))
+
+
+def test_a_poisson_number_of_none_leaves_no_run_and_still_costs(tmp_path, in_process, monkeypatch):
+    monkeypatch.setattr(Choice, "draw", lambda self, n: [])
+    trials = RandomTrials(distribution="poisson", mean=2)
+    result = sweep(asked(), out=tmp_path / "out", validation_public=True, choice=Choice(trials=trials))
+    assert result["best"] is None
+    assert result["privacy"]["epsilon"] > 0
+
+
+@pytest.mark.parametrize(
+    ("grid", "more", "public", "says"),
+    [
+        (["lr=1,2"], [], False, "must be public"),
+        (["epsilon=1,2"], [], True, "at one epsilon"),
+        (["lr=1,2"], ["twin=true"], True, "leave out twin"),
+        (["lr=1,2"], ["show_loss=true"], True, "leave out show_loss"),
+        (["lr=1,-2"], [], True, "lr: input should be greater than 0"),
+    ],
+)
+def test_what_the_theorem_does_not_cover_is_refused(tmp_path, in_process, grid, more, public, says):
+    with pytest.raises(ConfigError, match=says):
+        sweep(
+            asked(*grid, more=more),
+            out=tmp_path / "out",
+            validation_public=public,
+            choice=Choice(trials=TRIALS),
+        )
+    assert in_process == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_candidates_are_drawn_uniformly():
+    """10,000 runs over four candidates: each within 5 standard deviations of a quarter."""
+    drawn = [
+        c for _ in range(2500) for c in Choice(trials=RandomTrials(distribution="poisson", mean=4)).draw(4)
+    ]
+    for candidate in range(4):
+        share = drawn.count(candidate) / len(drawn)
+        assert abs(share - 0.25) < 5 * (0.25 * 0.75 / len(drawn)) ** 0.5
