@@ -77,6 +77,6 @@ def test_an_axis_that_no_setting_has_is_refused():
 
 def test_an_unknown_key_of_a_file_is_refused(tmp_path):
     path = tmp_path / "sweep.toml"
-    path.write_text('recipe = "digits"\nserie = "lr"\n')
-    with pytest.raises(ConfigError, match="Unknown in the sweep's file: serie"):
+    path.write_text('recipe = "digits"\nrows = "lr"\n')
+    with pytest.raises(ConfigError, match="Unknown in the sweep's file: rows"):
         read_sweep(str(path))
