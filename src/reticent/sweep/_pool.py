@@ -42,7 +42,7 @@ def run_all(
                 process, trial = running.pop(sentinel)
                 process.join()
                 if trial.record() is None:
-                    trial.write(status="failed", error=_death(process.exitcode), code=None)
+                    trial.write(status="failed", error=_death(process.exitcode))
                 done(trial)
     finally:
         for process, _ in running.values():  # interrupted: what runs can be gone on with

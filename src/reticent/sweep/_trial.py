@@ -67,7 +67,7 @@ def run_trial(recipe: str, trial: Trial, threads: int) -> None:
     except ReticentError as e:
         trial.write(status="failed", error=str(e), code=e.code)
     except (MemoryError, OSError, RuntimeError, ValueError, ArithmeticError, TypeError, LookupError) as e:
-        trial.write(status="failed", error=f"{type(e).__name__}: {e}"[:500], code=None)
+        trial.write(status="failed", error=f"{type(e).__name__}: {e}"[:500])
         raise
     else:
         trial.write(status="done", seconds=round(time.perf_counter() - began, 3), result=result)
