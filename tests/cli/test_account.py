@@ -188,3 +188,12 @@ def test_a_reproducible_run_leaves_no_epsilon_for_all(tmp_path):
 def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     one = make_ledger(tmp_path / "a")
     assert "[ledgers-differ]" in refused("", one, one)
+
+
+def test_what_an_attacker_can_do_at_most_is_said_beside_epsilon(tmp_path):
+    found = numbers("--sampler full-batch --noise-multiplier 10 --num-steps 100 --delta 1e-5")
+    assert found["advantage"] == pytest.approx(math.erf(0.5 / math.sqrt(2)), rel=1e-9)
+    assert dict(found["reconstruction"])[0.1] == pytest.approx(0.389, abs=1e-3)
+    assert dict(found["trade_off"])[0.1] == pytest.approx(1 - 0.389, abs=1e-3)
+    one = numbers("", make_ledger(tmp_path / "a", reproducible=True))
+    assert (one["advantage"], one["reconstruction"]) == (1.0, None)

@@ -10,25 +10,32 @@ from reticent.account._calibrate import (
     calibrate_num_steps,
     calibrate_sampling_prob,
 )
+from reticent.account._crosscheck import Check, checked_epsilon, cross_check
 from reticent.account._epsilon import epsilon
 from reticent.account._events import Segments
 from reticent.account._groups import group_epsilon
+from reticent.account._risk import Risk, risk
 from reticent.account._runs import compose_runs, selection_epsilon
 from reticent.account._select import RandomTrials, TrialsDistribution, choice_epsilon
 from reticent.account._split import split_noise
 
 __all__ = [
+    "Check",
     "RandomTrials",
+    "Risk",
     "Segments",
     "TrialsDistribution",
     "calibrate_noise_multiplier",
     "calibrate_noise_scale",
     "calibrate_num_steps",
     "calibrate_sampling_prob",
+    "checked_epsilon",
     "choice_epsilon",
     "compose_runs",
+    "cross_check",
     "epsilon",
     "group_epsilon",
+    "risk",
     "selection_epsilon",
     "split_noise",
 ]

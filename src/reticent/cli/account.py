@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from reticent.account import compose_runs, epsilon
+from reticent.account import Segments, compose_runs, epsilon, risk
 from reticent.account.ledger import LedgerView, read_ledger, read_run_ledger
 from reticent.cli._show import print_json, print_table, rounded_up
 from reticent.errors import ConfigError
@@ -64,6 +64,7 @@ def command(
             raise _missing("--num-steps" if num_steps is None else "--delta")
         report = epsilon([(mechanism, num_steps)], delta=delta)
         record = _of_report(report, private=math.isfinite(report.epsilon))
+        record |= _risks(report, [(mechanism, num_steps)], private=record["private"])
     if as_json:
         print_json(record)
     else:
@@ -102,6 +103,8 @@ def _of_runs(runs: Sequence[Path], delta: float | None) -> dict[str, Any]:
     report = compose_runs(views, delta=delta)
     each = [_of_run(run, report.delta) for run in runs]
     record = _of_report(report, private=math.isfinite(report.epsilon))
+    segments = [segment for view in views for segment in view.segments()]
+    record |= _risks(report, segments, private=record["private"])
     return record | {"runs": [{name: one[name] for name in _OF_EACH} for one in each]}
 
 
@@ -117,6 +120,7 @@ def _of_run(run: Path, delta: float | None) -> dict[str, Any]:
         "reproducible": view.reproducible,
         "mechanisms": [_described(mechanism, count) for mechanism, count in view.segments()],
     }
+    record |= _risks(report, view.segments(), private=private)
     return record | {"notes": record["notes"] + _ledger_notes(view)}
 
 
@@ -132,6 +136,17 @@ def _of_report(report: EpsilonReport, *, private: bool) -> dict[str, Any]:
         "accountant": report.accountant,
         "num_steps": report.num_steps,
         "notes": list(report.notes),
+    }
+
+
+def _risks(report: EpsilonReport, segments: Segments, *, private: bool) -> dict[str, Any]:
+    """What the epsilon means for an attacker; nothing is bounded for a run that is not private."""
+    found = risk(report, segments) if private else None
+    return {
+        "advantage": found.advantage if found else 1.0,
+        "trade_off": [list(point) for point in found.trade_off] if found else None,
+        "reconstruction": [list(point) for point in found.reconstruction] if found else None,
+        "risk_source": found.source if found else "no privacy",
     }
 
 
@@ -163,6 +178,12 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("epsilon by RDP", rounded_up(record["epsilon_rdp"]) if record["private"] else none),
         ("steps", str(record["num_steps"])),
     ]
+    if record["reconstruction"]:
+        rows.append(("membership advantage", f"at most {rounded_up(record['advantage'], 3)}"))
+        shown = [p for p in record["reconstruction"] if p[0] in (1e-3, 1e-2, 0.1)]
+        rows += [
+            ("reconstruction", f"{prior:g} before, at most {rounded_up(b, 3)} after") for prior, b in shown
+        ]
     if "planned_steps" in record:
         rows.append(("planned steps", str(record["planned_steps"])))
         rows += [("mechanism", ", ".join(f"{k} {v}" for k, v in m.items())) for m in record["mechanisms"]]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reticent.account import epsilon
+from reticent.account import checked_epsilon, epsilon
 from reticent.account.ledger import Ledger, LedgerView
 from reticent.errors import LedgerError
 from reticent.plan import Plan
@@ -85,9 +85,14 @@ def check_ledger(
         )
 
 
-def ledger_epsilon(ledger: Ledger | LedgerView) -> EpsilonReport:
-    """The epsilon of the steps a ledger holds; infinite if they can be reproduced."""
-    report = epsilon(ledger.segments(), delta=ledger.delta, relation=ledger.relation)
+def ledger_epsilon(ledger: Ledger | LedgerView, *, final: bool = False) -> EpsilonReport:
+    """The epsilon of the steps a ledger holds; infinite if they can be reproduced.
+
+    Raises:
+        AccountingError[accountants-disagree]: it is `final`, and its cross-checks do not hold.
+    """
+    compute = checked_epsilon if final else epsilon
+    report = compute(ledger.segments(), delta=ledger.delta, relation=ledger.relation)
     if not ledger.reproducible:
         return report
     note = "Noise and sampling are reproducible from a seed: this run is not private."

@@ -281,7 +281,7 @@ def _run(
     result = TrainResult(
         run=folder,
         private=not ledger.reproducible,
-        epsilon=ledger_epsilon(ledger),
+        epsilon=ledger_epsilon(ledger, final=True),
         num_steps=ledger.num_steps,
         num_lost=ledger.num_lost,
         seconds=done.seconds,
