@@ -49,7 +49,7 @@ def test_a_file_may_hold_several_grids(tmp_path):
         "[[plain]]\nlr = [0.1]\n"
     )
     asked = read_sweep(str(path), ["epsilon=2"], ["seed=0,1"])
-    assert (asked.x, asked.series) == ("expected_batch_size", "optimizer")
+    assert (asked.x, asked.series) == ("expected_batch_size", ("optimizer",))
     assert len(asked.private_settings()) == 2 * (2 + 1)
     assert {settings["epsilon"] for settings in asked.private_settings()} == {2}
 

@@ -25,7 +25,7 @@ from reticent.cli._show import rounded_up
     "--no-plain", is_flag=True, help="Leave out the runs without privacy that the plot compares with."
 )
 @click.option("--x", "x", help="Setting on the plot's horizontal axis.  [default: epsilon]")
-@click.option("--series", help="Setting that has a line for each of its values.")
+@click.option("--series", help="Settings that have a line for each value, with commas.")
 @click.option("--score", default="accuracy", show_default=True, help="Which test score compares runs.")
 @click.option(
     "--out",

@@ -17,6 +17,7 @@ _WHERE: Final = MappingProxyType(
     {
         "fashion-mnist": ("fashion_mnist", "FASHION_MNIST"),
         "digits": ("digits", "DIGITS"),
+        "head": ("features.head", "HEAD"),
         "last-layer": ("features.last_layer", "LAST_LAYER"),
     }
 )

@@ -28,7 +28,9 @@ class Sweep:
         plain_grids: as `grids`, for the runs without privacy that the plot compares with; what they leave
             out is as in `grids`, except what only a private run reads and the learning rate.
         x: the setting on the plot's horizontal axis.
-        series: the setting that has a line for each of its values; None for one line.
+        plain_rates: runs without privacy take the learning rates of `grids` too.
+        series: settings that have a line for each of their values; after the first, only where a run sets
+            them. None of them: one line.
     """
 
     recipe: str
@@ -36,7 +38,8 @@ class Sweep:
     grids: tuple[Grid, ...]
     plain_grids: tuple[Grid, ...] = ()
     x: str = "epsilon"
-    series: str | None = None
+    plain_rates: bool = False
+    series: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -51,7 +54,8 @@ class Sweep:
                 for grid in self.plain_grids
             ],
             "x": self.x,
-            "series": self.series,
+            "plain_rates": self.plain_rates,
+            "series": list(self.series),
         }
 
     def private_settings(self) -> list[dict[str, Any]]:
@@ -63,7 +67,7 @@ class Sweep:
         """Settings of each run without privacy."""
         recipe = recipes()[self.recipe]
         asked = [{**self.shared, **one} for grid in self.grids for one in _combinations(grid)]
-        without = [_without_privacy(recipe, settings) for settings in asked]
+        without = [_without_privacy(recipe, settings, with_rate=self.plain_rates) for settings in asked]
         varied = [one for grid in self.plain_grids for one in _combinations(grid)] or [{}]
         return _distinct({**settings, **one} for settings in without for one in varied)
 
@@ -86,7 +90,7 @@ def read_sweep(
         grid: `key=value,value,...` texts, which make one more grid.
         plain_grid: the same for the runs without privacy.
         x: the plot's horizontal axis.
-        series: what has a line for each value.
+        series: what has a line for each value; several settings with commas.
 
     Raises:
         ConfigError[sweep]: nothing varies, a grid is malformed, or the file holds something else.
@@ -118,7 +122,7 @@ def read_sweep(
         grids=tuple(grids),
         plain_grids=tuple(plain),
         x=(x or given.get("x", "epsilon")).replace("-", "_"),
-        series=series or given.get("series"),
+        series=_names(series or given.get("series", "")),
     )
     _check(asked)
     return asked
@@ -147,7 +151,7 @@ def json_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _check(asked: Sweep) -> None:
     """Refuse an axis that nothing sets, and a grid of which no combination is a run at all."""
     recipe = recipes()[asked.recipe]
-    for name in filter(None, (asked.x, asked.series)):
+    for name in (asked.x, *asked.series):
         if name not in recipe.config.model_fields:
             raise ConfigError(f"'{name}' is no setting of recipe '{asked.recipe}'.", code="sweep")
     problems = []
@@ -176,11 +180,11 @@ def _plain(settings: Mapping[str, Any]) -> bool:
     return settings.get("epsilon") == math.inf
 
 
-def _without_privacy(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _without_privacy(recipe: Recipe, settings: Mapping[str, Any], *, with_rate: bool) -> dict[str, Any]:
     """The same run without privacy: without what it would ignore, and with its own learning rate."""
     kept: dict[str, Any] = {"epsilon": math.inf}
     for name, value in settings.items():
-        if name in ("epsilon", "noise_seed") or (name == "lr" and not _plain(settings)):
+        if name in ("epsilon", "noise_seed") or (name == "lr" and not with_rate and not _plain(settings)):
             continue
         try:
             make_config(recipe.config, {**kept, name: value})
@@ -188,6 +192,10 @@ def _without_privacy(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, A
             continue
         kept[name] = value
     return kept
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().replace("-", "_") for name in text.split(",") if name.strip())
 
 
 def _text_grid(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:

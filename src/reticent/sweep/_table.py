@@ -100,8 +100,9 @@ def _place(asked: Sweep, entry: Mapping[str, Any]) -> tuple[Any, Any]:
     """Where an entry stands: x (None for a run without privacy if x is epsilon), and its series."""
     config = asked_for(asked.recipe, settings_of(entry)).config
     x = getattr(config, asked.x)
-    series = None if asked.series is None else getattr(config, asked.series)
-    return (None if asked.x == "epsilon" and not entry["private"] else x), series
+    given = entry["settings"]
+    series = [str(getattr(config, n)) for k, n in enumerate(asked.series) if k == 0 or n in given]
+    return (None if asked.x == "epsilon" and not entry["private"] else x), " ".join(series) or None
 
 
 def _name(line: Mapping[str, Any]) -> str:
