@@ -1,6 +1,6 @@
 """DP-SGD, DP-momentum, DP-Adam and DP-LAMB over batch sizes, each beside its twin without privacy.
 
-    python -m benchmarks.optimizers --recipe digits --epochs 10 --batches 64 256 512 1437 --out runs/optimizers
+    python -m benchmarks.optimizers --recipe digits --batches 64 256 512 1437 --out runs/optimizers
     python -m benchmarks.optimizers --recipe head --set features=STORE --batches 512 4096 50000 --out ...
 
 A sweep with `reticent.sweep`: at every batch size the same number of epochs, so that a larger batch
