@@ -17,6 +17,7 @@ from reticent.errors import ReticentError
 SUBCOMMANDS: Final = MappingProxyType(
     {
         "train": "Train a model privately with a recipe.",
+        "recipes": "List the recipes.",
         "plan": "Show what a private run would do and cost, without reading data.",
         "account": "State the epsilon of numbers, or of a run's ledger.",
         "resume": "Go on with a run that was stopped.",

@@ -11,7 +11,9 @@ another is a recipe's business, done loudly there.
 
 from reticent.data._adult import CATEGORIES as ADULT_CATEGORIES
 from reticent.data._adult import encode_adult
-from reticent.data._cache import arrays_sha256
+from reticent.data._cache import arrays_sha256, cache_root
+from reticent.data._image_folder import ImageFolder, read_image_folder
+from reticent.data._layouts import read_cifar100, read_svhn
 from reticent.data._load import fetch, fetch_all, load, names
 from reticent.data._records import ArrayPair, Dataset, RemoteFile, Source
 
@@ -19,12 +21,17 @@ __all__ = [
     "ADULT_CATEGORIES",
     "ArrayPair",
     "Dataset",
+    "ImageFolder",
     "RemoteFile",
     "Source",
     "arrays_sha256",
+    "cache_root",
     "encode_adult",
     "fetch",
     "fetch_all",
     "load",
     "names",
+    "read_cifar100",
+    "read_image_folder",
+    "read_svhn",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from reticent.plan import LogicalBatch
-from reticent.train import chunks_of
+from reticent.train import Transform, augment, chunks_of, mix_seed
 
 
 class PlainStep:
@@ -23,7 +23,14 @@ class PlainStep:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, *, physical_batch_size: int, num_steps: int = 0
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        physical_batch_size: int,
+        num_steps: int = 0,
+        transform: Transform | None = None,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -32,6 +39,7 @@ class PlainStep:
         self.clip_norms: tuple[float, ...] = ()
         self.last_not_private: dict[str, float] | None = None
         self.physical_batch_size = physical_batch_size
+        self._transform, self._seed = transform, seed
 
     def restore_clip_norms(self, norms: Sequence[float]) -> None:
         """There are none: nothing is clipped."""
@@ -40,19 +48,33 @@ class PlainStep:
     def step(self, batch: LogicalBatch) -> Iterator["_PlainChunks"]:
         """One update from the batch's plain gradient."""
         self.optimizer.zero_grad()
-        yield _PlainChunks(self.model, batch, self.physical_batch_size)
+        yield _PlainChunks(self.model, batch, self.physical_batch_size, self._transform, self._seed)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_steps += 1
 
 
 class _PlainChunks:
-    def __init__(self, model: nn.Module, batch: LogicalBatch, physical_batch_size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: LogicalBatch,
+        physical_batch_size: int,
+        transform: Transform | None,
+        seed: int,
+    ) -> None:
         self._model, self._batch, self._size = model, batch, physical_batch_size
+        self._transform, self._seed = transform, seed
 
     def chunks(self) -> Iterator[Any]:
         device = next(self._model.parameters()).device
-        yield from chunks_of(self._batch.dataset, self._batch.indices, size=self._size, device=device)
+        chunks = chunks_of(self._batch.dataset, self._batch.indices, size=self._size, device=device)
+        for number, rows in enumerate(chunks):
+            if self._transform is None:
+                yield rows
+                continue
+            seed = mix_seed(self._seed, "transform", self._batch.step, number * self._size)
+            yield augment(rows, self._transform, torch.Generator().manual_seed(seed))
 
     def backward(self, loss_per_example: Any, chunk: Any) -> None:
         loss = loss_per_example(self._model, chunk).sum() / self._batch.expected_batch_size

@@ -19,6 +19,22 @@ _WHERE: Final = MappingProxyType(
         "digits": ("digits", "DIGITS"),
         "head": ("features.head", "HEAD"),
         "last-layer": ("features.last_layer", "LAST_LAYER"),
+        "mnist": ("vision.mnist", "MNIST"),
+        "mnist-scattering": ("vision.mnist", "MNIST_SCATTERING"),
+        "fashion-mnist-scattering": ("vision.mnist", "FASHION_MNIST_SCATTERING"),
+        "cifar10": ("vision.cifar", "CIFAR10"),
+        "cifar10-scattering": ("vision.cifar", "CIFAR10_SCATTERING"),
+        "cifar10-wrn-16-4-eps1": ("vision.published", "CIFAR10_EPS1"),
+        "cifar10-wrn-16-4-eps8": ("vision.published", "CIFAR10_EPS8"),
+        "cifar10-wrn-40-4-eps8": ("vision.published", "CIFAR10_WIDE"),
+        "cifar100-wrn-28-10-eps1": ("vision.published", "CIFAR100_FINETUNE"),
+        "imagenet-nf-resnet-50-eps8": ("vision.published", "IMAGENET"),
+        "imagenet-nf-resnet-50-tan": ("vision.published", "IMAGENET_TAN"),
+        "mnist-mlp-eps1": ("vision.published", "MNIST_MLP"),
+        "mnist-audit-eps8": ("vision.published", "MNIST_AUDIT"),
+        "svhn": ("vision.published", "SVHN"),
+        "vision-scratch": ("vision.own", "VISION_SCRATCH"),
+        "vision-finetune": ("vision.own", "VISION_FINETUNE"),
     }
 )
 

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.utils.data import Dataset
 
 from reticent.account import Segments
 from reticent.errors import CheckpointError, DataError
@@ -28,6 +27,7 @@ from reticent.train import (
     FitResult,
     RunDescription,
     TrainSettings,
+    Transform,
     finite,
     fit,
     largest_physical_batch_size,
@@ -63,13 +63,13 @@ class Material:
     """What a training recipe reads, checked and ready.
 
     Args:
-        train: rows to train on, by index.
+        train: rows to train on, in any form that `reticent.train` takes.
         test: held-out rows; what is measured on them is published.
         about: name, source, licence and the like, for the run's description; nothing private.
     """
 
-    train: Dataset[Any]
-    test: Dataset[Any]
+    train: Any
+    test: Any
     about: Mapping[str, Any]
 
 
@@ -119,6 +119,14 @@ class TrainingRecipe(Recipe):
     @abstractmethod
     def scores(self, config: Any) -> Scores:
         """(model, rows) -> name -> each row's score, shape (B,), averaged over the test rows."""
+
+    def transform(self, config: Any) -> Transform | None:
+        """What changes the training rows of each chunk, row by row, e.g. augments them; None for nothing."""
+        return None
+
+    def assess(self, config: Any, model: nn.Module, test: Any) -> dict[str, Any]:
+        """More of the trained model on the public test rows than means over rows; as JSON values."""
+        return {}
 
     def finish(
         self, config: Any, model: nn.Module, folder: Path, *, console: Console | None
@@ -185,6 +193,7 @@ class TrainingRecipe(Recipe):
                 dataset=job.material.train,
                 loss_per_example=_losses(self, config),
                 out=folder,
+                transform=self.transform(config),
                 evaluation=job.evaluation,
                 console=console,
             ).to_dict()
@@ -211,8 +220,18 @@ def plan_of(asked: Request) -> Plan:
             delta=config.delta,
             budget=None,
         )
+    budget = Budget(epsilon=config.epsilon, delta=config.delta)
+    if config.noise_multiplier is not None:
+        return Plan(
+            sampler=sampler,
+            num_steps=config.num_steps,
+            noise_multiplier=config.noise_multiplier,
+            clipping=clipping,
+            delta=config.delta,
+            budget=budget,
+        )
     return Plan.calibrate(
-        budget=Budget(epsilon=config.epsilon, delta=config.delta),
+        budget=budget,
         sampler=sampler,
         num_steps=config.num_steps,
         clipping=clipping,
@@ -245,7 +264,7 @@ class _Job:
             config=config,
             plan=plan_of(asked) if plan is None else plan,
             model=model,
-            optimizer=_optimizer(model, config, lr=config.lr),
+            optimizer=_optimizer(model, config, lr=config.step_lr),
             material=material,
             evaluation=Evaluation(dataset=material.test, scores=recipe.scores(config)),
             description=RunDescription(
@@ -267,15 +286,16 @@ def build_model(recipe: TrainingRecipe, config: TrainingConfig) -> nn.Module:
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
     match config.optimizer:
         case "sgd":
-            return SGD(model.parameters(), lr=lr, momentum=config.momentum)
+            return SGD(trained, lr=lr, momentum=config.momentum)
         case "adam":
-            return Adam(model.parameters(), lr=lr)
+            return Adam(trained, lr=lr)
         case "adamw":
-            return AdamW(model.parameters(), lr=lr)
+            return AdamW(trained, lr=lr)
         case "lamb":
-            return Lamb(model.parameters(), lr=lr)
+            return Lamb(trained, lr=lr)
 
 
 def _losses(recipe: TrainingRecipe, config: TrainingConfig) -> Losses:
@@ -306,7 +326,7 @@ def step_memory(asked: Request) -> dict[str, int]:
     with torch.random.fork_rng(devices=[]):
         return measure_memory(
             model,
-            _optimizer(model, config, lr=config.lr),
+            _optimizer(model, config, lr=config.step_lr),
             lambda rows: losses(model, rows),
             rows,
             clipping=clipping_of(config),
@@ -396,6 +416,7 @@ def _train_private(job: _Job, out: Path, console: Console | None) -> dict[str, A
         dataset=job.material.train,
         loss_per_example=_losses(job.recipe, job.config),
         out=out,
+        transform=job.recipe.transform(config),
         evaluation=job.evaluation,
         settings=_settings(config),
         physical_batch_size=config.num_rows_at_once,
@@ -434,7 +455,12 @@ def _resume_plain(job: _Job, folder: Path, console: Console | None) -> dict[str,
     start = 0 if checkpoint is None else checkpoint.step
     config = job.config
     stepper = PlainStep(
-        job.model, job.optimizer, physical_batch_size=config.num_rows_at_once, num_steps=start
+        job.model,
+        job.optimizer,
+        physical_batch_size=config.num_rows_at_once,
+        num_steps=start,
+        transform=job.recipe.transform(config),
+        seed=config.seed,
     )
     with silent_or_bar(console, "without privacy", config.num_steps) as watcher:
         done = fit(
@@ -458,7 +484,11 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
     folder.mkdir(exist_ok=True)
     model = build_model(job.recipe, config)
     stepper = PlainStep(
-        model, _optimizer(model, config, lr=config.twin_lr), physical_batch_size=config.num_rows_at_once
+        model,
+        _optimizer(model, config, lr=config.twin_lr),
+        physical_batch_size=config.num_rows_at_once,
+        transform=job.recipe.transform(config),
+        seed=config.seed,
     )
     settings = replace(_settings(config), checkpoint_every=0, show_loss=False, show_norms=False)
     with silent_or_bar(console, "twin without privacy", config.num_steps) as watcher:
@@ -512,7 +542,9 @@ def _conclude(job: _Job, out: Path, result: dict[str, Any], console: Console | N
                 (result["seconds"] / max(updates, 1)) / (max(twin["seconds"], 1e-3) / twin["num_steps"]), 3
             ),
         }
-    result |= job.recipe.finish(job.config, _published(job, out, result["weights"]), out, console=console)
+    model = _published(job, out, result["weights"])
+    result |= job.recipe.assess(job.config, model, job.material.test)
+    result |= job.recipe.finish(job.config, model, out, console=console)
     write_json(out / "result.json", result)
     return result
 

@@ -33,7 +33,15 @@ _OF_CLIPPING: Final[Mapping[str, str]] = MappingProxyType(
         "adapt_per_layer": "adaptive",
     }
 )
-_IGNORED_WITHOUT_PRIVACY: Final = ("max_norm", "twin_lr", "clipping", "show_norms", "compile", *_OF_CLIPPING)
+_IGNORED_WITHOUT_PRIVACY: Final = (
+    "max_norm",
+    "noise_multiplier",
+    "twin_lr",
+    "clipping",
+    "show_norms",
+    "compile",
+    *_OF_CLIPPING,
+)
 
 
 class TrainingConfig(RecipeConfig):
@@ -55,6 +63,12 @@ class TrainingConfig(RecipeConfig):
     ema: Annotated[float, Field(ge=0, lt=1, description="decay of the weights' average; 0 turns it off")] = (
         0.99
     )
+    noise_multiplier: Annotated[
+        float | None,
+        Field(
+            gt=0, allow_inf_nan=False, description="fixes the noise; epsilon is then what it must not exceed"
+        ),
+    ] = None
     physical_batch_size: Annotated[
         int | str,
         AfterValidator(_rows_at_once),
@@ -108,6 +122,11 @@ class TrainingConfig(RecipeConfig):
     ] = None
 
     carried: ClassVar[tuple[str, ...]] = (*RecipeConfig.carried, "twin", "show_loss", "show_norms")
+
+    @property
+    def step_lr(self) -> float:
+        """The learning rate as the optimizer is given it."""
+        return self.lr
 
     @property
     def num_rows_at_once(self) -> int:

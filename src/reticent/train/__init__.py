@@ -12,7 +12,7 @@ from types import ModuleType
 from ._adapt import ClipNorms
 from ._checkpoint import Checkpoint, load_checkpoint, load_tensors
 from ._ema import ema_start
-from ._evaluate import Evaluation, evaluate
+from ._evaluate import Evaluation, eval_mode, evaluate
 from ._files import finite, write_json
 from ._folder import (
     RunDescription,
@@ -27,7 +27,7 @@ from ._loop import FitResult, Stepper, TrainSettings, fit
 from ._memory import PeakMemory
 from ._physical import available_memory, largest_physical_batch_size
 from ._progress import SilentWatcher, Watcher, progress_bar, silent_or_bar
-from ._rows import chunks_of
+from ._rows import Transform, augment, chunks_of, num_rows
 from ._seeds import mix_seed
 from ._step import OpenStep, PrivateStep
 from ._train import TrainResult, resume, train
@@ -45,11 +45,14 @@ __all__ = [
     "Stepper",
     "TrainResult",
     "TrainSettings",
+    "Transform",
     "Watcher",
+    "augment",
     "available_memory",
     "check_ledger",
     "chunks_of",
     "ema_start",
+    "eval_mode",
     "evaluate",
     "finite",
     "fit",
@@ -60,6 +63,7 @@ __all__ = [
     "mix_seed",
     "new_folder",
     "new_run_id",
+    "num_rows",
     "progress_bar",
     "read_run",
     "removed_if_empty",

@@ -1,0 +1,195 @@
+"""Images in folders named by their class, read one by one, so that they need not fit in memory.
+
+Room: data. Imports numpy and Pillow.
+
+    FOLDER/train/cat/1.png    FOLDER/train/dog/7.jpg    FOLDER/test/cat/3.png    ...
+
+Shape letters: S side.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from reticent.errors import DataError
+
+ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+TEST_NAMES: Final = ("test", "val", "valid", "validation")
+_Refuse = Literal["refuse", "skip"]
+_Mixed = Literal["refuse", "skip", "convert"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageFolder:
+    """Images of one split, by index: (uint8 (S, S, 3), label). Made by `read_image_folder`.
+
+    Args:
+        class_names: label -> name of its folder.
+        skipped: reason -> how many files were left out.
+    """
+
+    class_names: tuple[str, ...]
+    skipped: dict[str, int]
+    _files: Sequence[tuple[Path, int]] = field(repr=False)
+    _side: int = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        path, label = self._files[index]
+        return _fitted(_opened(path), self._side), label
+
+
+def read_image_folder(
+    folder: Path, *, side: int, unreadable: _Refuse = "refuse", mixed: _Mixed = "refuse"
+) -> tuple[ImageFolder, ImageFolder]:
+    """Training and test images of a folder; every file is opened and decoded once, to be sure of it.
+
+    Args:
+        folder: holds `train` and one of `test`, `val`, `valid`, `validation`, each with a folder for every
+            class, the same ones.
+        side: images become this many pixels square: the shorter side is scaled to it, the middle is cut out.
+        unreadable: what becomes of files that cannot be decoded or are cut short.
+        mixed: what becomes of images of another mode or size than most of the training images have;
+            "convert" turns all into RGB of one size.
+
+    Guarantee:
+        Nothing is left out or changed that the arguments do not allow. What was left out is counted.
+
+    Raises:
+        DataError[image-folder]: a split or class folder is missing or empty, or there are not two.
+        DataError[image-unreadable]: files cannot be decoded; names the first three and counts them.
+        DataError[image-mixed]: modes or sizes differ; says which there are, and how often.
+    """
+    train = _class_folders(folder, "train")
+    test_names = [name for name in TEST_NAMES if (folder / name).is_dir()]
+    if len(test_names) != 1:
+        raise DataError(
+            f"'{folder}' must hold one folder of public images to score on, named one of "
+            f"{', '.join(TEST_NAMES)}; it holds {len(test_names)}.",
+            code="image-folder",
+        )
+    test = _class_folders(folder, test_names[0])
+    names = [path.name for path in train]
+    if len(names) < 2 or names != [path.name for path in test]:
+        raise DataError(
+            f"'{folder}' must hold the same class folders, two or more, in train and {test_names[0]}; "
+            f"there are {names[:5]} and {[path.name for path in test][:5]}.",
+            code="image-folder",
+        )
+    usual = None
+    splits = []
+    for classes in (train, test):
+        files, skipped, usual = _checked(classes, unreadable, mixed, usual)
+        splits.append(ImageFolder(class_names=tuple(names), skipped=skipped, _files=tuple(files), _side=side))
+    return splits[0], splits[1]
+
+
+def _class_folders(folder: Path, split: str) -> list[Path]:
+    base = folder / split
+    if not base.is_dir():
+        raise DataError(f"'{folder}' holds no folder '{split}'.", code="image-folder")
+    classes = sorted(path for path in base.iterdir() if path.is_dir())
+    empty = [path.name for path in classes if not _images(path)]
+    if empty or not classes:
+        listed = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        raise DataError(
+            f"'{base}' holds {len(empty)} class folders without an image: {listed}. Remove or fill them."
+            if classes
+            else f"'{base}' holds no class folders.",
+            code="image-folder",
+        )
+    return classes
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+
+
+_Kind = tuple[str, tuple[int, int]]  # mode and size
+
+
+def _checked(
+    classes: Sequence[Path], unreadable: _Refuse, mixed: _Mixed, usual: _Kind | None
+) -> tuple[list[tuple[Path, int]], dict[str, int], _Kind]:
+    """The files of a split to be used, what was left out, and the mode and size that images usually have."""
+    files, kinds, bad = [], [], []
+    for label, folder in enumerate(classes):
+        for path in _images(folder):
+            try:
+                image = _opened(path)
+            except DataError:
+                bad.append(path)
+                continue
+            files.append((path, label))
+            kinds.append((image.mode, image.size))
+    if bad and unreadable == "refuse":
+        named = ", ".join(f"'{path.parent.name}/{path.name}'" for path in bad[:3])
+        raise DataError(
+            f"{len(bad)} of {len(bad) + len(files)} images cannot be decoded or are cut short: {named}"
+            + (", ..." if len(bad) > 3 else "")
+            + ". Repair or remove them, or leave them out with unreadable = skip.",
+            code="image-unreadable",
+        )
+    if not files:
+        raise DataError("No image of a split can be decoded.", code="image-unreadable")
+    counts = Counter(kinds)
+    usual = counts.most_common(1)[0][0] if usual is None else usual
+    other = len(kinds) - counts[usual]
+    if other and mixed == "refuse":
+        listed = "; ".join(f"{mode} {w} x {h}: {n}" for (mode, (w, h)), n in counts.most_common(4))
+        raise DataError(
+            f"{other} of {len(kinds)} images differ from the others in mode or size ({listed}"
+            + ("; ..." if len(counts) > 4 else "")
+            + "). Make all RGB of one size with mixed = convert, or leave them out with mixed = skip.",
+            code="image-mixed",
+        )
+    if mixed == "skip":
+        files = [file for file, kind in zip(files, kinds, strict=True) if kind == usual]
+    skipped = {"unreadable": len(bad), "mixed": other if mixed == "skip" else 0}
+    return files, {reason: count for reason, count in skipped.items() if count}, usual
+
+
+def _opened(path: Path) -> Image.Image:
+    """The decoded image.
+
+    Raises:
+        DataError[image-unreadable]: it cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return image
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise DataError(
+            f"The image '{path.parent.name}/{path.name}' cannot be decoded or is cut short.",
+            code="image-unreadable",
+        ) from error
+
+
+def _fitted(image: Image.Image, side: int) -> np.ndarray:
+    """RGB bytes (S, S, 3): the shorter side scaled to `side`, the middle cut out."""
+    rgb = image.convert("RGB")
+    width, height = rgb.size
+    if (width, height) != (side, side):
+        scale = side / min(width, height)
+        wide, high = max(side, round(width * scale)), max(side, round(height * scale))
+        left, top = (wide - side) // 2, (high - side) // 2
+        rgb = rgb.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
+    return np.array(rgb)

@@ -1,0 +1,73 @@
+"""Views of an image: random crops and flips, several of each image, averaged inside its privacy unit.
+
+Room: recipes. May import torch.
+
+An image's loss is the mean over its K views, so the views' gradients are averaged *before* clipping, and the
+image's influence is bounded by C whatever K is [1]. Every image is given the same draws whatever it shows.
+
+Shape letters: B image, K view, H row, W column, C channel.
+
+Sources:
+    [1] De et al. 2022, arXiv:2204.13650, section 3.2 (augmentation multiplicity).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """A transform for `reticent.train`: (x, y) -> (views of x, y), x of bytes (B, H, W) or (B, H, W, C).
+
+    Args:
+        multiplicity: K >= 1, views of each image.
+        pad: an image is cropped, at its own size, from itself mirrored by so many pixels at each edge;
+            0 crops nothing.
+        flip: whether half of the views are mirrored left to right.
+
+    Guarantee:
+        A view depends on its own image and the generator only. Rows before and after are B.
+    """
+
+    multiplicity: int
+    pad: int = 4
+    flip: bool = True
+
+    def __call__(self, rows: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(B, H, W, ...) -> (B, K, H, W, ...), on the device of the images."""
+        x, y = rows
+        shape = (len(x), self.multiplicity)
+        down, right = (
+            torch.randint(-self.pad, self.pad + 1, shape, generator=generator).to(x.device) for _ in range(2)
+        )
+        mirrored = (torch.rand(shape, generator=generator) < 0.5).to(x.device) & self.flip
+        i = _mirror(torch.arange(x.shape[1], device=x.device) + down[..., None], x.shape[1])  # (B, K, H)
+        across = torch.arange(x.shape[2], device=x.device)
+        j = torch.where(mirrored[..., None], across.flip(0), across) + right[..., None]
+        j = _mirror(j, x.shape[2])  # (B, K, W)
+        b = torch.arange(len(x), device=x.device)[:, None, None, None]
+        return x[b, i[..., None], j[..., None, :]], y
+
+
+def _mirror(index: Tensor, size: int) -> Tensor:
+    """Indices outside [0, size) reflected at the edges, as padding with `mode="reflect"` has it."""
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def mean_over_views(
+    losses: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor],
+) -> Callable[[nn.Module, Any], Tensor]:
+    """The loss of images in K views, from the loss of single images: (B, K, ...), (B, ...) -> (B,)."""
+
+    def averaged(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = rows
+        views = x.shape[1]
+        each = losses(model, (x.flatten(0, 1), y.repeat_interleave(views, 0)))
+        return each.view(-1, views).mean(1)
+
+    return averaged

@@ -1,0 +1,84 @@
+"""Settings of image recipes.
+
+Room: recipes. May import pydantic; no torch.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, create_model
+
+from .._training_config import TrainingConfig
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class VisionConfig(TrainingConfig):
+    """What every image recipe can be told."""
+
+    model: Annotated[str, Field(description="network, e.g. wrn-16-4, small-cnn, tanh-cnn")]
+    features: Annotated[
+        Literal["none", "scattering"],
+        Field(description="scattering: fixed wavelet features that no data chose, in the pixels' place"),
+    ] = "none"
+    augmult: Annotated[
+        int,
+        Field(ge=0, le=64, description="views of each image in a step, averaged before clipping; 0: none"),
+    ] = 0
+    crop_pad: Annotated[int, Field(ge=0, le=16, description="of views: random crops, edges mirrored")] = 4
+    flip: Annotated[bool, Field(description="of views: half of them left to right")] = True
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share of the target spread over all classes")
+    ] = 0.0
+    rescale: Annotated[
+        bool, Field(description="divide the learning rate by max_norm, so that the two decouple")
+    ] = False
+    validation: Annotated[
+        int,
+        Field(
+            ge=0, description="the last so many training rows are scored instead of trained on: NOT private"
+        ),
+    ] = 0
+    start_from: Annotated[
+        str | None, Field(description="weights to begin with, a .safetensors file, e.g. of another run")
+    ] = None
+    reset_head: Annotated[bool, Field(description="of start_from: leave the last layer as it is made")] = True
+    train_only: Annotated[
+        str,
+        Field(description="parameters to train, by name patterns with commas; head: the last layer; *: all"),
+    ] = "*"
+
+    @property
+    def step_lr(self) -> float:
+        """Divided by the clipping norm where `rescale` asks for it; not without privacy."""
+        return self.lr / self.max_norm if self.rescale and math.isfinite(self.epsilon) else self.lr
+
+    def ignored(self, settings: Collection[str]) -> list[str]:
+        problems = super().ignored(settings)
+        if not self.augmult:
+            problems += [
+                f"{name} would be ignored: augmult is 0, so no views are made. Set augmult, or leave it out"
+                for name in ("crop_pad", "flip")
+                if name in settings
+            ]
+        if self.features == "scattering" and self.augmult:
+            problems.append(
+                "augmult makes views of pixels, and features is 'scattering': set either, not both"
+            )
+        if "reset_head" in settings and self.start_from is None:
+            problems.append("reset_head would be ignored: no start_from is given. Leave it out")
+        return problems
+
+
+_Kind = TypeVar("_Kind", bound=VisionConfig)
+
+
+def with_defaults(kind: type[_Kind], name: str, **defaults: Any) -> type[_Kind]:
+    """The settings `kind` with other defaults: types, ranges and meanings stay."""
+    fields: dict[str, Any] = {}
+    for key, value in defaults.items():
+        field = kind.model_fields[key]
+        kept = Annotated[field.annotation, *field.metadata, Field(description=field.description)]
+        fields[key] = (kept, value)
+    return create_model(name, __base__=kind, **fields)

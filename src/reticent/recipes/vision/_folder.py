@@ -1,0 +1,113 @@
+"""Recipes on images that lie on this machine: class folders, or data sets in their authors' layout.
+
+Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from reticent.data import ArrayPair, ImageFolder, read_image_folder
+from reticent.errors import ConfigError
+
+from .._training import Material
+from ._config import VisionConfig
+from ._recipe import VisionRecipe
+
+_Splits = tuple[ArrayPair, ArrayPair]
+
+
+class LocalConfig(VisionConfig):
+    """Settings of recipes that read a folder."""
+
+    data: Annotated[str | None, Field(description="the folder that holds the data set")] = None
+
+
+class FolderConfig(LocalConfig):
+    """Settings of recipes on class folders."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024, description="pixels of a side; others are scaled")] = 32
+    unreadable: Annotated[
+        Literal["refuse", "skip"], Field(description="what becomes of files that cannot be decoded")
+    ] = "refuse"
+    mixed: Annotated[
+        Literal["refuse", "skip", "convert"],
+        Field(description="what becomes of images of other modes or sizes"),
+    ] = "refuse"
+
+    def ignored(self, settings: Collection[str]) -> list[str]:
+        problems = super().ignored(settings)
+        if self.features == "scattering":
+            problems.append("features: scattering is for data sets that fit in memory; leave it out here")
+        if self.validation:
+            problems.append("validation: the folder has its own images to score on; leave it out here")
+        return problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LocalRecipe(VisionRecipe):
+    """A data set of public size in its authors' layout, from the folder `data`.
+
+    Args:
+        read: the layout's reader.
+    """
+
+    read: Callable[[Path], _Splits]
+
+    def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> _Splits:
+        return self.read(_folder_of(config, self.name))
+
+    def prepare(self, config: Any, fetched: Any) -> Material:
+        train, test = (
+            self._checked(pair, split) for pair, split in zip(fetched, ("train", "test"), strict=True)
+        )
+        return Material(train=train, test=test, about={"name": self.dataset, "source": "folder"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FolderRecipe(VisionRecipe):
+    """Class folders. Where `size` is 0, images and classes are counted, and both numbers are public."""
+
+    def num_examples(self, config: Any) -> int:
+        return self.size or len(_read(config, self.name)[0])
+
+    def shape_of(self, config: Any) -> tuple[int, int, int]:
+        return 3, config.image_size, config.image_size
+
+    def classes_of(self, config: Any) -> int:
+        return self.num_classes or len(_read(config, self.name)[0].class_names)
+
+    def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Any:
+        train, test = _read(config, self.name)
+        for split, images in (("train", train), ("test", test)):
+            for reason, count in images.skipped.items():
+                report(f"{count} {reason} images of {split} were left out, as asked")
+        return train, test
+
+    def prepare(self, config: Any, fetched: Any) -> Material:
+        train, test = fetched
+        about = {"name": "folder", "classes": list(train.class_names), "skipped": dict(train.skipped)}
+        return Material(train=train, test=test, about=about)
+
+
+def _read(config: Any, name: str) -> tuple[ImageFolder, ImageFolder]:
+    return _read_once(_folder_of(config, name), config.image_size, config.unreadable, config.mixed)
+
+
+@lru_cache(maxsize=4)
+def _read_once(folder: Path, side: int, unreadable: Any, mixed: Any) -> tuple[ImageFolder, ImageFolder]:
+    return read_image_folder(folder, side=side, unreadable=unreadable, mixed=mixed)
+
+
+def _folder_of(config: Any, name: str) -> Path:
+    if config.data is None:
+        raise ConfigError(
+            f"'{name}' reads its images from a folder: set data = FOLDER, which holds train/CLASS and "
+            "test/CLASS folders, or the data set's files as its authors publish them.",
+            code="config",
+        )
+    return Path(config.data)

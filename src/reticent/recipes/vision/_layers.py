@@ -1,0 +1,75 @@
+"""Layers of networks for private training: standardised convolutions, gains that start at zero, pixels.
+
+Room: recipes. May import torch.
+
+Shape letters: B image, C channel, H row, W column.
+
+Sources:
+    [1] De et al. 2022, arXiv:2204.13650 (what works in private training).
+    [2] Brock et al. 2021, arXiv:2101.08692 (scaled weight standardisation, with gain).
+    [3] De, Smith 2020, arXiv:2002.10444 (skip-init).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_SMALLEST = 1e-4  # of fan-in times variance [2]
+
+
+class WSConv2d(nn.Conv2d):
+    """A convolution whose filters are standardised, then scaled by a gain that is learnt [2].
+
+    At gain 1 every filter has mean 0 and squared norm 1. Raw weight, gain and bias are the parameters: an
+    example's gradient is taken through the standardisation, so what is clipped is what is learnt.
+    """
+
+    def __init__(self, wide_in: int, wide_out: int, size: int, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(wide_in, wide_out, size, stride=stride, padding=padding)
+        self.gain = nn.Parameter(torch.ones(wide_out))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+        assert self.bias is not None, "the bias stays"
+        nn.init.zeros_(self.bias)
+
+    def standardised(self) -> Tensor:
+        """The filters that are applied, of the weight's shape."""
+        fan_in = self.weight[0].numel()
+        flat = self.weight.flatten(1)
+        centred = flat - flat.mean(1, keepdim=True)
+        variance = centred.square().mean(1)
+        scale = self.gain * torch.rsqrt((variance * fan_in).clamp_min(_SMALLEST))
+        return (centred * scale[:, None]).view_as(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.standardised(), self.bias)
+
+
+class SkipGain(nn.Module):
+    """One learnt factor at the end of a residual branch; at 0 the block begins as the identity [3]."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Pixels(nn.Module):
+    """Bytes (B, H, W) or (B, H, W, C) to numbers (B, C, H, W) in [-2, 2], by constants that no data chose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        planes = x.unsqueeze(1) if x.ndim == 3 else x.movedim(-1, 1)
+        dtype = torch.float32 if not planes.is_floating_point() else planes.dtype
+        return (planes.to(dtype) / 255.0 - 0.5) / 0.25
+
+
+class GroupStandardise(nn.Module):
+    """Each image's features to mean 0 and variance 1 within groups of channels; nothing is learnt."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x.to(torch.promote_types(x.dtype, torch.float32)), self.groups)

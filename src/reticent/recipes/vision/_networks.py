@@ -1,0 +1,95 @@
+"""Networks by name.
+
+Room: recipes. May import torch and `reticent.errors`.
+"""
+
+import re
+from typing import Final
+
+from torch import nn
+
+from reticent.errors import ConfigError
+
+from ._layers import Pixels
+from ._nf_resnet import nf_resnet
+from ._small import SmallCNN, cnn_on_features, deep_tanh_cnn, linear_on_features, mlp, tanh_cnn
+from ._wide_resnet import WideResNet
+
+KNOWN: Final = (
+    "wrn-DEPTH-WIDTH (16-4, 40-4, 28-10, ...), nf-resnet-50, nf-resnet-101, nf-resnet-152, tanh-cnn, "
+    "deep-tanh-cnn, small-cnn, mlp-WIDTH; linear and cnn on scattering features"
+)
+_FEATURE_GROUPS: Final = 27
+
+
+def network(name: str, *, shape: tuple[int, int, int], num_classes: int, features: bool) -> nn.Module:
+    """A network with random weights from torch's global generator.
+
+    Args:
+        name: one of `KNOWN`.
+        shape: (channels, rows, columns) of what it reads.
+        num_classes: width of its head.
+        features: whether it reads scattering features, and not pixels.
+
+    Raises:
+        ConfigError[unknown-model]: there is no such network, or it reads the other kind of input.
+        ConfigError[model-input]: it cannot read images of this shape.
+    """
+    if features:
+        return _on_features(name, shape, num_classes)
+    channels, side, _ = shape
+    if name == "tanh-cnn":
+        _at_least(name, shape, 22)
+        body = tanh_cnn(channels, side, num_classes)
+    elif name == "deep-tanh-cnn":
+        if shape[1:] != (32, 32):
+            raise _unfit(name, shape, "images of 32 x 32 pixels")
+        body = deep_tanh_cnn(channels, num_classes)
+    elif name == "small-cnn":
+        body = SmallCNN(channels, num_classes)
+    elif match := re.fullmatch(r"mlp-(\d{1,5})", name):
+        body = mlp(channels * side * shape[2], int(match[1]), num_classes)
+    elif match := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})", name):
+        depth, widen = int(match[1]), int(match[2])
+        if depth < 10 or (depth - 4) % 6 or widen < 1:
+            raise ConfigError(
+                f"A Wide ResNet's depth is 10, 16, 22, 28, ...; got {name}.", code="unknown-model"
+            )
+        body = WideResNet(depth, widen, num_classes, channels=channels)
+    elif match := re.fullmatch(r"nf-resnet-(50|101|152)", name):
+        if channels != 3:
+            raise _unfit(name, shape, "colour images")
+        _at_least(name, shape, 32)
+        body = nf_resnet(int(match[1]), num_classes)
+    else:
+        raise _unknown(name)
+    return nn.Sequential(Pixels(), body)
+
+
+def _on_features(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    channels, side, width = shape
+    if name == "linear":
+        return linear_on_features(channels * side * width, _FEATURE_GROUPS, num_classes)
+    if name == "cnn":
+        return cnn_on_features(channels, side, _FEATURE_GROUPS, num_classes)
+    raise ConfigError(
+        f"Scattering features are read by model = linear or cnn, got {name!r}. Set features = none for a "
+        "network on pixels.",
+        code="unknown-model",
+    )
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(f"No network is named {name!r}. Known: {KNOWN}.", code="unknown-model")
+
+
+def _at_least(name: str, shape: tuple[int, int, int], side: int) -> None:
+    if min(shape[1:]) < side or shape[1] != shape[2]:
+        raise _unfit(name, shape, f"square images of at least {side} x {side} pixels")
+
+
+def _unfit(name: str, shape: tuple[int, int, int], reads: str) -> ConfigError:
+    return ConfigError(
+        f"{name} reads {reads}; these have {shape[0]} channels and {shape[1]} x {shape[2]} pixels.",
+        code="model-input",
+    )

@@ -1,0 +1,182 @@
+"""Recipes on labelled images of one shape: data, network, views, losses and scores.
+
+Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reticent.data import ArrayPair, Dataset, load
+from reticent.errors import ConfigError, DataError
+
+from .._recipe import Request
+from .._training import Material, TrainingRecipe
+from ._assess import assess
+from ._augment import Views, mean_over_views
+from ._config import VisionConfig
+from ._cost import what_it_takes
+from ._features import scattering_of
+from ._networks import network
+from ._scattering import num_coefficients
+from ._start import start
+
+Rows = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VisionRecipe(TrainingRecipe):
+    """A ready plan with network and data, for images of one shape with integer labels.
+
+    Args:
+        name: what a person types.
+        summary: one line.
+        config: its settings, with its defaults.
+        dataset: name of the data set.
+        size: number of examples in the training set, a public constant.
+        shape: (channels, rows, columns) of an image.
+        num_classes: labels are 0 .. num_classes - 1.
+        fallback: recipe to take, loudly, if no source of the data can be reached.
+    """
+
+    name: str
+    summary: str
+    config: type[VisionConfig]
+    dataset: str
+    size: int
+    shape: tuple[int, int, int]
+    num_classes: int
+    fallback: str | None = None
+
+    def num_examples(self, config: VisionConfig) -> int:
+        if config.validation >= self.size:
+            raise ConfigError(
+                f"validation = {config.validation} leaves none of the {self.size:,} training images.",
+                code="config",
+            )
+        return self.size - config.validation
+
+    def shape_of(self, config: VisionConfig) -> tuple[int, int, int]:
+        """(channels, rows, columns) of an image."""
+        return self.shape
+
+    def classes_of(self, config: VisionConfig) -> int:
+        """Number of classes."""
+        return self.num_classes
+
+    def describe(self, asked: Request) -> dict[str, Any]:
+        """Also epsilon by each accountant alone, the network's size, and what a run costs."""
+        return {**TrainingRecipe.describe(self, asked), **what_it_takes(self, asked)}
+
+    def assess(self, config: VisionConfig, model: nn.Module, test: Any) -> dict[str, Any]:
+        return assess(model, test, num_classes=self.classes_of(config))
+
+    def fetch(self, config: VisionConfig, *, report: Callable[[str], None], progress: bool) -> Dataset:
+        return load(self.dataset, report=report, progress=progress)
+
+    def prepare(self, config: VisionConfig, fetched: Dataset) -> Material:
+        train, test = self._checked(fetched.train, "train"), self._checked(fetched.test, "test")
+        if config.validation:
+            kept = len(train[1]) - config.validation
+            train, test = (train[0][:kept], train[1][:kept]), (train[0][kept:], train[1][kept:])
+        if config.features == "scattering":
+            train, test = ((scattering_of(x, name=fetched.name), y) for x, y in (train, test))
+        return Material(
+            train=train,
+            test=test,
+            about={
+                "name": fetched.name,
+                "source": fetched.source,
+                "licence": fetched.licence,
+                "sha256": fetched.sha256,
+                **({"scored": "validation rows, NOT private"} if config.validation else {}),
+            },
+        )
+
+    def build(self, config: VisionConfig) -> nn.Module:
+        model = network(
+            config.model,
+            shape=self._input_shape(config),
+            num_classes=self.classes_of(config),
+            features=config.features == "scattering",
+        )
+        return start(
+            model, weights=config.start_from, reset_head=config.reset_head, train_only=config.train_only
+        )
+
+    def random_rows(self, config: VisionConfig, num_rows: int) -> Rows:
+        generator = torch.Generator().manual_seed(0)
+        y = torch.randint(self.classes_of(config), (num_rows,), generator=generator)
+        if config.features == "scattering":
+            return torch.rand((num_rows, *self._input_shape(config)), generator=generator).half(), y
+        channels, height, width = self.shape_of(config)
+        shape = (height, width) if channels == 1 else (height, width, channels)
+        views = (config.augmult,) if config.augmult else ()
+        x = torch.randint(256, (num_rows, *views, *shape), generator=generator, dtype=torch.uint8)
+        return x, y
+
+    def transform(self, config: VisionConfig) -> Views | None:
+        if not config.augmult:
+            return None
+        return Views(multiplicity=config.augmult, pad=config.crop_pad, flip=config.flip)
+
+    def loss_per_example(self, config: VisionConfig) -> Callable[[nn.Module, Any], Tensor]:
+        def losses(model: nn.Module, rows: Rows) -> Tensor:
+            x, y = rows
+            return F.cross_entropy(model(x), y, reduction="none", label_smoothing=config.label_smoothing)
+
+        return mean_over_views(losses) if config.augmult else losses
+
+    def scores(self, config: VisionConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
+        return accuracies_and_loss
+
+    def _input_shape(self, config: VisionConfig) -> tuple[int, int, int]:
+        if config.features == "none":
+            return self.shape_of(config)
+        channels, height, width = self.shape_of(config)
+        return channels * num_coefficients(scales=2, angles=8), height // 4, width // 4
+
+    def _checked(self, pair: ArrayPair, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes (N, H, W) or (N, H, W, C) and int64 labels (N,).
+
+        Raises:
+            DataError[data-empty]: it has no rows.
+            DataError[data-shape]: images of another shape or type, or another number of labels.
+            DataError[data-labels]: a label is not an integer in the recipe's range.
+        """
+        x, y = np.asarray(pair.x), np.asarray(pair.y)
+        channels, height, width = self.shape
+        wanted = (height, width) if channels == 1 else (height, width, channels)
+        if len(y) == 0:
+            raise DataError(f"The {split} split of '{self.dataset}' is empty.", code="data-empty")
+        if x.shape != (len(y), *wanted) or y.ndim != 1 or x.dtype != np.uint8:
+            raise DataError(
+                f"The {split} split of '{self.dataset}' must have images of bytes of shape {wanted} and one "
+                f"label each; got {x.dtype} {x.shape} and {y.shape}.",
+                code="data-shape",
+            )
+        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= self.num_classes:
+            raise DataError(
+                f"Labels of the {split} split of '{self.dataset}' must be integers from 0 to "
+                f"{self.num_classes - 1}; some are not.",
+                code="data-labels",
+            )
+        return x, y.astype(np.int64)
+
+
+def accuracies_and_loss(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
+    """Each image's accuracy (0 or 1), whether its class is among the first five, and its loss: (B,)."""
+    x, y = rows
+    logits = model(x)
+    scores = {
+        "accuracy": (logits.argmax(1) == y).double(),
+        "loss": F.cross_entropy(logits, y, reduction="none"),
+    }
+    if logits.shape[1] > 5:
+        scores["top5"] = (logits.topk(5, 1).indices == y[:, None]).any(1).double()
+    return scores

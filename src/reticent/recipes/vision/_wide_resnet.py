@@ -1,0 +1,110 @@
+"""Wide residual networks as trained privately from scratch.
+
+Room: recipes. May import torch.
+
+Shape letters: B image, C channel, H row, W column.
+
+Sources:
+    [1] Zagoruyko, Komodakis 2016, arXiv:1605.07146 (depth and width).
+    [2] De et al. 2022, arXiv:2204.13650 (standardised filters, group normalisation after the activation).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ._layers import SkipGain, WSConv2d
+
+Norm = Literal["group", "none"]
+
+
+class WideResNet(nn.Module):
+    """(B, 3, H, W) -> (B, num_classes) [2]: activation *before* normalisation, standardised filters.
+
+    Args:
+        depth: 6 n + 4 layers; n blocks a stage.
+        widen: channels are 16, 32, 64 times this.
+        num_classes: width of the head.
+        channels: of the images.
+        groups: of group normalisation.
+        norm: "none" leaves normalisation out.
+        standardise: whether filters are standardised; otherwise plain convolutions.
+        skip_gain: whether residual branches end in a learnt factor that starts at 0.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        widen: int,
+        num_classes: int,
+        *,
+        channels: int = 3,
+        groups: int = 16,
+        norm: Norm = "group",
+        standardise: bool = True,
+        skip_gain: bool = False,
+    ) -> None:
+        super().__init__()
+        assert (depth - 4) % 6 == 0, "depth is 6 n + 4"
+        make = _Maker(groups, norm, standardise, skip_gain)
+        self.stem = make.conv(channels, 16, 3, 1)
+        blocks, wide_in = [], 16
+        for stage, stride in enumerate((1, 2, 2)):
+            for index in range((depth - 4) // 6):
+                wide_out = 16 * widen * 2**stage
+                blocks.append(_Block(make, wide_in, wide_out, stride if index == 0 else 1, opens=index == 0))
+                wide_in = wide_out
+        self.blocks = nn.Sequential(*blocks)
+        self.end = make.activate(wide_in)
+        self.head = nn.Linear(wide_in, num_classes)
+        _small_head(self.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.end(self.blocks(self.stem(x))).mean((2, 3)))
+
+
+class _Block(nn.Module):
+    """[activation, norm, 3 x 3] twice beside the input; a stage's first beside [activation, norm, 1 x 1]."""
+
+    def __init__(self, make: "_Maker", wide_in: int, wide_out: int, stride: int, *, opens: bool) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            make.activate(wide_in),
+            make.conv(wide_in, wide_out, 3, stride),
+            make.activate(wide_out),
+            make.conv(wide_out, wide_out, 3, 1),
+            *([SkipGain()] if make.skip_gain else []),
+        )
+        self.skip = (
+            nn.Sequential(make.activate(wide_in), make.conv(wide_in, wide_out, 1, stride))
+            if opens
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.branch(x)
+
+
+class _Maker:
+    """The layers that a network's options ask for."""
+
+    def __init__(self, groups: int, norm: Norm, standardise: bool, skip_gain: bool) -> None:
+        self.groups, self.norm, self.standardise, self.skip_gain = groups, norm, standardise, skip_gain
+
+    def conv(self, wide_in: int, wide_out: int, size: int, stride: int) -> nn.Module:
+        kind = WSConv2d if self.standardise else nn.Conv2d
+        return kind(wide_in, wide_out, size, stride=stride, padding=size // 2)
+
+    def activate(self, channels: int) -> nn.Module:
+        if self.norm == "none":
+            return nn.ReLU()
+        return nn.Sequential(nn.ReLU(), nn.GroupNorm(self.groups, channels))
+
+
+@torch.no_grad()
+def _small_head(head: nn.Linear) -> None:
+    """Truncated normal of variance 1 / fan-in, and no bias: the head's start in [2]'s code."""
+    std = head.in_features**-0.5
+    nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(head.bias)

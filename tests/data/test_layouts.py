@@ -1,0 +1,138 @@
+"""Readers of public layouts, on small files made in those layouts."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from reticent.data import read_cifar100, read_image_folder, read_svhn
+from reticent.errors import DataError
+
+
+def cifar100_rows(count, rng):
+    rows = rng.integers(0, 256, (count, 2 + 3072), dtype=np.uint8)
+    rows[:, 0], rows[:, 1] = rng.integers(0, 20, count), rng.integers(0, 100, count)
+    return rows
+
+
+def test_cifar100_has_fine_labels_and_planes_first(tmp_path):
+    rng = np.random.default_rng(0)
+    base = tmp_path / "cifar-100-binary"
+    base.mkdir()
+    rows = {name: cifar100_rows(n, rng) for name, n in (("train", 7), ("test", 3))}
+    for name, r in rows.items():
+        (base / f"{name}.bin").write_bytes(r.tobytes())
+    train, test = read_cifar100(tmp_path)
+    assert (train.x.shape, test.x.shape) == ((7, 32, 32, 3), (3, 32, 32, 3))
+    assert train.y.tolist() == rows["train"][:, 1].tolist()
+    assert train.x[2, 5, 9, 1] == rows["train"][2, 2 + 1024 + 5 * 32 + 9]  # green plane, row 5, column 9
+
+
+@pytest.mark.parametrize("damage", ["short", "label", "missing"])
+def test_damaged_cifar100_is_refused(tmp_path, damage):
+    rows = cifar100_rows(4, np.random.default_rng(0))
+    if damage == "label":
+        rows[1, 1] = 100
+    raw = rows.tobytes()
+    (tmp_path / "train.bin").write_bytes(raw[:-1] if damage == "short" else raw)
+    if damage != "missing":
+        (tmp_path / "test.bin").write_bytes(raw)
+    with pytest.raises(DataError, match=r"multiple of|outside|0 times") as e:
+        read_cifar100(tmp_path)
+    assert e.value.code == "data-format"
+
+
+def test_svhn_labels_ten_as_zero(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
+    y = np.array([[1], [10], [9], [5]], dtype=np.uint8)
+    for name in ("train", "test"):
+        savemat(tmp_path / f"{name}_32x32.mat", {"X": x, "y": y})
+    train, test = read_svhn(tmp_path)
+    assert train.y.tolist() == test.y.tolist() == [1, 0, 9, 5]
+    assert np.array_equal(train.x[3], x[..., 3])
+
+
+@pytest.mark.parametrize("content", [b"not a matrix", None])
+def test_damaged_svhn_is_refused(tmp_path, content):
+    if content is None:
+        for name in ("train", "test"):
+            savemat(tmp_path / f"{name}_32x32.mat", {"X": np.zeros((8, 8, 3, 2), np.uint8), "y": [1, 2]})
+    else:
+        (tmp_path / "train_32x32.mat").write_bytes(content)
+    with pytest.raises(DataError, match=r"MATLAB file|does not hold X"):
+        read_svhn(tmp_path)
+
+
+# -- folders of images --------------------------------------------------------------------------------
+
+
+def save(path, *, size=(10, 8), mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    high, wide = size[1], size[0]
+    pixels = np.random.default_rng(seed).integers(0, 256, (high, wide, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "val"):
+        for c, name in enumerate(("cat", "dog")):
+            for k in range(3):
+                save(tmp_path / split / name / f"{k}.png", seed=10 * c + k)
+    return tmp_path
+
+
+def test_a_folder_of_classes_is_read_in_order(folder):
+    train, test = read_image_folder(folder, side=8)
+    assert (len(train), len(test), train.class_names) == (6, 6, ("cat", "dog"))
+    assert [train[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    x, _ = train[4]
+    assert (x.shape, x.dtype) == ((8, 8, 3), np.uint8)
+    with Image.open(folder / "train" / "dog" / "1.png") as image:
+        assert np.array_equal(x, np.array(image)[:, 1:9])  # the middle of 10 x 8
+
+
+def test_a_truncated_image_is_named_and_counted_or_left_out(folder):
+    path = folder / "train" / "dog" / "1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    (folder / "train" / "cat" / "9.jpg").write_bytes(b"no image at all")
+    with pytest.raises(DataError, match=r"2 of 7 images .*'cat/9.jpg', 'dog/1.png'") as e:
+        read_image_folder(folder, side=8)
+    assert e.value.code == "image-unreadable"
+    train, test = read_image_folder(folder, side=8, unreadable="skip")
+    assert (len(train), train.skipped, len(test), test.skipped) == (5, {"unreadable": 2}, 6, {})
+
+
+def test_mixed_modes_and_sizes_are_refused_left_out_or_converted(folder):
+    save(folder / "train" / "cat" / "8.png", mode="L")
+    save(folder / "train" / "dog" / "8.png", size=(20, 30))
+    with pytest.raises(DataError, match=r"2 of 8 images .*RGB 10 x 8: 6") as e:
+        read_image_folder(folder, side=8)
+    assert e.value.code == "image-mixed"
+    left, _ = read_image_folder(folder, side=8, mixed="skip")
+    assert (len(left), left.skipped) == (6, {"mixed": 2})
+    every, _ = read_image_folder(folder, side=8, mixed="convert")
+    assert len(every) == 8
+    assert {every[i][0].shape for i in range(8)} == {(8, 8, 3)}
+
+
+@pytest.mark.parametrize("damage", ["empty", "no-test", "other-classes", "one-class", "no-train"])
+def test_folders_that_are_no_classes_are_refused(folder, damage):
+    import shutil
+
+    match damage:
+        case "empty":
+            (folder / "train" / "eel").mkdir()
+        case "no-test":
+            shutil.rmtree(folder / "val")
+        case "other-classes":
+            (folder / "val" / "dog").rename(folder / "val" / "cow")
+        case "one-class":
+            for split in ("train", "val"):
+                shutil.rmtree(folder / split / "dog")
+        case "no-train":
+            shutil.rmtree(folder / "train")
+    with pytest.raises(DataError, match=r"eel|to score on|same class folders|no folder 'train'") as e:
+        read_image_folder(folder, side=8)
+    assert e.value.code == "image-folder"

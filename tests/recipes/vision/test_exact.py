@@ -1,0 +1,83 @@
+"""Every network's clipped sum against the loop in float64, with one and with several views of an image."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from reticent.clip import ClipEngine
+from reticent.recipes.vision._augment import Views, mean_over_views
+from reticent.recipes.vision._nf_resnet import NFResNet
+from reticent.recipes.vision._small import (
+    SmallCNN,
+    cnn_on_features,
+    deep_tanh_cnn,
+    linear_on_features,
+    mlp,
+    tanh_cnn,
+)
+from reticent.recipes.vision._wide_resnet import WideResNet
+from tests.support.case import Problem
+from tests.support.judge import assert_close, median_norm
+from tests.support.oracle import distance, loop_clipped_sum, without_row
+
+NETWORKS = {
+    "wrn-10-1": (lambda: WideResNet(10, 1, 3), 3, 8),
+    "wrn-10-1, skip-init, no norm": (lambda: WideResNet(10, 1, 3, norm="none", skip_gain=True), 3, 8),
+    "wrn-10-1, plain filters": (lambda: WideResNet(10, 1, 3, standardise=False), 3, 8),
+    "nf-resnet": (lambda: NFResNet((1, 1), widths=(16, 32), num_classes=3, stem=8), 3, 32),
+    "tanh-cnn": (lambda: tanh_cnn(1, 28, 3), 1, 28),
+    "deep-tanh-cnn": (lambda: deep_tanh_cnn(3, 3), 3, 32),
+    "small-cnn": (lambda: SmallCNN(3, 3, width=8), 3, 8),
+    "mlp": (lambda: mlp(64, 5, 3), 1, 8),
+    "linear": (lambda: linear_on_features(8 * 64, 4, 3), 8, 8),
+    "cnn on features": (lambda: cnn_on_features(9, 8, 3, 3), 9, 8),
+}
+
+
+def problem(name: str, views: int) -> Problem:
+    make, channels, side = NETWORKS[name]
+    torch.manual_seed(1)
+    model = make().double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))  # so that no zero and no one hides a mistake
+    x = torch.randint(0, 256, (4, side, side, channels))
+    y = torch.tensor([0, 1, 2, 0])
+    x, y = Views(multiplicity=views, pad=2)((x, y), torch.Generator().manual_seed(2))
+    x = x.movedim(-1, 2).double() / 64.0 - 2.0
+    each = mean_over_views(lambda m, rows: F.cross_entropy(m(rows[0]), rows[1], reduction="none"))
+    return Problem(model=model, losses=lambda batch: each(model, batch), batch=(x, y))
+
+
+def _cases():
+    """Sixteen views of the larger networks take seconds."""
+    for name in NETWORKS:
+        yield name, 1
+        for views in (4, 16):
+            fast = (views == 4 and name != "deep-tanh-cnn") or name in ("mlp", "linear", "small-cnn")
+            yield pytest.param(name, views, marks=() if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "views"), _cases())
+def test_the_mean_over_views_is_clipped_once(name, views):
+    p = problem(name, views)
+    max_norm = median_norm(p)
+    total, norms = loop_clipped_sum(p.model, p.losses, p.batch, max_norm)
+    engine = ClipEngine(p.model, max_norm=max_norm)
+    engine.check(p.losses, p.batch)
+    answer = engine.clipped_sum(p.losses, p.batch)
+    assert_close(answer, total, norms, max_norm=max_norm, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("views", [1, 4, 16])
+def test_no_image_moves_the_sum_beyond_the_bound_however_many_views(views):
+    p = problem("wrn-10-1", views)
+    max_norm = median_norm(p)
+    engine = ClipEngine(p.model, max_norm=max_norm)
+    full = dict(engine.clipped_sum(p.losses, p.batch).total)
+    moved = []
+    for row in range(4):
+        rest = engine.clipped_sum(p.losses, without_row(p.batch, row))
+        moved.append(distance(full, dict(rest.total)))
+        assert moved[-1] <= rest.bound * (1 + 1e-12)
+    assert max(moved) > 0.99 * max_norm  # the bound is reached: it was not met by chance

@@ -1,0 +1,47 @@
+"""The published runs: what they spend, how large their networks are, and that they plan without data."""
+
+import pytest
+
+from reticent.recipes import describe, request
+
+# Recipe, settings, epsilon by RDP and by PLD as published or recomputed from the published settings.
+ROWS = [
+    ("cifar10-wrn-16-4-eps1", [], 0.9877, 0.9028),
+    ("cifar100-wrn-28-10-eps1", [], 0.9976, 0.9121),
+    ("imagenet-nf-resnet-50-eps8", [], 7.9998, 7.5088),
+    ("cifar10-wrn-16-4-eps8", [], 7.0456, 6.5293),
+    ("cifar10-wrn-16-4-eps8", ["validation=5000"], 7.9780, 7.4002),
+    ("imagenet-nf-resnet-50-tan", [], 7.9791, 7.4856),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "rdp", "pld"), ROWS)
+def test_published_settings_spend_what_is_published(name, settings, rdp, pld):
+    shown = describe(request(name, settings))
+    assert shown["epsilon_rdp"] == pytest.approx(rdp, rel=2e-3)
+    assert shown["epsilon_pld"] == pytest.approx(pld, rel=2e-3)
+    assert shown["epsilon"] == min(shown["epsilon_rdp"], shown["epsilon_pld"])
+    assert shown["epsilon"] <= shown["config"]["epsilon"]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("cifar10-wrn-16-4-eps8", 2.75),
+        ("cifar10-wrn-40-4-eps8", 8.96),
+        ("cifar100-wrn-28-10-eps1", 36.56),
+        ("imagenet-nf-resnet-50-eps8", 25.56),
+    ],
+)
+def test_networks_have_their_published_sizes(name, millions):
+    shown = describe(request(name))
+    assert shown["num_parameters"] / 1e6 == pytest.approx(millions, abs=0.005)
+    assert shown["num_trained"] == shown["num_parameters"]
+
+
+@pytest.mark.parametrize("name", ["mnist-mlp-eps1", "mnist-audit-eps8", "mnist", "cifar10", "svhn"])
+def test_small_runs_plan_without_data(name):
+    shown = describe(request(name))
+    assert 0 < shown["epsilon"] <= shown["config"]["epsilon"]
+    assert shown["operations"] > 0
+    assert shown["device_hours"] == pytest.approx(shown["operations"] / 1e13 / 3600)
