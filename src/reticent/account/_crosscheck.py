@@ -158,7 +158,7 @@ def _by_second_grid(report: EpsilonReport, phases: tuple[Phase, ...]) -> Check:
 
 def _by_contour(report: EpsilonReport, phases: tuple[Phase, ...]) -> Check:
     name = "true delta by a contour integral"
-    usable = 1e-3 < report.epsilon < 500 and sum(p.num_steps * p.sampling_prob for p in phases) > 0.1
+    usable = 1e-3 < report.epsilon < 500 and sum(p.num_steps * p.sampling_prob for p in phases) >= 3.0
     if not usable or len(phases) > _MAX_CONTOUR_PHASES:
         return Check(name=name, holds=None, detail="outside of what the integral can do")
     kinds = [(phase.sampling_prob, phase.noise_multiplier, phase.num_steps) for phase in phases]

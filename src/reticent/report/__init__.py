@@ -8,15 +8,18 @@ from reticent.report._curves import Curve, draw_curves
 from reticent.report._page import Report, round_up, write_report
 from reticent.report._run import Run, read_run
 from reticent.report._statement import Statement, state
+from reticent.report._verify import Verification, verify_run
 
 __all__ = [
     "Curve",
     "Report",
     "Run",
     "Statement",
+    "Verification",
     "draw_curves",
     "read_run",
     "round_up",
     "state",
+    "verify_run",
     "write_report",
 ]

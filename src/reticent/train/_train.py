@@ -56,6 +56,7 @@ class TrainResult:
         epsilon: read from the ledger; infinite if not private.
         num_steps: steps spent, lost ones included.
         num_lost: steps spent whose updates a crash lost.
+        ledger_head: hash of the ledger's last entry.
         seconds: time spent in steps.
         weights: which weights the scores to report belong to, "ema" if there is an average.
         scores: "last" and, if on, "ema" -> name -> mean score on the public test data.
@@ -66,6 +67,7 @@ class TrainResult:
     epsilon: EpsilonReport
     num_steps: int
     num_lost: int
+    ledger_head: str
     seconds: float
     weights: str
     scores: Mapping[str, Mapping[str, float]]
@@ -81,6 +83,7 @@ class TrainResult:
             "accountant": self.epsilon.accountant,
             "num_steps": self.num_steps,
             "num_lost": self.num_lost,
+            "ledger_head": self.ledger_head,
             **{f"test_{name}": finite(value) for name, value in best.items()},
             "weights": self.weights,
             "scores": finite(self.scores),
@@ -284,6 +287,7 @@ def _run(
         epsilon=ledger_epsilon(ledger, final=True),
         num_steps=ledger.num_steps,
         num_lost=ledger.num_lost,
+        ledger_head=ledger.head,
         seconds=done.seconds,
         weights="ema" if settings.ema else "last",
         scores=done.scores,

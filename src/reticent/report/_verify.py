@@ -1,0 +1,345 @@
+"""Whether a run folder's parts agree, and its epsilon holds, without trusting any number in it.
+
+Room: report. May import `reticent.{account,plan}` and the floors below; never torch.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from reticent.account import cross_check, epsilon
+from reticent.account.ledger import LedgerView
+from reticent.errors import ReticentError
+from reticent.plan import Plan
+from reticent.records import EpsilonReport
+from reticent.report._plain_ledger import spent_by_plain_reading
+from reticent.report._run import Run, read_run
+from reticent.report._statement import Statement, state
+
+_MAX_HEADER: Final = 100 * 2**20
+_CLOSE: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was checked of a run, and what is wrong with it.
+
+    Args:
+        run: the folder.
+        sound: nothing is wrong. A run that is not private, and says so, is sound.
+        problems: what is wrong, each in a sentence.
+        checks: name -> what was found, of every check that could be made.
+        left_out: name -> why a check could not be made.
+        private: whether an epsilon can be stated.
+        report: that epsilon; None without a ledger that can be read.
+        statement: the privacy statement, as JSON values; None if nothing can be stated.
+    """
+
+    run: Path
+    sound: bool
+    problems: tuple[str, ...]
+    checks: Mapping[str, str]
+    left_out: Mapping[str, str]
+    private: bool
+    report: EpsilonReport | None
+    statement: Mapping[str, Any] | None
+
+    @property
+    def statement_sha256(self) -> str | None:
+        """SHA-256 of the statement's JSON text with sorted keys and no spaces: to publish or deposit."""
+        if self.statement is None:
+            return None
+        text = json.dumps(self.statement, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Findings:
+    """Checks made so far."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.checks: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of the folder whose damage is a problem, and no crash."""
+        try:
+            yield
+        except ReticentError as error:
+            self.problems.append(f"{name}: {error}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            self.problems.append(f"{name}: damaged ({type(error).__name__}).")
+
+    def expect(self, name: str, ok: bool, good: str, bad: str) -> None:
+        """One comparison."""
+        if ok:
+            self.checks[name] = good
+        else:
+            self.problems.append(f"{name}: {bad}")
+
+
+def verify_run(folder: str | Path) -> Verification:
+    """Check a run folder: its ledger, what else speaks of the same steps, and the number.
+
+    | part | what is checked |
+    |---|---|
+    | ledger | the chain of hashes, by two readers that share no code |
+    | plan | the ledger's steps, noise, sampling, clipping, delta and relation are the plan's |
+    | checkpoints | SHA-256, header, and their place in the ledger's chain |
+    | weights | the released weights are those of the last checkpoint, byte for byte |
+    | result | its epsilon, delta, steps and place in the chain are the ledger's |
+    | epsilon | RDP in closed form, a PLD on a second grid, a contour integral |
+
+    Args:
+        folder: a run's folder.
+
+    Returns:
+        What was found. Nothing in the folder is changed.
+
+    Raises:
+        ConfigError[not-a-run]: there is no run in the folder. Everything else that is wrong is a problem.
+    """
+    folder = Path(folder)
+    found = _Findings()
+    try:
+        run = read_run(folder)
+    except ReticentError as error:
+        if error.code == "not-a-run":
+            raise
+        found.problems.append(str(error))
+        return _verification(folder, found, private=False, report=None, statement=None)
+    if run.ledger is None:
+        found.left_out["ledger"] = "the run says that it is not private, and kept none"
+        return _verification(folder, found, private=False, report=None, statement=None)
+    ledger, statement = run.ledger, state(run, num_points=1)
+    with found.part("ledger"):
+        _check_ledger(folder, ledger, found)
+    with found.part("plan"):
+        _check_plan(run, ledger, found)
+    with found.part("checkpoints"):
+        _check_checkpoints(folder, ledger, found)
+    with found.part("weights"):
+        _check_weights(folder, ledger, found)
+    with found.part("result"):
+        _check_result(folder, ledger, statement, found)
+    with found.part("epsilon"):
+        _check_epsilon(ledger, found)
+    _note_version(run, found)
+    return _verification(
+        folder,
+        found,
+        private=statement.private,
+        report=statement.report,
+        statement=_stated(run, ledger, statement),
+    )
+
+
+def _verification(
+    folder: Path,
+    found: _Findings,
+    *,
+    private: bool,
+    report: EpsilonReport | None,
+    statement: Mapping[str, Any] | None,
+) -> Verification:
+    return Verification(
+        run=folder,
+        sound=not found.problems,
+        problems=tuple(found.problems),
+        checks=found.checks,
+        left_out=found.left_out,
+        private=private and not found.problems,
+        report=report,
+        statement=statement if not found.problems else None,
+    )
+
+
+def _check_ledger(folder: Path, ledger: LedgerView, found: _Findings) -> None:
+    plain = spent_by_plain_reading(folder / "ledger.jsonl")
+    ours = [((m.scheme.value, m.sampling_prob, m.noise_multiplier), n) for m, n in ledger.segments()]
+    same = plain.segments == ours and (plain.head, plain.reproducible) == (ledger.head, ledger.reproducible)
+    found.expect(
+        "ledger",
+        same,
+        f"chain whole over {ledger.num_steps} steps; two readers agree",
+        "two readers of the chain disagree on what was spent.",
+    )
+    within = ledger.num_steps <= ledger.planned_steps
+    found.expect("steps", within, "within the plan", "more steps were entered than were planned.")
+
+
+def _check_plan(run: Run, ledger: LedgerView, found: _Findings) -> None:
+    if run.about.plan is None:
+        found.expect("plan", not run.about.private, "none", "the run says it is private, and has no plan.")
+        return
+    plan = Plan.from_dict(run.about.plan)
+    pairs: list[tuple[str, Any, Any]] = [
+        ("num_steps", ledger.planned_steps, plan.num_steps),
+        ("delta", ledger.delta, plan.delta),
+        ("neighbouring relation", ledger.relation, plan.relation),
+        ("clipping", ledger.public.get("clipping"), plan.describe()["clipping"]),
+        ("expected batch size", ledger.public.get("expected_batch_size"), plan.expected_batch_size),
+        *(("mechanism", mechanism, plan.mechanism) for mechanism, _ in ledger.segments()),
+    ]
+    wrong = sorted({name for name, theirs, ours in pairs if theirs != ours})
+    found.expect(
+        "plan",
+        not wrong,
+        "the ledger's steps are the plan's",
+        f"run.json and the ledger differ in {', '.join(wrong)}. The ledger is what ran.",
+    )
+    if run.about.plan["budget"] is not None and not ledger.reproducible:
+        target = plan.budget.epsilon if plan.budget else math.inf
+        spent = epsilon(ledger.segments(), delta=ledger.delta, relation=ledger.relation).epsilon
+        found.expect(
+            "budget",
+            spent <= target * (1.0 + _CLOSE),
+            f"{spent:.6g} of {target:g}",
+            f"the steps in the ledger spend {spent:.6g}, more than the budget's {target:g}.",
+        )
+
+
+def _check_checkpoints(folder: Path, ledger: LedgerView, found: _Findings) -> None:
+    index = folder / "checkpoint.json"
+    if not index.exists():
+        found.left_out["checkpoints"] = "there are none"
+        return
+    entries = json.loads(index.read_text(encoding="utf-8"))["checkpoints"]
+    for entry in entries:
+        path = folder / Path(str(entry["file"])).name
+        name = f"checkpoint at step {entry['step']}"
+        if not path.exists() or _sha256(path) != entry["sha256"]:
+            found.problems.append(f"{name}: '{path.name}' is missing, or its SHA-256 is not the one noted.")
+            continue
+        header = json.loads(_tensors(path)[0]["__metadata__"]["reticent"])
+        noted = {key: entry[key] for key in ("step", "updates", "ledger_head")}
+        same = noted == {key: header[key] for key in noted}
+        in_chain = ledger.steps_at(str(entry["ledger_head"])) == entry["step"]
+        found.expect(
+            name,
+            same and in_chain,
+            "whole, and at its place in the ledger's chain",
+            "its place in the ledger's chain is gone, or its header says another.",
+        )
+
+
+def _check_weights(folder: Path, ledger: LedgerView, found: _Findings) -> None:
+    weights, index = folder / "weights.safetensors", folder / "checkpoint.json"
+    if not weights.exists() or not index.exists():
+        found.left_out["weights"] = "the run has not ended, or kept no checkpoint"
+        return
+    newest = json.loads(index.read_text(encoding="utf-8"))["checkpoints"][0]
+    if newest["step"] != ledger.num_steps:
+        found.problems.append("weights: the last checkpoint is not of the last step in the ledger.")
+        return
+    released = _bytes_of(weights)
+    kept = _bytes_of(folder / Path(str(newest["file"])).name, prefix="model/")
+    found.expect(
+        "weights",
+        released == kept,
+        "those of the last checkpoint",
+        "weights.safetensors does not hold the weights of the last checkpoint.",
+    )
+
+
+def _check_result(folder: Path, ledger: LedgerView, statement: Statement, found: _Findings) -> None:
+    path = folder / "result.json"
+    if not path.exists():
+        found.left_out["result"] = "the run has not ended"
+        return
+    result = json.loads(path.read_text(encoding="utf-8"))
+    private = statement.private and statement.report is not None
+    wrong = []
+    if bool(result["private"]) != private:
+        wrong.append("whether the run is private")
+    stated = result.get("epsilon")
+    if private and statement.report and not _close(stated, statement.report.epsilon):
+        wrong.append(f"epsilon ({stated}, the ledger gives {statement.report.epsilon:.8g})")
+    if not private and stated is not None:
+        wrong.append(f"epsilon ({stated}, where none can be stated)")
+    ours = {"delta": ledger.delta, "num_steps": ledger.num_steps, "num_lost": ledger.num_lost}
+    ours |= {"neighbouring_relation": ledger.relation.value, "ledger_head": ledger.head}
+    wrong += [f"{name} ({result[name]})" for name, value in ours.items() if result.get(name, value) != value]
+    found.expect(
+        "result", not wrong, "says what the ledger says", f"result.json is wrong in {', '.join(wrong)}."
+    )
+
+
+def _close(stated: Any, truth: float) -> bool:
+    number = isinstance(stated, int | float) and not isinstance(stated, bool)
+    return (
+        number and math.isclose(stated, truth, rel_tol=1e-4, abs_tol=1e-9) and stated >= truth * (1 - _CLOSE)
+    )
+
+
+def _check_epsilon(ledger: LedgerView, found: _Findings) -> None:
+    report = epsilon(ledger.segments(), delta=ledger.delta, relation=ledger.relation)
+    for check in cross_check(report, ledger.segments()):
+        if check.holds is None:
+            found.left_out[check.name] = check.detail
+        else:
+            found.expect(check.name, check.holds, check.detail, f"does not hold: {check.detail}.")
+
+
+def _note_version(run: Run, found: _Findings) -> None:
+    theirs, ours = run.about.environment.get("reticent"), version("reticent")
+    if theirs == ours:
+        found.checks["code version"] = f"reticent {ours}, as the run's"
+    else:
+        found.left_out["code version"] = f"run by reticent {theirs}, verified by {ours}"
+
+
+def _stated(run: Run, ledger: LedgerView, statement: Statement) -> dict[str, Any]:
+    report = statement.report
+    return {
+        "run_id": ledger.run_id,
+        "private": statement.private,
+        "epsilon": report.epsilon if report and statement.private else None,
+        "delta": ledger.delta,
+        "neighbouring_relation": ledger.relation.value,
+        "num_steps": ledger.num_steps,
+        "num_lost": ledger.num_lost,
+        "accountant": report.accountant if report else None,
+        "mechanisms": [{**asdict(m), "num_steps": n} for m, n in ledger.segments()],
+        "public": json.loads(json.dumps(dict(ledger.public))),
+        "ledger_head": ledger.head,
+        "ledger_sha256": _sha256(run.folder / "ledger.jsonl"),
+        "reticent": version("reticent"),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tensors(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors file's header and where its data begin; plain JSON, so that no torch is needed."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(_MAX_HEADER, path.stat().st_size):
+            raise ValueError("header")
+        return json.loads(file.read(length)), 8 + length
+
+
+def _bytes_of(path: Path, *, prefix: str = "") -> dict[str, tuple[str, tuple[int, ...], str]]:
+    """Name -> (dtype, shape, SHA-256 of the bytes) of the tensors whose names begin so."""
+    header, start = _tensors(path)
+    found = {}
+    with open(path, "rb") as file:
+        for name, about in header.items():
+            if name == "__metadata__" or not name.startswith(prefix):
+                continue
+            begin, end = about["data_offsets"]
+            file.seek(start + begin)
+            digest = hashlib.sha256(file.read(end - begin)).hexdigest()
+            found[name.removeprefix(prefix)] = (about["dtype"], tuple(about["shape"]), digest)
+    return found

@@ -1,0 +1,207 @@
+"""`reticent verify`: a run as it was written is sound; one that was changed anywhere is not."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from reticent.account import epsilon
+from reticent.account.ledger import read_ledger
+from reticent.cli import main
+from reticent.clipping import FlatClipping
+from reticent.errors import ConfigError
+from reticent.plan import Plan
+from reticent.report import verify_run
+from reticent.sample import FullBatchSampler
+from reticent.train import TrainSettings, train
+from tests.report.runs import make_run
+from tests.train.joint import cross_entropy, make_data, make_model
+
+SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "read_ledger.py"
+
+
+PLAN = Plan(  # full batches: their epsilon is exact, and takes no time
+    sampler=FullBatchSampler(num_examples=64),
+    num_steps=6,
+    noise_multiplier=20.0,
+    clipping=FlatClipping(max_norm=1.0),
+    delta=1e-3,
+)
+
+
+def make(out, **options):
+    model = make_model()
+    train(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        plan=PLAN,
+        dataset=make_data(),
+        loss_per_example=cross_entropy,
+        out=out,
+        settings=TrainSettings(checkpoint_every=3),
+        **options,
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("runs") / "a")
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    return Path(shutil.copytree(original, tmp_path / "run"))
+
+
+def test_a_run_as_it_was_written_is_sound(run):
+    found = verify_run(run)
+    assert found.problems == () and found.sound and found.private
+    assert found.report.epsilon == epsilon(read_ledger(run / "ledger.jsonl").segments(), delta=1e-3).epsilon
+    assert {"ledger", "plan", "weights", "result", "RDP at integer orders"} <= set(found.checks)
+    assert found.statement["ledger_head"] == read_ledger(run / "ledger.jsonl").head
+    assert len(found.statement_sha256) == 64
+    assert verify_run(run).statement_sha256 == found.statement_sha256
+
+
+def edit(name, change):
+    def do(folder):
+        path = folder / name
+        path.write_text(change(path.read_text()))
+
+    return do
+
+
+def edit_json(name, change):
+    def do(folder):
+        path = folder / name
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+
+    return do
+
+
+def flip(pattern, position):
+    def do(folder):
+        path = sorted(folder.glob(pattern))[-1]
+        data = bytearray(path.read_bytes())
+        data[position] ^= 1
+        path.write_bytes(bytes(data))
+
+    return do
+
+
+def set_in(*where):
+    *path, name, value = where
+
+    def change(record):
+        for part in path:
+            record = record[part]
+        record[name] = value
+
+    return change
+
+
+def drop_last_line(text):
+    return "\n".join(text.rstrip("\n").split("\n")[:-1]) + "\n"
+
+
+def without_checkpoint(folder):
+    sorted(folder.glob("checkpoint-*.safetensors"))[-1].unlink()
+
+
+TAMPERED = {
+    "a changed line": (edit("ledger.jsonl", lambda t: t.replace("20.0,", "90.0,", 1)), "line"),
+    "a cut ledger": (edit("ledger.jsonl", drop_last_line), "cut off"),
+    "no ledger": (lambda folder: (folder / "ledger.jsonl").unlink(), "no ledger"),
+    "a smaller epsilon": (edit_json("result.json", set_in("epsilon", 0.1)), "epsilon"),
+    "an epsilon that is none": (edit_json("result.json", set_in("epsilon", "0")), "epsilon"),
+    "fewer steps in the result": (edit_json("result.json", set_in("num_steps", 5)), "num_steps"),
+    "another head": (edit_json("result.json", set_in("ledger_head", "A" * 22)), "ledger_head"),
+    "another delta in the result": (edit_json("result.json", set_in("delta", 1e-9)), "delta"),
+    "not private in the result": (edit_json("result.json", set_in("private", False)), "private"),
+    "a result that is no JSON": (edit("result.json", lambda t: t[:-9]), "JSON"),
+    "another noise": (edit_json("run.json", set_in("plan", "noise_multiplier", 5.0)), "mechanism"),
+    "another delta in the plan": (edit_json("run.json", set_in("plan", "delta", 1e-7)), "delta"),
+    "another norm": (edit_json("run.json", set_in("plan", "clipping", "max_norm", 9.0)), "clipping"),
+    "an unknown word in the plan": (edit_json("run.json", set_in("plan", "hello", 1)), "plan"),
+    "no plan": (edit_json("run.json", set_in("plan", None)), "no plan"),
+    "another run's description": (edit_json("run.json", set_in("run_id", "other")), "different runs"),
+    "a newer run format": (edit_json("run.json", set_in("format", 2)), "format"),
+    "a changed checkpoint": (flip("checkpoint-*.safetensors", -1), "SHA-256"),
+    "a missing checkpoint": (without_checkpoint, "missing"),
+    "another place": (edit_json("checkpoint.json", set_in("checkpoints", 0, "step", 5)), "checkpoint"),
+    "other weights": (flip("weights.safetensors", -1), "weights"),
+    "weights cut short": (lambda f: (f / "weights.safetensors").write_bytes(b"\xff" * 8), "weights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_run_that_was_changed_is_not_sound(what, run):
+    tamper, text = TAMPERED[what]
+    tamper(run)
+    found = verify_run(run)
+    assert not found.sound and not found.private
+    assert text.lower() in " ".join(found.problems).lower()
+    assert found.statement is None and found.statement_sha256 is None
+
+
+def test_the_command_says_it_in_json_and_by_its_status(run):
+    good = subprocess.run(
+        [sys.executable, "-m", "reticent", "verify", str(run), "--json"], capture_output=True, text=True
+    )
+    assert (good.returncode, good.stderr) == (0, "")
+    said = json.loads(good.stdout)
+    assert said["sound"] and said["problems"] == [] and said["epsilon"] > 0
+    edit_json("result.json", set_in("epsilon", 0.1))(run)
+    result = CliRunner().invoke(main, ["verify", str(run), "--json"])
+    assert result.exit_code == 1
+    said = json.loads(result.stdout)
+    assert not said["sound"] and said["problems"] and said["epsilon"] is None
+    shown = CliRunner().invoke(main, ["verify", str(run)])
+    assert shown.exit_code == 1 and "problem" in shown.stdout
+
+
+def test_a_folder_without_a_run_is_bad_input(tmp_path):
+    with pytest.raises(ConfigError, match="not a run folder"):
+        verify_run(tmp_path)
+    assert CliRunner().invoke(main, ["verify", str(tmp_path / "none"), "--json"]).exit_code == 2
+
+
+def test_a_reproducible_run_is_sound_and_not_private(tmp_path):
+    found = verify_run(make(tmp_path / "run", noise_seed=3))
+    assert found.sound and not found.private
+    assert found.statement["epsilon"] is None
+
+
+def test_a_run_without_privacy_is_sound(tmp_path):
+    found = verify_run(make_run(tmp_path / "run", private=False, ledger=False))
+    assert found.sound and not found.private and "ledger" in found.left_out
+
+
+def test_a_header_that_lies_about_its_length_is_a_problem_and_no_crash(run):
+    (run / "weights.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    assert any("weights" in problem for problem in verify_run(run).problems)
+
+
+def test_the_ledger_is_readable_without_reticent(run):
+    said = subprocess.run(
+        [sys.executable, "-I", str(SCRIPT), str(run / "ledger.jsonl")], capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    view = read_ledger(run / "ledger.jsonl")
+    assert "6 steps: full-batch, sampling probability 1, noise multiplier 20" in said.stdout
+    assert f"6 of 6 planned steps; head {view.head}" in said.stdout
+    assert len(SCRIPT.read_text().splitlines()) < 60
+    flip("ledger.jsonl", 300)(run)
+    broken = subprocess.run(
+        [sys.executable, "-I", str(SCRIPT), str(run / "ledger.jsonl")], capture_output=True, text=True
+    )
+    assert broken.returncode != 0
