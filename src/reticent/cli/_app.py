@@ -25,6 +25,7 @@ SUBCOMMANDS: Final = MappingProxyType(
         "sweep": "Run a recipe with many settings, in parallel.",
         "report": "Write the HTML report of a run.",
         "generate": "Continue prompts with a run's language model.",
+        "features": "Compute features with a frozen model, once, into a store.",
     }
 )
 

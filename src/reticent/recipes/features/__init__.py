@@ -4,6 +4,18 @@ Room: recipes. Heavy libraries (transformers, timm, torchvision) are imported on
 theirs is asked for.
 """
 
+from ._command import run_extraction
+from ._extract import Inputs, extract
 from ._store import FeatureStore, Fingerprint, Shape, Split, StoreWriter, open_store
 
-__all__ = ["FeatureStore", "Fingerprint", "Shape", "Split", "StoreWriter", "open_store"]
+__all__ = [
+    "FeatureStore",
+    "Fingerprint",
+    "Inputs",
+    "Shape",
+    "Split",
+    "StoreWriter",
+    "extract",
+    "open_store",
+    "run_extraction",
+]

@@ -39,6 +39,7 @@ class Features:
 _EMBEDDED: Final[Mapping[str, tuple[PublicShape, float]]] = MappingProxyType(
     {
         "digits": (PublicShape(num_examples=1437, dim=64, num_classes=10), 16.0),
+        "kdd-census": (PublicShape(num_examples=199523, dim=403, num_classes=2), 1.0),
         "adult": (PublicShape(num_examples=32561, dim=104, num_classes=2), 1.0),
     }
 )
