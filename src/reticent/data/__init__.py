@@ -12,9 +12,11 @@ another is a recipe's business, done loudly there.
 from reticent.data._adult import CATEGORIES as ADULT_CATEGORIES
 from reticent.data._adult import encode_adult
 from reticent.data._cache import arrays_sha256, cache_root
+from reticent.data._files import Table, has_split, read_table
 from reticent.data._image_folder import ImageFolder, read_image_folder
 from reticent.data._layouts import read_cifar100, read_svhn
 from reticent.data._load import fetch, fetch_all, load, names
+from reticent.data._pretrained import cached_folder, fetch_pretrained, pretrained_names
 from reticent.data._records import ArrayPair, Dataset, RemoteFile, Source
 
 __all__ = [
@@ -24,14 +26,20 @@ __all__ = [
     "ImageFolder",
     "RemoteFile",
     "Source",
+    "Table",
     "arrays_sha256",
     "cache_root",
+    "cached_folder",
     "encode_adult",
     "fetch",
     "fetch_all",
+    "fetch_pretrained",
+    "has_split",
     "load",
     "names",
+    "pretrained_names",
     "read_cifar100",
     "read_image_folder",
     "read_svhn",
+    "read_table",
 ]

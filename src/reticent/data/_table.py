@@ -19,6 +19,7 @@ from reticent.data._census import assemble_census, decode_census
 from reticent.data._digits import decode_digits
 from reticent.data._images import decode_cifar10_binary, decode_cifar10_sheets, decode_mnist_like, pair_up
 from reticent.data._records import Decoder, Entry, RemoteFile, Route, Source
+from reticent.data._text_table import TEXTS
 
 _FASHION_URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
 _MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
@@ -299,5 +300,5 @@ _DIGITS = Entry(
 )
 
 TABLE: Final[Mapping[str, Entry]] = MappingProxyType(
-    {entry.name: entry for entry in (_FASHION_MNIST, _MNIST, _CIFAR10, _ADULT, _KDD_CENSUS, _DIGITS)}
+    {entry.name: entry for entry in (_FASHION_MNIST, _MNIST, _CIFAR10, _ADULT, _KDD_CENSUS, _DIGITS, *TEXTS)}
 )

@@ -82,7 +82,7 @@ def test_meteor_without_wordnet_is_refused_and_not_a_weaker_number(monkeypatch):
     monkeypatch.setattr("nltk.corpus.wordnet", types.SimpleNamespace(ensure_loaded=nowhere))
     with pytest.raises(ConfigError, match="would not be METEOR") as caught:
         score("meteor", ["a"], [["a"]])
-    assert caught.value.code == "missing-package"
+    assert caught.value.code == "missing-library"
 
 
 @pytest.mark.parametrize("name", ["bleu", "rouge_l", "nist", "meteor"])

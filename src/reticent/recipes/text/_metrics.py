@@ -46,7 +46,7 @@ def text_metrics(texts: Texts, references: References, *, names: Sequence[str]) 
     Raises:
         ConfigError[text-metric]: a name is unknown, or of a metric that is refused.
         ConfigError[text-references]: nothing to score, or the two sequences do not match.
-        ConfigError[missing-package]: a metric's library is not installed, or METEOR's WordNet is not there.
+        ConfigError[missing-library]: a metric's library is not installed, or METEOR's WordNet is not there.
     """
     for name in names:
         if name in REFUSED:
@@ -148,7 +148,7 @@ def _wordnet() -> Any:
     """nltk's reader of WordNet, opened once.
 
     Raises:
-        ConfigError[missing-package]: nltk has no WordNet. Without it the number would not be METEOR.
+        ConfigError[missing-library]: nltk has no WordNet. Without it the number would not be METEOR.
     """
     from nltk.corpus import wordnet
 
@@ -160,7 +160,7 @@ def _wordnet() -> Any:
         raise ConfigError(
             "METEOR needs WordNet, which nltk keeps apart: python -m nltk.downloader wordnet. Without it "
             "only equal words and stems would match, and the number would not be METEOR.",
-            code="missing-package",
+            code="missing-library",
         ) from error
     return wordnet
 

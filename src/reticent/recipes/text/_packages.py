@@ -10,5 +10,5 @@ def missing(package: str, purpose: str, *, extra: str) -> ConfigError:
     """What to raise where importing `package` failed."""
     return ConfigError(
         f"{purpose} needs the package {package}, which is not installed: pip install 'reticent[{extra}]'.",
-        code="missing-package",
+        code="missing-library",
     )

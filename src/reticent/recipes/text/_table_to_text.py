@@ -137,7 +137,7 @@ def read_webnlg(
         document type is refused.
 
     Raises:
-        ConfigError[missing-package]: defusedxml is not installed.
+        ConfigError[missing-library]: defusedxml is not installed.
         DataError[text-format]: not XML, declares entities, or an entry lacks triples.
     """
     kind = "WebNLG"
