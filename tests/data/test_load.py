@@ -319,7 +319,7 @@ def test_fetch_gives_a_folder_made_once(made, shelf, tmp_path):
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(DataError, match="Known: adult, cifar10, digits, fashion-mnist, mnist") as caught:
+    with pytest.raises(DataError, match="Known: adult, brown, cifar10, digits, fashion-mnist") as caught:
         data.load("mnits")
     assert caught.value.code == "data-unknown"
 
