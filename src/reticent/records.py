@@ -6,9 +6,10 @@ A `Mechanism` says what one step did to the data, in the words an accountant nee
 it, the ledger stores it, `account` turns it into an epsilon: so the three cannot disagree.
 """
 
-import math
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from reticent.clipping import FlatClipping as FlatClipping  # the kind that most rooms need; all are there
 from reticent.errors import ConfigError
@@ -34,8 +35,11 @@ def _require(ok: bool, message: str, code: str) -> None:
         raise ConfigError(message, code=code)
 
 
+_LARGEST: Final = sys.float_info.max  # comparing with it refuses NaN, and integers that no float holds
+
+
 def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,7 @@ class Mechanism:
         noise_multiplier: noise standard deviation divided by the bound of the sum, no unit.
 
     Raises:
+        ConfigError[mechanism]: no scheme that we know.
         ConfigError[sampling-prob]: not in (0, 1], or not 1 for a full batch.
         ConfigError[noise-multiplier]: negative or not finite. Zero is allowed: it means no
             privacy, and every accountant answers infinity.
@@ -92,6 +97,12 @@ class Mechanism:
     noise_multiplier: float
 
     def __post_init__(self) -> None:
+        known = [scheme.value for scheme in SamplingScheme]
+        _require(
+            isinstance(self.scheme, str) and self.scheme in known,
+            f"scheme must be one of {', '.join(known)}, got {self.scheme!r}.",
+            "mechanism",
+        )
         object.__setattr__(self, "scheme", SamplingScheme(self.scheme))
         _require(
             _is_real(self.sampling_prob) and 0.0 < self.sampling_prob <= 1.0,

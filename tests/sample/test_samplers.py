@@ -218,7 +218,7 @@ def test_bad_settings_are_refused_by_name(arguments, code):
 
 @pytest.mark.parametrize("num_examples", [0, -1, True])
 def test_a_full_batch_needs_examples(num_examples):
-    with pytest.raises(ConfigError, match=r"num_examples must be an integer >= 1.*\[num-examples\]"):
+    with pytest.raises(ConfigError, match=r"num_examples must be an integer from 1.*\[num-examples\]"):
         FullBatchSampler(num_examples=num_examples)
 
 

@@ -310,7 +310,7 @@ def _refuse_newer(header_line: bytes, path: Path) -> None:
     """Look at the version before the hash: a newer format may hash in another way."""
     try:
         header = json.loads(header_line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return  # damaged; said where the hash is checked
     version = header.get("format") if isinstance(header, dict) else None
     if isinstance(version, int) and version > FORMAT:
@@ -333,5 +333,5 @@ def _damaged(path: Path, number: int, problem: str) -> LedgerError:
 def _damage(path: Path, number: int, problem: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(path, number, problem) from error

@@ -97,7 +97,7 @@ def _remembered(index: Path) -> list[tuple[str, int]]:
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["checkpoints"]
         places = [(entry["ledger_head"], entry["step"]) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return [(head, step) for head, step in places if isinstance(head, str) and isinstance(step, int)]
 

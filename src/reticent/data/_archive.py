@@ -34,7 +34,10 @@ class Stream(Protocol):
 Member: TypeAlias = tuple[str, bool, Callable[[], Stream | None]]  # name, regular file?, open
 
 _TAR_ENDINGS = (".tgz", ".tar", ".tar.gz", ".tar.xz", ".tar.bz2")
-_BROKEN = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_BROKEN = (
+    *(OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(NotImplementedError, RuntimeError),  # zipfile's, of an unknown compression or an encrypted member
+)
 
 
 def unpack(archive: Path, folder: Path, *, members: Sequence[str] = ()) -> None:

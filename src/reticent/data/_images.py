@@ -8,6 +8,7 @@ Shape letters: N example, H row, W column.
 import gzip
 import json
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError[data-format]: not an IDX file of bytes, or of another length than it says.
     """
-    raw = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+    raw = _unzipped(path) if path.name.endswith(".gz") else path.read_bytes()
     num_axes = raw[3] if len(raw) >= 4 and raw[:3] == b"\0\0\x08" else 0
     start = 4 + 4 * num_axes
     if num_axes == 0 or len(raw) < start:
@@ -41,6 +42,13 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) - start != int(np.prod(shape, dtype=np.int64)):
         raise bad_format(path, f"says shape {shape} but holds {len(raw) - start} bytes")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+
+
+def _unzipped(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise bad_format(path, f"cannot be unpacked ({type(error).__name__})") from error
 
 
 def decode_mnist_like(folders: tuple[Path, ...]) -> Arrays:

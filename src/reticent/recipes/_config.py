@@ -104,7 +104,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ConfigError(f"Cannot read the config file '{path}': {e}.", code="config-file") from e
 
 
@@ -142,7 +142,7 @@ def _value(text: str) -> Any:
         return text.lower() == "true"
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         pass
     try:
         return float(text)  # .5 and 1. are no TOML

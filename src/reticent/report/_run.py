@@ -172,7 +172,7 @@ def _parse(text: str, where: str, kind: type[_Kind]) -> _Kind:
             for problem in error.errors()
         )
         raise _bad(f"{where} is not in the format of Reticent 0.1: {problems}.") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad(f"{where} is not JSON: {error}.") from error
 
 

@@ -25,6 +25,10 @@ from reticent.report._statement import Statement, state
 
 _MAX_HEADER: Final = 100 * 2**20
 _CLOSE: Final = 1e-6
+_DAMAGE: Final = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError),
+    *(RecursionError, OverflowError, struct.error),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,7 @@ class _Findings:
             yield
         except ReticentError as error:
             self.problems.append(f"{name}: {error}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except _DAMAGE as error:
             self.problems.append(f"{name}: damaged ({type(error).__name__}).")
 
     def expect(self, name: str, ok: bool, good: str, bad: str) -> None:

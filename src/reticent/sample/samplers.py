@@ -7,8 +7,9 @@ Sources:
     [2] Kairouz et al. 2021, arXiv:2103.00039, definition 1.1 ("zero-out" neighbours).
 """
 
-import math
+import sys
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from reticent.errors import ConfigError
 from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
 from reticent.sample.stream import SampleStream
+
+_MAX_EXAMPLES: Final = 10**15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, init=False)
@@ -178,14 +181,17 @@ def _is_real(value: object) -> bool:
 
 
 def _check_num_examples(num_examples: int) -> None:
-    if not _is_integer(num_examples) or num_examples < 1:
-        raise ConfigError(f"num_examples must be an integer >= 1, got {num_examples!r}.", code="num-examples")
+    if not _is_integer(num_examples) or not 1 <= num_examples <= _MAX_EXAMPLES:
+        raise ConfigError(
+            f"num_examples must be an integer from 1 to {_MAX_EXAMPLES:.0e}, got {num_examples!r}.",
+            code="num-examples",
+        )
 
 
 def _checked_batch_size(size: float | int | None, num_examples: int | None) -> float:
     if num_examples is not None:
         _check_num_examples(num_examples)
-    if size is None or not _is_real(size) or not (math.isfinite(size) and size > 0):
+    if size is None or not _is_real(size) or not 0 < size <= sys.float_info.max:
         raise ConfigError(
             f"expected_batch_size must be a finite number > 0, got {size!r}. It divides the noised "
             "sum, so it has to be public and fixed.",

@@ -156,7 +156,7 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
         valid = index["format"] == _FORMAT and all(
             _FILE_NAME.fullmatch(e["file"]) and isinstance(e["sha256"], str) for e in entries
         )
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise CheckpointError(
             f"'{path}' is damaged ({type(e).__name__}). Restore it.", code="checkpoint-index"
         ) from e
@@ -181,7 +181,7 @@ def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
             optimizer=_unflatten(header["optimizer"], tensors),
             clip_norms=tuple(float(norm) for norm in header.get("clip_norms", ())),
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise CheckpointError(
             f"'{path}' cannot be read ({type(e).__name__}).", code="checkpoint-damaged"
         ) from e

@@ -171,7 +171,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         known = about["format"] == RUN_FORMAT
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise ConfigError(
             f"'{folder}' is not a run: '{path}' is missing or damaged ({type(e).__name__}).", code="not-a-run"
         ) from e

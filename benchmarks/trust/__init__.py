@@ -1,0 +1,1 @@
+"""Figures about trust, with one command: plans cross-checked, faults, bad input, fuzzing, planted bugs."""
