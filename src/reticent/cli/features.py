@@ -17,7 +17,7 @@ def command() -> None:
 
 @command.command("extract", short_help="Fill a feature store, or finish one.")
 @click.option("--model", required=True, help="efficientnet-lite0, minilm, mpnet, timm:NAME, a folder, ...")
-@click.option("--data", required=True, help="A data set's name (cifar10, imdb, ...).")
+@click.option("--data", required=True, help="A data set's name (cifar10, imdb, ...), or a folder of images.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The store's folder."
 )

@@ -7,6 +7,7 @@ Room: data. Imports numpy and Pillow.
 Shape letters: S side.
 """
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -38,6 +39,19 @@ class ImageFolder:
     skipped: dict[str, int]
     _files: Sequence[tuple[Path, int]] = field(repr=False)
     _side: int = field(repr=False)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Each image's label, int64 (N,); no image is read."""
+        return np.array([label for _, label in self._files], dtype=np.int64)
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the files' bytes and labels, in order; reads them all."""
+        digest = hashlib.sha256()
+        for path, label in self._files:
+            digest.update(f"{label} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._files)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from reticent.cli import main
 from reticent.errors import ConfigError, DataError
@@ -126,6 +127,25 @@ def test_the_command_fills_a_store_that_last_layer_trains_on(tmp_path, monkeypat
     arguments = ["train", "last-layer", "--set", f"features={out}", "--set", "method=one-step", "--json"]
     shown = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "run")], catch_exceptions=False)
     assert json.loads(shown.stdout.splitlines()[-1])["private"] is True
+
+
+def test_a_folder_of_images(tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = np.full((6, 6, 3), 100 * label + k, dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pets" / split / name / f"{k}.png")
+    inputs = load_inputs(str(tmp_path / "pets"), side=4, report=lambda text: None, progress=False)
+    assert (inputs.name, inputs.class_names) == ("pets", ("cat", "dog"))
+    assert inputs.y["train"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert inputs.x["train"][2:4].shape == (2, 4, 4, 3)
+    assert inputs.x["train"][2:4][:, 0, 0, 0].tolist() == [2, 100]
+    (tmp_path / "pets" / "train" / "cat" / "0.png").write_bytes(
+        (tmp_path / "pets" / "train" / "dog" / "0.png").read_bytes()
+    )
+    again = load_inputs(str(tmp_path / "pets"), side=4, report=lambda text: None, progress=False)
+    assert again.sha256 != inputs.sha256
 
 
 def loading(name, kind, **settings):

@@ -17,7 +17,7 @@ from reticent.recipes.features._sources import Features, load_features
 from reticent.recipes.features._store import Split
 from reticent.recipes.features.last_layer import fit_plain
 from reticent.train import load_tensors
-from tests.recipes.features.test_store import fill
+from tests.recipes.features.test_store import FINGERPRINT, fill
 
 METHODS = ("one-step", "sgd", "adam", "lamb", "least-squares", "newton", "fc")
 
@@ -134,7 +134,7 @@ def test_parts_and_steps_share_the_budget_exactly():
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_private_mean_and_whitening_are_releases_of_their_own(tmp_path, digits, sampled):
     settings = ["method=sgd", "num_steps=3", "lr=2.0", "centre=private", "whiten=private", "epsilon=2"]
-    settings += ["expected_batch_size=300"] if sampled else []
+    settings += ["expected_batch_size=300"] if sampled else ["intercept=0.5"]
     result = train(digits, tmp_path / "run", *settings)
     assert result["epsilon"] <= 2.0
     mechanisms = read_run_ledger(tmp_path / "run").segments()
@@ -163,6 +163,7 @@ def test_features_from_a_store(tmp_path):
     assert 0 <= result["test_auc"] <= 1
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["data"]["fingerprint"]["model"] == "m"
+    assert FINGERPRINT.data_sha256 not in json.dumps(about)  # nothing computed from private rows is in it
 
 
 class Killed(BaseException):

@@ -36,7 +36,7 @@ def run_extraction(
         if console is not None:
             console.print(text, markup=False, highlight=False)
 
-    inputs = load_inputs(data, report=report, progress=console is not None)
+    inputs = load_inputs(data, side=size, report=report, progress=console is not None)
     backbone = load_backbone(
         model,
         kind=inputs.kind,

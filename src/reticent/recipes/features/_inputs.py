@@ -1,32 +1,50 @@
 """Data sets as inputs of an extraction: by name, or a folder of images.
 
-Room: recipes. May import numpy, Pillow and `reticent.data`.
+Room: recipes. May import numpy and `reticent.data`.
+
+Shape letters: B image, S side.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, overload
 
 import numpy as np
 
-from reticent.data import load, names
+from reticent.data import ImageFolder, load, names, read_image_folder
 from reticent.errors import DataError
 
 from ._extract import Inputs
 
+DEFAULT_SIDE: Final = 224  # of images of a folder, which have to be brought to one size
 
-def load_inputs(data: str, *, report: Callable[[str], None], progress: bool) -> Inputs:
+
+def load_inputs(
+    data: str, *, side: int | None = None, report: Callable[[str], None], progress: bool
+) -> Inputs:
     """Load a data set of images or texts.
 
     Args:
-        data: a name that `reticent.data` knows.
+        data: a name that `reticent.data` knows, or a folder of images: see `read_image_folder`.
+        side: images of a folder are brought to this many pixels square; default 224.
         report: is told what is fetched.
         progress: draw download bars.
 
     Raises:
-        DataError[data-unknown]: no data set of that name.
+        DataError[data-unknown]: no data set of that name, and no such folder.
         DataError[data-kind]: it holds neither images nor texts.
+        DataError: a folder of images is not whole; see `read_image_folder`.
     """
     if data not in names():
-        raise DataError(f"No data set is named {data!r}. Known: {', '.join(names())}.", code="data-unknown")
+        if Path(data).is_dir():
+            return _folder(Path(data), side or DEFAULT_SIDE)
+        raise DataError(
+            f"No data set is named {data!r}, and no folder. Known: {', '.join(names())}; or a folder of "
+            "images with train/CLASS and test/CLASS in it.",
+            code="data-unknown",
+        )
     found = load(data, report=report, progress=progress)
     x = found.train.x
     if x.dtype == np.uint8 and x.ndim in (3, 4):
@@ -47,4 +65,37 @@ def load_inputs(data: str, *, report: Callable[[str], None], progress: bool) -> 
         y={"train": found.train.y, "test": found.test.y},
         class_names=found.class_names,
         licence=found.licence,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ImagesOf(Sequence[Any]):
+    """The images of a folder by slice, uint8 (B, S, S, 3), read when they are asked for."""
+
+    images: ImageFolder
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> np.ndarray: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray:
+        if isinstance(index, int):
+            return self.images[index][0]
+        return np.stack([self.images[i][0] for i in range(*index.indices(len(self)))])
+
+
+def _folder(folder: Path, side: int) -> Inputs:
+    train, test = read_image_folder(folder, side=side, mixed="convert")
+    both = f"{side} {train.sha256} {test.sha256}"
+    return Inputs(
+        name=folder.name,
+        kind="images",
+        sha256=hashlib.sha256(both.encode()).hexdigest(),
+        x={"train": _ImagesOf(train), "test": _ImagesOf(test)},
+        y={"train": train.labels, "test": test.labels},
+        class_names=train.class_names,
+        licence="not stated",
     )

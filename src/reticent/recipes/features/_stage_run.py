@@ -87,7 +87,7 @@ class StageStep:
 
     def _release(self, batch: LogicalBatch) -> None:
         statistics = self._stage.statistics(self._head)
-        preparation = self._head.preparation
+        preparation = self._stage.preparation(self._head)
         split = batch.dataset
         assert isinstance(split, Split)
         whole = isinstance(batch.sampler, FullBatchSampler)

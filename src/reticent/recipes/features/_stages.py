@@ -127,6 +127,10 @@ class Stage(Protocol):
     @property
     def repeatable(self) -> bool: ...
 
+    def preparation(self, head: Head) -> Preparation:
+        """What is done to each row before its statistics."""
+        ...
+
     def statistics(self, head: Head) -> Mapping[str, Statistic]:
         """What the next release adds up."""
         ...
@@ -145,6 +149,9 @@ class Centre:
     num_steps: int = 1
     sampled: bool = False
     repeatable: bool = False
+
+    def preparation(self, head: Head) -> Preparation:
+        return replace(head.preparation, mean=None, whitening=None, intercept=0.0)
 
     def statistics(self, head: Head) -> Mapping[str, Statistic]:
         return {"sum": feature_sum(head.dim, bound=head.preparation.max_norm)}
@@ -165,6 +172,9 @@ class Whiten:
     num_steps: int = 1
     sampled: bool = False
     repeatable: bool = False
+
+    def preparation(self, head: Head) -> Preparation:
+        return replace(head.preparation, whitening=None, intercept=0.0)
 
     def statistics(self, head: Head) -> Mapping[str, Statistic]:
         return {"gram": gram(head.dim, bound=head.preparation.max_norm)}
@@ -191,6 +201,9 @@ class Descend:
     repeatable: bool = True
     preconditioned: bool = False
 
+    def preparation(self, head: Head) -> Preparation:
+        return head.preparation
+
     def statistics(self, head: Head) -> Mapping[str, Statistic]:
         return {"gradient": gradient(head.weight, loss=self.loss, bias=head.bias, max_norm=self.max_norm)}
 
@@ -211,6 +224,9 @@ class Precondition:
     num_steps: int = 1
     sampled: bool = False
     repeatable: bool = False
+
+    def preparation(self, head: Head) -> Preparation:
+        return head.preparation
 
     def statistics(self, head: Head) -> Mapping[str, Statistic]:
         return {"gram": gram(head.weight.shape[1], bound=head.preparation.bound)}
@@ -237,6 +253,9 @@ class LeastSquares:
     num_steps: int = 1
     sampled: bool = False
     repeatable: bool = False
+
+    def preparation(self, head: Head) -> Preparation:
+        return head.preparation
 
     def statistics(self, head: Head) -> Mapping[str, Statistic]:
         dim, bound = head.weight.shape[1], head.preparation.bound
@@ -276,6 +295,9 @@ class Newton:
     name: str = "newton"
     sampled: bool = False
     repeatable: bool = True
+
+    def preparation(self, head: Head) -> Preparation:
+        return head.preparation
 
     def statistics(self, head: Head) -> Mapping[str, Statistic]:
         return {
