@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reticent.data import RemoteFile, Source, fetch
+from reticent.data import RemoteFile, Source, fetch, fetch_pretrained, pretrained_names
 from reticent.errors import ConfigError, UnsupportedModel
 
 Kind = Literal["images", "texts"]
@@ -232,6 +232,9 @@ def _text_model(name: str, max_length: int | None, *, report: Report, progress: 
 
 
 def _text_folder(name: str, *, report: Report, progress: bool) -> str:
+    """A folder that transformers can read: of a model known by name, fetched once, or what the user said."""
+    if name in pretrained_names():
+        return str(fetch_pretrained(name, report=report, progress=progress))
     return name
 
 
