@@ -9,6 +9,7 @@ import torch
 
 from reticent.account.ledger import read_run_ledger
 from reticent.errors import CheckpointError, ConfigError, DataError, LedgerError
+from reticent.noise import CipherNoise
 from reticent.recipes import describe, go_on, request, run
 from reticent.recipes.features import _stage_run as stage_run
 from reticent.recipes.features._config import LastLayerConfig
@@ -18,6 +19,7 @@ from reticent.recipes.features._store import Split
 from reticent.recipes.features.last_layer import fit_plain
 from reticent.train import load_tensors
 from tests.recipes.features.test_store import FINGERPRINT, fill
+from tests.recipes.features.test_sums import SameAtEveryStep, SameForEveryRow, independent
 
 METHODS = ("one-step", "sgd", "adam", "lamb", "least-squares", "newton", "fc")
 
@@ -164,6 +166,41 @@ def test_features_from_a_store(tmp_path):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["data"]["fingerprint"]["model"] == "m"
     assert FINGERPRINT.data_sha256 not in json.dumps(about)  # nothing computed from private rows is in it
+
+
+def released_noise(out, monkeypatch, method):
+    """What a whole run releases from rows that all count as absent: its noise alone, two steps of it."""
+    seen, original = [], stage_run.unscaled
+
+    def spy(noised, statistics):
+        seen.append(original(noised, statistics)["gradient"])
+        return original(noised, statistics)
+
+    monkeypatch.setattr(stage_run, "unscaled", spy)
+    rows = Split(np.full((5, 4000), np.nan, dtype=np.float32), np.arange(5) % 4)
+    public = Split(np.ones((4, 4000), dtype=np.float32), np.arange(4))
+    shape = PublicShape(num_examples=5, dim=4000, num_classes=4)
+    data = Features(train=rows, test=public, shape=shape, about={"name": "none", "fingerprint": {}})
+    train(data, out, f"method={method}", "num_steps=2")
+    return seen
+
+
+@pytest.mark.parametrize("method", ["sgd", "adam"])
+def test_a_run_s_noise_is_independent_over_classes_and_steps(tmp_path, monkeypatch, method):
+    assert independent(*released_noise(tmp_path / "run", monkeypatch, method))
+
+
+@pytest.mark.parametrize("kind", ["classes", "steps"])
+def test_the_published_bug_planted_in_a_run_is_found(tmp_path, monkeypatch, kind):
+    source = SameForEveryRow(CipherNoise.fresh(), 4) if kind == "classes" else SameAtEveryStep()
+    original = stage_run.add_noise
+
+    def planted(bounded, *, noise_multiplier, source):
+        return original(bounded, noise_multiplier=noise_multiplier, source=bad)
+
+    bad = source
+    monkeypatch.setattr(stage_run, "add_noise", planted)
+    assert not independent(*released_noise(tmp_path / "run", monkeypatch, "sgd"))
 
 
 class Killed(BaseException):
