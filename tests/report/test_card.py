@@ -88,7 +88,7 @@ def test_the_base_model_is_named_but_no_path(tmp_path):
     folder = with_model(make_run(tmp_path / "run"))
     about = json.loads((folder / "run.json").read_text())
     for name, base in (("smollm2", "smollm2"), ("/home/zoe/model", None)):
-        about["model"]["pretrained"] = name
+        about["config"]["model"] = name
         about["config"]["data"] = "/home/zoe/mails.jsonl"
         (folder / "run.json").write_text(json.dumps(about))
         card = card_of(folder)

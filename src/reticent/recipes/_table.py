@@ -19,6 +19,7 @@ _WHERE: Final = MappingProxyType(
         "digits": ("digits", "DIGITS"),
         "head": ("features.head", "HEAD"),
         "last-layer": ("features.last_layer", "LAST_LAYER"),
+        "text-generate": ("text.language", "TEXT_GENERATE"),
         "mnist": ("vision.mnist", "MNIST"),
         "mnist-scattering": ("vision.mnist", "MNIST_SCATTERING"),
         "fashion-mnist-scattering": ("vision.mnist", "FASHION_MNIST_SCATTERING"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 from reticent.report._figures import round_up
 from reticent.report._run import Run
@@ -88,8 +89,8 @@ def card(run: Run, statement: Statement, *, kind: str) -> str:
 
 def _base(run: Run) -> str | None:
     """The pretrained model's public name; None for a folder of the operator's own, or none."""
-    name = run.about.model.get("pretrained")
-    return _plain(name) if isinstance(name, str) and not Path(name).is_absolute() else None
+    name = run.about.config.get("model")
+    return name if isinstance(name, str) and name in pretrained_names() else None
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,331 @@
+"""The recipe `text-generate`: a pretrained decoder fine-tuned privately on texts, or on source and target.
+
+Room: recipes.text. Imports transformers and peft when a model is built.
+
+A row is one example: one text, or one source with one target. Its loss is the mean of -log p over its own
+target tokens [1], so a long text weighs as much as a short one, and a row without a target token counts as
+zero. Rows are not packed: two examples never share a sequence.
+
+Shape letters: B row, T position.
+
+Sources:
+    [1] Li, Tramèr, Liang and Hashimoto 2022, arXiv:2110.05679
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from reticent.data import load, pretrained_names, read_table
+from reticent.errors import ConfigError, DataError
+
+from .._training import Material, TrainingRecipe
+from .._training_config import TrainingConfig
+from ._pretrained import pretrained_folder
+from ._save import save_model
+from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses
+
+# Texts by name: rows to train on, a public constant each.
+KNOWN: Final = {"brown": 51_698, "imdb": 25_000, "rotten-tomatoes": 7_464, "spam-assassin": 5_000}
+_SPLIT_SEED: Final = 20_220_416  # which rows of a person's own file are held out; a public constant
+
+
+class TextGenerateConfig(TrainingConfig):
+    """Settings of `text-generate`."""
+
+    num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 100
+    expected_batch_size: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="examples in a step, on average")
+    ] = 256
+    max_norm: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="clipping norm of one example's gradient")
+    ] = 0.1
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="learning rate")] = 2e-3
+    twin_lr: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
+    ] = 5e-4
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw", "lamb"], Field(description="what updates the weights")
+    ] = "adamw"
+    ema: Annotated[float, Field(ge=0, lt=1, description="decay of the weights' average; 0: none")] = 0.0
+    physical_batch_size: int | str = 16
+    model: Annotated[str, Field(description="a decoder: smollm2, or a folder of transformers")] = "smollm2"
+    data: Annotated[
+        str | None, Field(description="brown, imdb, rotten-tomatoes, spam-assassin, or a file of rows")
+    ] = None
+    only_class: Annotated[
+        str | None, Field(description="of data by name: rows of this class alone, e.g. learned")
+    ] = None
+    text_column: Annotated[str, Field(description="of a file: the texts")] = "text"
+    source_column: Annotated[
+        str | None, Field(description="of a file: what is given and not learned, e.g. a table")
+    ] = None
+    target_column: Annotated[str, Field(description="of a file with sources: what is learned")] = "target"
+    separator: Annotated[str, Field(description="between source and target")] = "\n"
+    max_examples: Annotated[int | None, Field(ge=1, description="train on the first so many rows")] = None
+    max_test: Annotated[int | None, Field(ge=1, description="test on the first so many held-out rows")] = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1, description="of a file: share held out")] = 0.1
+    max_length: Annotated[int, Field(ge=2, description="tokens of a row; longer ones are cut")] = 64
+    adaptation: Annotated[Literal["lora", "full", "bias"], Field(description="which weights are trained")] = (
+        "lora"
+    )
+    lora_rank: Annotated[int, Field(ge=1, description="of lora")] = 4
+    lora_layers: Annotated[int | None, Field(ge=1, description="of lora: the last so many layers")] = None
+    init: Annotated[
+        Literal["pretrained", "random"], Field(description="random: the ablation without pretraining")
+    ] = "pretrained"
+
+    def ignored(self, settings: Collection[str]) -> list[str]:
+        problems = super().ignored(settings)
+        named = self.data in KNOWN
+        reads = {
+            "lora_rank": self.adaptation == "lora",
+            "lora_layers": self.adaptation == "lora",
+            "only_class": named,
+            "text_column": not named and self.source_column is None,
+            "source_column": not named,
+            "target_column": not named and self.source_column is not None,
+            "separator": not named and self.source_column is not None,
+            "test_fraction": not named,
+        }
+        problems += [
+            f"{name} would be ignored with the other settings: leave it out"
+            for name, read in reads.items()
+            if name in settings and not read
+        ]
+        if self.adaptation != "full" and self.init == "random":
+            problems.append("init = random trains everything: set adaptation = full as well")
+        return problems
+
+
+class TextGenerateRecipe(TrainingRecipe):
+    """Next-word prediction on texts, or on the targets of sources."""
+
+    name = "text-generate"
+    summary = "a pretrained language model on your texts (data=FILE or a name), LoRA by default"
+    config = TextGenerateConfig
+    fallback = None
+
+    def num_examples(self, config: TextGenerateConfig) -> int:
+        if config.data in KNOWN and config.only_class is None:
+            return min(KNOWN[config.data], config.max_examples or KNOWN[config.data])
+        return len(_split(config)[0])  # of a person's own file, the number of rows is public
+
+    def fetch(self, config: TextGenerateConfig, *, report: Callable[[str], None], progress: bool) -> Any:
+        return _split(config)
+
+    def prepare(self, config: TextGenerateConfig, fetched: Any) -> Material:
+        tokenizer = tokenizer_of(config)
+        train, test = (
+            TensorDataset(*token_rows(tokenizer, pairs, config.max_length, config.separator))
+            for pairs in fetched
+        )
+        name = config.data if config.data in KNOWN else "file"
+        return Material(train=train, test=test, about={"name": name, "only_class": config.only_class})
+
+    def build(self, config: TextGenerateConfig) -> nn.Module:
+        return adapted(decoder_of(config), config)
+
+    def random_rows(self, config: TextGenerateConfig, num_rows: int) -> Rows:
+        return padded([[5] * config.max_length] * num_rows, pad=0)
+
+    def loss_per_example(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], Tensor]:
+        return mean_loss
+
+    def scores(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
+        return lambda model, rows: {"loss": mean_loss(model, rows)}
+
+    def assess(self, config: TextGenerateConfig, model: nn.Module, test: Any) -> dict[str, Any]:
+        """Token-weighted perplexity of the held-out rows, before training and after."""
+        batches = [test[k : k + 25] for k in range(0, len(test), 25)]
+        after = perplexity(model, batches)
+        if config.init == "random":
+            return {"test_perplexity": after.perplexity, "test_tokens": after.num_tokens}
+        before = perplexity(decoder_of(config), batches)
+        return {
+            "test_perplexity": after.perplexity,
+            "pretrained_perplexity": before.perplexity,
+            "test_tokens": after.num_tokens,
+        }
+
+    def finish(
+        self, config: TextGenerateConfig, model: nn.Module, folder: Path, *, console: Console | None
+    ) -> dict[str, Any]:
+        base = config.model if config.model in pretrained_names() else None
+        return {"kept": save_model(model, tokenizer_of(config), folder, base=base)}
+
+
+def mean_loss(model: nn.Module, rows: Rows) -> Float[Tensor, " B"]:
+    """Each row's mean -log p over its labelled tokens; 0 for a row without any."""
+    ids_BT, mask_BT, labels_BT = rows
+    # Positions for every row: what is broadcast over the batch is nobody's own.
+    positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits
+    counts_B = (labels_BT[:, 1:] != IGNORED).sum(1).clamp_min(1)
+    return token_losses(logits_BTV, labels_BT).sum(1) / counts_B
+
+
+def token_rows(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int, separator: str) -> Rows:
+    """(source, target) pairs as rows of `max_length` tokens; an empty source is none.
+
+    A target ends with the end token where that fits. Where both do not fit, the source loses its beginning,
+    then the target its end.
+    """
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids, num_source = [], []
+    for source, target in pairs:
+        wanted = (open_ended(tokenizer, target) + end)[:max_length]
+        given = open_ended(tokenizer, source + separator) if source else []
+        given = given[max(0, len(given) - (max_length - len(wanted))) :]
+        ids.append(given + wanted)
+        num_source.append(len(given))
+    whole = padded([*ids, [0] * max_length], pad=0, num_source=[*num_source, 0])
+    return tuple(part[:-1] for part in whole)  # pyright: ignore[reportReturnType]  (the last fixed the length)
+
+
+def tokenizer_of(config: TextGenerateConfig) -> Any:
+    """The model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        pretrained_folder(config.model), local_files_only=True, trust_remote_code=False
+    )
+
+
+def decoder_of(config: TextGenerateConfig) -> Any:
+    """The model before training, in eval mode: dropout is off, noise is what regularises.
+
+    Raises:
+        ConfigError[text-model]: it is no decoder, or reads fewer tokens than `max_length`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = pretrained_folder(config.model)
+    where = {"local_files_only": True, "trust_remote_code": False}
+    settings = AutoConfig.from_pretrained(folder, **where)
+    kinds = settings.architectures or []
+    if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise ConfigError(
+            f"'{config.model}' is no decoder: it is {', '.join(kinds) or 'of unknown kind'}. text-generate "
+            "needs a model that predicts next words.",
+            code="text-model",
+        )
+    reads = getattr(settings, "max_position_embeddings", None)
+    if reads is not None and config.max_length > reads:
+        raise ConfigError(
+            f"max_length = {config.max_length}, and '{config.model}' reads {reads} tokens: lower max_length.",
+            code="text-model",
+        )
+    settings.use_cache = False
+    if config.init == "random":
+        return AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, config=settings, dtype=torch.float32, use_safetensors=True, **where
+    ).eval()
+
+
+def adapted(model: Any, config: TextGenerateConfig) -> Any:
+    """The model with only the weights trainable that `adaptation` names."""
+    if config.adaptation == "full":
+        return model
+    if config.adaptation == "bias":
+        found = [p.requires_grad_(name.endswith("bias")) for name, p in model.named_parameters()]
+        if not any(p.requires_grad for p in found):
+            raise ConfigError(f"'{config.model}' has no biases to train.", code="text-model")
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    layers = None
+    if config.lora_layers is not None:
+        depth = model.config.num_hidden_layers
+        layers = list(range(max(0, depth - config.lora_layers), depth))
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=4 * config.lora_rank,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        target_modules="all-linear" if layers is None else _linear_names(model),
+        layers_to_transform=layers,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's
+    )
+    return get_peft_model(model, settings).eval()
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """Last parts of the names of linear layers inside the blocks; the output layer is left alone."""
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    kinds = ("Linear", "Conv1D")
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if type(module).__name__ in kinds and module is not head
+        }
+    )
+
+
+def _split(config: TextGenerateConfig) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(source, target) pairs to train on and held out."""
+    if config.data is None:
+        raise ConfigError(
+            f"text-generate needs data = one of {', '.join(KNOWN)}, or a file of rows.", code="config"
+        )
+    if config.data in KNOWN:
+        train, test = _named(config.data, config.only_class)
+    else:
+        train, test = _own(
+            config.data,
+            (config.source_column, config.target_column if config.source_column else config.text_column),
+            config.test_fraction,
+        )
+    return train[: config.max_examples], test[: config.max_test]
+
+
+@lru_cache(maxsize=2)
+def _named(name: str, only_class: str | None) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    data = load(name)
+    if only_class is not None and only_class not in data.class_names:
+        raise ConfigError(
+            f"'{name}' has no class '{only_class}'. It has: {', '.join(data.class_names)}.", code="config"
+        )
+    label = None if only_class is None else data.class_names.index(only_class)
+    train, test = (
+        [("", text) for text, y in zip(split.x, split.y, strict=True) if label in (None, y)]
+        for split in (data.train, data.test)
+    )
+    return train, test
+
+
+@lru_cache(maxsize=2)
+def _own(
+    path: str, columns: tuple[str | None, str], test_fraction: float
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    table = read_table(Path(path))
+    targets = table.column(columns[1], setting="text_column or target_column")
+    sources = [""] * len(table) if columns[0] is None else table.column(columns[0], setting="source_column")
+    if not all(isinstance(text, str) for text in (*sources, *targets)):
+        raise DataError(f"'{Path(path).name}' has a row whose text is no text.", code="data-format")
+    num_test = round(test_fraction * len(table))
+    if not 0 < num_test < len(table):
+        raise DataError(
+            f"'{Path(path).name}' has {len(table)} rows: too few to hold {test_fraction:g} of them out.",
+            code="data-empty",
+        )
+    chosen = set(np.random.default_rng(_SPLIT_SEED).permutation(len(table))[:num_test].tolist())
+    rows = list(zip(sources, targets, strict=True))
+    return (
+        [row for k, row in enumerate(rows) if k not in chosen],
+        [row for k, row in enumerate(rows) if k in chosen],
+    )
+
+
+TEXT_GENERATE: Final = TextGenerateRecipe()

@@ -1,0 +1,167 @@
+"""The recipe text-generate: exact clipping in the real configuration, a whole run on a file, bad input."""
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import reticent as rt
+from reticent.account import epsilon
+from reticent.account.ledger import read_ledger
+from reticent.cli.generate import command as generate_command
+from reticent.errors import ReticentError
+from reticent.recipes import describe, request, run
+from reticent.recipes._config import make_config
+from reticent.recipes.text._score import IGNORED
+from reticent.recipes.text.language import TEXT_GENERATE, TextGenerateConfig, adapted, mean_loss, token_rows
+from reticent.report import write_report
+from tests.recipes.text.models import byte_tokenizer, gpt2, llama
+from tests.support import oracle
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+PAIRS = [("", "a plain text"), ("name : A", "A it is."), ("", ""), ("x" * 60, "long source"), ("s", "y" * 60)]
+
+
+@pytest.fixture(params=[pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
+def folder(request, tmp_path):
+    """A tiny model's folder."""
+    model = {"gpt2": gpt2, "llama": llama}[request.param]()
+    model.save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A file of forty short texts, with sources."""
+    path = tmp_path / "rows.jsonl"
+    lines = [{"text": f"mail {k}", "source": f"k : {k}", "target": f"It is {k}."} for k in range(40)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def asked(folder, rows, *more):
+    settings = [
+        f"model={folder}", f"data={rows}", "num_steps=2", "expected_batch_size=8", "max_length=24",
+        "epsilon=8", *more,
+    ]  # fmt: skip
+    return request("text-generate", settings)
+
+
+def test_only_the_target_is_learned_and_both_are_cut_to_fit():
+    ids, mask, labels = token_rows(byte_tokenizer(), PAIRS, 32, "=>")
+    assert ids.shape == mask.shape == labels.shape == (5, 32)
+    learned = [bytes(i - 3 for i in row[row != IGNORED].tolist() if i > 2).decode() for row in labels]
+    assert learned == ["a plain text", "A it is.", "", "long source", "y" * 32]
+    read = bytes(i - 3 for i in ids[3].tolist() if i > 2).decode()
+    assert read == "x" * 18 + "=>" + "long source"  # the source lost its beginning
+    assert [int(row[row != IGNORED][-1]) for row in labels[:4]] == [1, 1, 1, 1]  # the end is learned too
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "full", "bias"])
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_clipped_sums_are_those_of_one_example_at_a_time(build, adaptation):
+    model = build().double()
+    if adaptation == "bias" and build is llama:
+        with pytest.raises(ReticentError, match="no biases"):
+            adapted(model, make_config(TextGenerateConfig, {"adaptation": "bias"}))
+        return
+    model = adapted(model, make_config(TextGenerateConfig, {"adaptation": adaptation}))
+    model.double()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    batch = token_rows(byte_tokenizer(), PAIRS, 32, "=>")
+
+    def losses(rows):
+        return mean_loss(model, rows)
+
+    norm = sorted(
+        float(oracle.norm_of(oracle.unit_gradient(model, losses, oracle.take_rows(batch, slice(b, b + 1)))))
+        for b in range(5)
+    )[2]  # fmt: skip  (the median: some rows are clipped, some are not)
+    wanted, _ = oracle.loop_clipped_sum(model, losses, batch, norm)
+    found = rt.clipped_sum(model, losses, batch, max_norm=norm)
+    assert oracle.distance(found.total, wanted) < 1e-9 * norm
+
+
+def test_a_row_without_a_target_counts_as_zero():
+    model = gpt2().double()
+    rows = token_rows(byte_tokenizer(), [("only a source", "x"), ("", "ok")], 32, "")
+    rows[2][0] = IGNORED
+    loss = mean_loss(model, rows)
+    assert float(loss[0].detach()) == 0.0 < float(loss[1].detach())
+    loss[0].backward()
+    assert not any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+
+
+def test_a_private_run_ends_with_model_card_and_texts(folder, rows, tmp_path):
+    out = tmp_path / "run"
+    request_ = asked(folder, rows, "source_column=source", "separator= => ")
+    result = run(request_, out=out)
+    book = read_ledger(out / "ledger.jsonl")
+    stated = epsilon(tuple(book.segments()), delta=book.delta, relation=book.relation).epsilon
+    assert result["private"] and result["epsilon"] == pytest.approx(stated) and stated <= 8
+    assert book.num_steps == 2
+    assert result["kept"] == {"model": "model", "adapter": "adapter"}
+    assert result["test_perplexity"] > 0 and result["pretrained_perplexity"] > 0
+    assert write_report(out).cards == (out / "model" / "README.md", out / "adapter" / "README.md")
+    assert "| δ | 1e-05 |" in (out / "model" / "README.md").read_text()
+    assert str(tmp_path) not in (out / "model" / "README.md").read_text()
+    told = CliRunner().invoke(
+        generate_command,
+        [str(out), "--data", str(rows), "--max-new-tokens", "4", "--metric", "rouge_l", "--json"],
+        catch_exceptions=False,
+    )
+    assert json.loads(told.stdout.splitlines()[-1])["num_texts"] == 40
+
+
+def test_without_privacy_the_same_code_says_that_there_is_none(folder, rows, tmp_path):
+    result = run(asked(folder, rows, "epsilon=inf", "adaptation=full"), out=tmp_path / "run")
+    assert not result["private"] and result["epsilon"] is None
+    assert result["test_perplexity"] < result["pretrained_perplexity"]
+    card = (write_report(tmp_path / "run").cards[0]).read_text()
+    assert "no privacy guarantee" in card
+
+
+def test_what_would_run_is_shown_without_reading_texts_by_name(monkeypatch):
+    monkeypatch.setattr("reticent.recipes.text.language.load", None)
+    shown = describe(request("text-generate", ["data=brown", "epsilon=8"]))
+    assert shown["epsilon"] <= 8 and shown["config"]["max_norm"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (["text_column=body"], "no column 'body'"),
+        (["source_column=body"], "no column 'body'"),
+        (["max_length=65"], "reads 64 tokens"),
+        (["model=nowhere"], "Known: minilm"),
+        (["test_fraction=0.001"], "too few"),
+        (["data=none.jsonl"], "no file or folder"),
+        (["target_column=x"], "target_column would be ignored"),
+        (["adaptation=full", "lora_rank=2"], "lora_rank would be ignored"),
+        (["init=random"], "set adaptation = full"),
+        (["only_class=learned"], "only_class would be ignored"),
+    ],
+)
+def test_bad_input_is_an_error_before_anything_is_spent(folder, rows, tmp_path, settings, match):
+    with pytest.raises(ReticentError, match=match):
+        run(asked(folder, rows, *settings), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_is_refused(folder, rows, tmp_path):
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReticentError, match="is no decoder"):
+        run(asked(folder, rows), out=tmp_path / "run")
+
+
+def test_the_recipe_is_known_by_name():
+    assert request("text-generate", ["data=brown"]).recipe is TEXT_GENERATE
+    assert math.isfinite(request("text-generate", ["data=brown"]).config.epsilon)
