@@ -197,3 +197,35 @@ def test_what_an_attacker_can_do_at_most_is_said_beside_epsilon(tmp_path):
     assert dict(found["trade_off"])[0.1] == pytest.approx(1 - 0.389, abs=1e-3)
     one = numbers("", make_ledger(tmp_path / "a", reproducible=True))
     assert (one["advantage"], one["reconstruction"]) == (1.0, None)
+
+
+def test_a_user_with_rows_drawn_one_by_one():
+    """2 rows: the contour integral's 3.97909 for this mixture, an independent code's."""
+    line = "--sampler poisson --sampling-prob 0.01 --noise-multiplier 1 --num-steps 1000 --delta 1e-5"
+    record = numbers(line + " --user-rows 2")
+    assert 3.9790857 <= record["user_epsilon"] <= 3.981
+    assert record["user_epsilon"] > 2 * record["epsilon"]  # so twice the epsilon would have been false
+    assert "user_epsilon" not in numbers(line)
+
+
+def test_a_run_of_users_is_not_restated_for_users(tmp_path):
+    with Ledger.create(
+        tmp_path / "ledger.jsonl",
+        run_id="a",
+        relation=NeighbouringRelation.ZERO_OUT,
+        delta=1e-5,
+        num_steps=1,
+        reproducible=False,
+        public={"unit": "user"},
+    ) as ledger:
+        ledger.append_step(STEP)
+    assert numbers("", tmp_path / "ledger.jsonl")["unit"] == "user"
+    assert "account-arguments" in refused("--user-rows 2", tmp_path / "ledger.jsonl")
+    make_ledger(tmp_path / "rows")
+    assert "privacy units differ" in refused("", tmp_path / "rows", tmp_path / "ledger.jsonl")
+    assert "one run at a time" in refused("--user-rows 2", tmp_path / "a", tmp_path / "b")
+
+
+def test_a_bad_number_of_rows_is_refused():
+    line = "--sampler full-batch --noise-multiplier 20 --num-steps 5 --delta 1e-5 --user-rows 0"
+    assert "group-size" in refused(line)

@@ -36,8 +36,8 @@ def compose_runs(ledgers: Sequence[LedgerView], *, delta: float | None = None) -
         earlier ones gave, as long as each run's plan was fixed before it began.
 
     Raises:
-        LedgerError[ledgers-differ]: the ledgers state different relations, or different deltas and none
-            is given, or one run is given twice, or none at all.
+        LedgerError[ledgers-differ]: the ledgers state different relations or privacy units, or different
+            deltas and none is given, or one run is given twice, or none at all.
     """
     if not ledgers:
         raise _differ("none was given")
@@ -45,10 +45,13 @@ def compose_runs(ledgers: Sequence[LedgerView], *, delta: float | None = None) -
     twice = sorted({name for name in names if names.count(name) > 1})
     relations = sorted({ledger.relation.value for ledger in ledgers})
     deltas = sorted({ledger.delta for ledger in ledgers})
+    units = sorted({str(ledger.public.get("unit", "example")) for ledger in ledgers})
     if twice:
         raise _differ(f"run {', '.join(twice)} is given twice")
     if len(relations) > 1:
         raise _differ(f"they speak of different neighbours ({', '.join(relations)})")
+    if len(units) > 1:
+        raise _differ(f"their privacy units differ ({', '.join(units)})")
     if delta is None and len(deltas) > 1:
         raise _differ(f"they have different deltas ({', '.join(f'{d:g}' for d in deltas)}): name one")
     segments = [segment for ledger in ledgers for segment in ledger.segments()]

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from reticent.account import Segments, compose_runs, epsilon, risk
+from reticent.account import Segments, compose_runs, epsilon, group_epsilon, risk
 from reticent.account.ledger import LedgerView, read_ledger, read_run_ledger
 from reticent.cli._show import print_json, print_table, rounded_up
 from reticent.errors import ConfigError
@@ -31,6 +31,11 @@ _NUMBERS = ("--sampler", "--sampling-prob", "--noise-multiplier", "--num-steps")
 @click.option("--noise-multiplier", type=float, help="Noise standard deviation over the clipping bound.")
 @click.option("--num-steps", type=int, help="Number of steps performed.")
 @click.option("--delta", type=float, help="Delta of the statement; by default the ledger's.")
+@click.option(
+    "--user-rows",
+    type=int,
+    help="State also the epsilon of a user who has up to this many of the rows, each drawn by itself.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     runs: tuple[Path, ...],
@@ -39,6 +44,7 @@ def command(
     noise_multiplier: float | None,
     num_steps: int | None,
     delta: float | None,
+    user_rows: int | None,
     as_json: bool,
 ) -> None:
     """State the epsilon of a run's ledger, or of the numbers given.
@@ -49,7 +55,16 @@ def command(
 
     Numbers are stated for adding or removing one example; zeroing one out, the relation of a plan
     whose number of examples is public, has the same numbers.
+
+    With --user-rows K the same steps are also stated for somebody who has up to K of the rows: a mixture
+    of Gaussians, never K times the epsilon. It needs one RUN, or numbers.
     """
+    if user_rows is not None and len(runs) > 1:
+        raise ConfigError(
+            "--user-rows states one run at a time: how many rows a user has is another number in each data "
+            "set. Give one RUN.",
+            code="account-arguments",
+        )
     numbers = dict(zip(_NUMBERS, (sampler, sampling_prob, noise_multiplier, num_steps), strict=True))
     if runs:
         idle = [name for name, value in numbers.items() if value is not None]
@@ -57,7 +72,7 @@ def command(
             raise ConfigError(
                 f"A run's ledger already says {', '.join(idle)}: leave them out.", code="account-arguments"
             )
-        record = _of_run(runs[0], delta) if len(runs) == 1 else _of_runs(runs, delta)
+        record = _of_run(runs[0], delta, user_rows) if len(runs) == 1 else _of_runs(runs, delta)
     else:
         mechanism = _mechanism(sampler, sampling_prob, noise_multiplier)
         if num_steps is None or delta is None:
@@ -65,6 +80,7 @@ def command(
         report = epsilon([(mechanism, num_steps)], delta=delta)
         record = _of_report(report, private=math.isfinite(report.epsilon))
         record |= _risks(report, [(mechanism, num_steps)], private=record["private"])
+        record |= _of_users([(mechanism, num_steps)], report, user_rows, private=record["private"])
     if as_json:
         print_json(record)
     else:
@@ -108,7 +124,7 @@ def _of_runs(runs: Sequence[Path], delta: float | None) -> dict[str, Any]:
     return record | {"runs": [{name: one[name] for name in _OF_EACH} for one in each]}
 
 
-def _of_run(run: Path, delta: float | None) -> dict[str, Any]:
+def _of_run(run: Path, delta: float | None, user_rows: int | None = None) -> dict[str, Any]:
     view = _read(run)
     report = epsilon(view.segments(), delta=view.delta if delta is None else delta, relation=view.relation)
     private = math.isfinite(report.epsilon) and not view.reproducible
@@ -121,6 +137,14 @@ def _of_run(run: Path, delta: float | None) -> dict[str, Any]:
         "mechanisms": [_described(mechanism, count) for mechanism, count in view.segments()],
     }
     record |= _risks(report, view.segments(), private=private)
+    if user_rows is not None and view.public.get("unit", "example") != "example":
+        raise ConfigError(
+            f"The units of this run are {view.public['unit']}s already: its epsilon is theirs. Leave "
+            "--user-rows out.",
+            code="account-arguments",
+        )
+    record |= {"unit": view.public.get("unit", "example")}
+    record |= _of_users(view.segments(), report, user_rows, private=private)
     return record | {"notes": record["notes"] + _ledger_notes(view)}
 
 
@@ -147,6 +171,23 @@ def _risks(report: EpsilonReport, segments: Segments, *, private: bool) -> dict[
         "trade_off": [list(point) for point in found.trade_off] if found else None,
         "reconstruction": [list(point) for point in found.reconstruction] if found else None,
         "risk_source": found.source if found else "no privacy",
+    }
+
+
+def _of_users(
+    segments: Segments, report: EpsilonReport, user_rows: int | None, *, private: bool
+) -> dict[str, Any]:
+    """The same steps for somebody with several rows, where that was asked for."""
+    if user_rows is None:
+        return {}
+    group = group_epsilon(
+        segments, group_size=user_rows, delta=report.delta, relation=report.neighbouring_relation
+    )
+    known = private and math.isfinite(group.epsilon)
+    return {
+        "user_rows": user_rows,
+        "user_epsilon": group.epsilon if known else None,
+        "user_accountant": group.accountant,
     }
 
 
@@ -178,6 +219,11 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("epsilon by RDP", rounded_up(record["epsilon_rdp"]) if record["private"] else none),
         ("steps", str(record["num_steps"])),
     ]
+    if "unit" in record:
+        rows.append(("privacy unit", record["unit"]))
+    if "user_rows" in record:
+        user = none if record["user_epsilon"] is None else rounded_up(record["user_epsilon"])
+        rows.append((f"epsilon of a user with {record['user_rows']} rows", user))
     if record["reconstruction"]:
         rows.append(("membership advantage", f"at most {rounded_up(record['advantage'], 3)}"))
         shown = [p for p in record["reconstruction"] if p[0] in (1e-3, 1e-2, 0.1)]
