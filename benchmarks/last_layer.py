@@ -6,7 +6,8 @@
 A store of made-up features is written to a temporary folder (`--folder` says where) and deleted again. Each
 statistic is summed once over all rows, in a process of its own, from disk. `limit_seconds` is the time of the
 same matrix products, and nothing else, on as many rows of one block that is in memory already; `ratio` is the
-pass over that limit. `peak_mib` is the process's peak resident memory. Noise and post-processing do not grow
+pass over that limit; `cpu_ratio` is the same in processor time, which other work on the machine does not
+change. `peak_mib` is the process's peak resident memory. Noise and post-processing do not grow
 with the rows; they are timed apart.
 """
 
@@ -76,16 +77,19 @@ def products_of(name: str, x: Tensor, num_classes: int) -> Callable[[], None]:
     return run
 
 
-def limit_seconds(name: str, num_rows: int, dim: int, num_classes: int, *, max_rows: int = 50_000) -> float:
-    """Time of the bare products over `num_rows` rows, from at most `max_rows` of them."""
+def limit_seconds(
+    name: str, num_rows: int, dim: int, num_classes: int, *, max_rows: int = 50_000
+) -> tuple[float, float]:
+    """Time and processor time of the bare products over `num_rows` rows, from at most `max_rows` of them."""
     block = torch.randn(block_rows(dim), dim)
     products = products_of(name, block, num_classes)
     products()
     rounds = max(1, min(num_rows, max_rows) // len(block))
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     for _ in range(rounds):
         products()
-    return (time.perf_counter() - began) * num_rows / (rounds * len(block))
+    share = num_rows / (rounds * len(block))
+    return (time.perf_counter() - began) * share, (time.process_time() - cpu_began) * share
 
 
 def make_store(folder: Path, num_rows: int, dim: int, num_classes: int, precision: Any) -> None:
@@ -122,18 +126,19 @@ def one_pass(name: str, folder: Path, threads: int) -> dict[str, float]:
     size = block_rows(store.dim)
     first = raw_blocks(split, block_rows=size, indices=np.arange(min(size, len(split))))
     summed(first)  # the first call of each kernel is slow
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     bounded = summed(raw_blocks(split, block_rows=size))
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     began = time.perf_counter()
     add_noise(bounded, noise_multiplier=1.0, source=CipherNoise.fresh())
     noise_seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
-    limit = limit_seconds(name, len(split), store.dim, num_classes)
+    limit, cpu_limit = limit_seconds(name, len(split), store.dim, num_classes)
     return {
         "seconds": round(seconds, 6),
         "limit_seconds": round(limit, 6),
         "ratio": round(seconds / limit, 3),
+        "cpu_ratio": round(cpu_seconds / cpu_limit, 3),
         "noise_seconds": round(noise_seconds, 6),
         "peak_mib": round(peak, 1),
     }

@@ -71,7 +71,14 @@ class LastLayerConfig(RecipeConfig):
     bias: Annotated[
         float, Field(allow_inf_nan=False, description="added to every output, not trained; e.g. -10")
     ] = 0.0
-    max_norm: Annotated[_Positive, Field(description="clipping norm of one example's gradient")] = 1.0
+    max_norm: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="clipping norm of one example's gradient; none: from feature_norm and loss",
+        ),
+    ] = None
     num_steps: Annotated[int | None, Field(ge=1, description="steps of an iterative method")] = None
     expected_batch_size: Annotated[
         float | None,

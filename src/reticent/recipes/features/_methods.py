@@ -110,6 +110,9 @@ def resolved(config: LastLayerConfig, shape: PublicShape) -> LastLayerConfig:
         given.setdefault("lr", lr)
     if config.num_steps is None:
         given.setdefault("num_steps", num_steps)
+    if config.max_norm is None:  # |r| |x| with |r| of one output that is wrong by 1
+        bound = math.hypot(config.feature_norm, config.intercept)
+        given.setdefault("max_norm", bound / (shape.num_classes if config.loss == "sigmoid" else 1))
     return config.model_copy(update=given)
 
 
@@ -158,6 +161,7 @@ def _stages(config: LastLayerConfig, optimizer: Optimizer) -> list[Stage]:
 
 def _own_stages(config: LastLayerConfig, optimizer: Optimizer, share: float) -> list[Stage]:
     assert config.num_steps is not None, "resolved"
+    assert config.max_norm is not None, "resolved"
     max_norm = config.max_norm if math.isfinite(config.epsilon) else NO_CLIPPING
     match config.method:
         case "least-squares":

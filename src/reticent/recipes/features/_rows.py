@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ._store import Split
 
-BLOCK_BYTES: Final = 1 << 24  # of one block in float32
+BLOCK_BYTES: Final = 1 << 22  # of one block in float32
 _EPS: Final = torch.finfo(torch.float32).eps
 _TINY: Final = torch.finfo(torch.float32).tiny
 
@@ -77,21 +77,24 @@ class Preparation:
 
     def apply(self, x_BD: Float32[Tensor, "B D"], y_B: Int64[Tensor, " B"]) -> Block:
         """Prepare rows; `x_BD` may be changed in place."""
-        x, counts = self._bounded(x_BD)
+        x, norms, counts = self._bounded(x_BD)
         if self.mean is not None:
-            x, seen = self._bounded(x - self.mean.to(x.dtype))
+            x, norms, seen = self._bounded(x - self.mean.to(x.dtype))
             counts = counts * seen
         if self.whitening is not None:
-            x, seen = self._bounded(x @ self.whitening.to(x.dtype))
+            x, norms, seen = self._bounded(x @ self.whitening.to(x.dtype))
             counts = counts * seen
         if self.intercept:
             x = torch.cat([x, torch.full((len(x), 1), self.intercept, dtype=x.dtype)], dim=1)
             x.mul_(counts.to(x.dtype)[:, None])
-        norms = upper_norms(x).clamp_max(self.bound)
+            norms = torch.hypot(norms, self.intercept * counts)
         return Block(x, norms, y_B, counts)
 
-    def _bounded(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of norm at most `max_norm`, and 1 for each row that counts."""
+    def _bounded(self, x_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of norm at most `max_norm`, at least their norms, and 1 for each row that counts.
+
+        The slack of `upper_norms` covers the rounding of the product too.
+        """
         norms = upper_norms(x_BD)
         counts = torch.isfinite(norms)
         if not counts.all():  # never by multiplying: 0 * inf is NaN
@@ -100,7 +103,7 @@ class Preparation:
         factor = self.max_norm / norms.clamp_min(math.sqrt(_TINY))
         if self.scaling == "clip":
             factor = factor.clamp_max(1.0)
-        return x_BD.mul_(factor.to(x_BD.dtype)[:, None]), counts.double()
+        return x_BD.mul_(factor.to(x_BD.dtype)[:, None]), norms * factor, counts.double()
 
 
 def upper_norms(x_BD: Float32[Tensor, "B D"]) -> Tensor:
@@ -139,7 +142,7 @@ def raw_blocks(
 
 
 def block_rows(dim: int) -> int:
-    """Rows of a block of some 16 MiB."""
+    """Rows of a block of some 4 MiB."""
     return max(1, BLOCK_BYTES // (4 * max(dim, 1)))
 
 
