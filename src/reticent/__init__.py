@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from reticent.errors import (
         AccountingError,
+        AuditError,
         BudgetExhausted,
         CheckpointError,
         ConfigError,
@@ -40,6 +41,7 @@ __version__: Final = "0.1.0"
 __all__ = [
     "AccountingError",
     "AdaptiveClipping",
+    "AuditError",
     "AutomaticClipping",
     "Budget",
     "BudgetExhausted",

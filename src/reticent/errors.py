@@ -55,3 +55,7 @@ class CheckpointError(ReticentError, RuntimeError):
 
 class DataError(ReticentError, ValueError):
     """A data set cannot be fetched, read or trusted."""
+
+
+class AuditError(ReticentError, RuntimeError):
+    """An audit could not measure what it was asked to."""

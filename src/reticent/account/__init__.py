@@ -13,6 +13,7 @@ from reticent.account._calibrate import (
 from reticent.account._crosscheck import Check, checked_epsilon, cross_check
 from reticent.account._epsilon import epsilon
 from reticent.account._events import Segments
+from reticent.account._floor import delta_curve, epsilon_floor
 from reticent.account._groups import group_epsilon
 from reticent.account._risk import Risk, risk
 from reticent.account._runs import compose_runs, selection_epsilon
@@ -33,7 +34,9 @@ __all__ = [
     "choice_epsilon",
     "compose_runs",
     "cross_check",
+    "delta_curve",
     "epsilon",
+    "epsilon_floor",
     "group_epsilon",
     "risk",
     "selection_epsilon",
