@@ -15,6 +15,11 @@ from reticent.account._epsilon import epsilon
 from reticent.account._events import Segments
 from reticent.account._floor import delta_curve, epsilon_floor
 from reticent.account._groups import group_epsilon
+from reticent.account._other_samplers import (
+    participation_epsilon,
+    truncated_poisson_epsilon,
+    without_replacement_epsilon,
+)
 from reticent.account._risk import Risk, risk
 from reticent.account._runs import compose_runs, selection_epsilon
 from reticent.account._select import RandomTrials, TrialsDistribution, choice_epsilon
@@ -38,7 +43,10 @@ __all__ = [
     "epsilon",
     "epsilon_floor",
     "group_epsilon",
+    "participation_epsilon",
     "risk",
     "selection_epsilon",
     "split_noise",
+    "truncated_poisson_epsilon",
+    "without_replacement_epsilon",
 ]
