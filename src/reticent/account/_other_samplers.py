@@ -2,9 +2,10 @@
 
 Room: account. May import `reticent.records` and dp-accounting; never torch.
 
-`participation_epsilon`: cyclic batches, shuffled ones, balls in bins. No amplification of these can be trusted;
-    what counts is how often one example takes part.
-`truncated_poisson_epsilon`: Poisson, cut at a largest size at random. PLD, with a public number of examples [1].
+`participation_epsilon`: cyclic batches, shuffled ones, balls in bins. No amplification of these can be
+    trusted; what counts is how often one example takes part.
+`truncated_poisson_epsilon`: Poisson, cut at a largest size at random. PLD, with a public number of
+    examples [1].
 `without_replacement_epsilon`: a fixed number without replacement. RDP, under replace-one only [2].
 
 With replacement, and anything else: nothing is known to us, and nothing is offered.
