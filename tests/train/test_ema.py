@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from reticent.errors import ConfigError
 from reticent.train import SilentWatcher, TrainSettings, fit
 from reticent.train._checkpoint import load_tensors
 from reticent.train._ema import ema_decay, ema_start, ema_update
@@ -17,6 +18,39 @@ def test_the_decay_warms_up(t, decay):
 @pytest.mark.parametrize("t", [90, 10_000])
 def test_the_decay_stops_at_mu(t):
     assert ema_decay(t, mu=0.9) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("t", "decay"), [(-50, 0.0), (-1, 0.0), (0, 0.0), (1, 1 / 2), (9, 9 / 10), (100, 100 / 101)]
+)
+def test_polyaks_average_is_the_plain_mean(t, decay):
+    assert ema_decay(t, mu="polyak") == pytest.approx(decay, abs=1e-15)
+
+
+@pytest.mark.parametrize("kind", [0.99, "polyak"])
+@pytest.mark.parametrize("start", [0, 5, 10, 50])
+def test_an_average_that_starts_late_is_the_last_weights_until_then_and_never_nan(kind, start):
+    average = ema_start({"w": torch.zeros(2)})
+    seen = []
+    for update in range(60):
+        w = torch.full((2,), float(update + 1))
+        ema_update(average, {"w": w}, t=update - start, mu=kind)
+        assert bool(average["w"].isfinite().all())
+        if update < start:
+            assert torch.equal(average["w"], w)
+        else:
+            seen.append(update + 1)
+        if update >= start and kind == "polyak":
+            torch.testing.assert_close(average["w"], torch.full((2,), sum(seen) / len(seen)))
+    assert float(average["w"][0]) < 60
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ema": 1.0}, {"ema": "mean"}, {"ema_start": 3}, {"ema": 0.9, "ema_start": -1}]
+)
+def test_an_average_that_means_nothing_is_refused(settings):
+    with pytest.raises(ConfigError, match="ema"):
+        TrainSettings(**settings)
 
 
 def test_an_update_moves_the_average_by_one_minus_the_decay():

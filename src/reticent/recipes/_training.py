@@ -330,7 +330,7 @@ def step_memory(asked: Request) -> dict[str, int]:
             lambda rows: losses(model, rows),
             rows,
             clipping=clipping_of(config),
-            averaged=config.ema > 0,
+            averaged=bool(config.ema),
         )
 
 
@@ -364,6 +364,7 @@ def _settings(config: TrainingConfig) -> TrainSettings:
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
         ema=config.ema,
+        ema_start=config.ema_start,
         lr_decay_steps=config.num_steps if config.lr_decay == "linear" else 0,
         seed=config.seed,
         compile=config.compile,

@@ -60,9 +60,11 @@ class TrainingConfig(RecipeConfig):
         Literal["none", "linear"],
         Field(description="linear: the learning rate falls to zero by the last step"),
     ] = "none"
-    ema: Annotated[float, Field(ge=0, lt=1, description="decay of the weights' average; 0 turns it off")] = (
-        0.99
-    )
+    ema: Annotated[
+        Annotated[float, Field(ge=0, lt=1)] | Literal["polyak"],
+        Field(description="decay of the weights' average; 0 turns it off; polyak: the plain mean"),
+    ] = 0.99
+    ema_start: Annotated[int, Field(ge=0, description="updates before the average begins")] = 0
     noise_multiplier: Annotated[
         float | None,
         Field(
@@ -159,6 +161,8 @@ class TrainingConfig(RecipeConfig):
             problems.append(
                 f"momentum is a setting of sgd, and optimizer is {self.optimizer!r}: leave it out"
             )
+        if "ema_start" in settings and not self.ema:
+            problems.append("ema_start would be ignored: ema is 0. Leave it out")
         if math.isinf(self.epsilon):
             problems += [
                 f"{name} would be ignored: epsilon = inf turns privacy off. Leave it out"

@@ -1,4 +1,4 @@
-"""An exponential moving average of weights, once per update. Post-processing: costs no privacy.
+"""A moving average of weights, once per update. Post-processing: costs no privacy.
 
 Room: train. May import torch.
 
@@ -7,14 +7,26 @@ Sources:
 """
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+Average: TypeAlias = float | Literal["polyak"]
 
-def ema_decay(t: int, *, mu: float) -> float:
-    """The decay of update t = 0, 1, ...: min(mu, (1 + t) / (10 + t)) [1]."""
-    return min(mu, (1 + t) / (10 + t))
+
+def ema_decay(t: int, *, mu: Average) -> float:
+    """How much of the average update t = 0, 1, ... keeps.
+
+    | average | decay |
+    |---|---|
+    | exponential, with warm-up [1] | min(mu, (1 + t) / (10 + t)) |
+    | "polyak", the plain mean of all weights so far | t / (t + 1) |
+    | either, before it starts (t < 0) | 0: the average is the last weights |
+    """
+    if t < 0:
+        return 0.0
+    return t / (t + 1) if mu == "polyak" else min(mu, (1 + t) / (10 + t))
 
 
 def ema_start(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -26,7 +38,7 @@ def ema_start(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def ema_update(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, t: int, mu: float) -> None:
+def ema_update(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, t: int, mu: Average) -> None:
     """Move `average`, in place, towards `weights`: a <- d a + (1 - d) w with d = ema_decay(t)."""
     decay = ema_decay(t, mu=mu)
     for name, a in average.items():

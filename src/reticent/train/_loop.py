@@ -23,7 +23,7 @@ from reticent.optim import Lamb
 from reticent.plan import LogicalBatch
 
 from ._checkpoint import Checkpoint, save_checkpoint, save_tensors
-from ._ema import ema_start, ema_update
+from ._ema import Average, ema_start, ema_update
 from ._evaluate import Evaluation, evaluate
 from ._files import append_line, finite
 from ._guards import trainable
@@ -95,7 +95,9 @@ class TrainSettings:
     Args:
         eval_every: steps between evaluations; 0 for one at the end only.
         checkpoint_every: steps between checkpoints; 0 for one at the start and one at the end.
-        ema: the average's final decay mu in [0, 1); 0 for no average.
+        ema: the average's final decay mu in [0, 1), or "polyak" for the plain mean of the weights after every
+            update; 0 for no average. Whichever it is, files and metrics call it `ema`.
+        ema_start: updates before the average begins; until then it is the last weights.
         lr_decay_steps: steps over which every learning rate falls linearly from its own value to zero;
             0 keeps it constant. Step t of T runs at 1 - t / T of it.
         seed: public seed of dropout and other random layers.
@@ -110,7 +112,8 @@ class TrainSettings:
 
     eval_every: int = 0
     checkpoint_every: int = 100
-    ema: float = 0.0
+    ema: Average = 0.0
+    ema_start: int = 0
     lr_decay_steps: int = 0
     seed: int = 0
     compile: bool = False
@@ -130,11 +133,14 @@ class TrainSettings:
                 ("eval_every", self.eval_every),
                 ("checkpoint_every", self.checkpoint_every),
                 ("lr_decay_steps", self.lr_decay_steps),
+                ("ema_start", self.ema_start),
             )
             if not isinstance(value, int) or isinstance(value, bool) or value < 0
         ]
-        if not 0.0 <= self.ema < 1.0:
-            problems.append(f"ema must be in [0, 1), got {self.ema!r}")
+        if self.ema != "polyak" and not (isinstance(self.ema, int | float) and 0.0 <= self.ema < 1.0):
+            problems.append(f"ema must be in [0, 1) or 'polyak', got {self.ema!r}")
+        if self.ema_start and not self.ema:
+            problems.append("ema_start would be ignored: ema is 0")
         if problems:
             raise ConfigError("; ".join(problems) + ".", code="train-settings")
 
@@ -268,7 +274,7 @@ def _take(
                 total, count = total + float(losses.double().sum()), count + len(losses)
             step.backward(loss_per_example, chunk)
     if settings.ema:
-        ema_update(state.ema, trainable(stepper.model), t=state.updates, mu=settings.ema)
+        ema_update(state.ema, trainable(stepper.model), t=state.updates - settings.ema_start, mu=settings.ema)
     state.updates += 1
     state.seconds += time.perf_counter() - began
     return total / count if count else None

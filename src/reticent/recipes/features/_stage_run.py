@@ -174,7 +174,7 @@ def run_stages(
             settings=here,
             watcher=watcher,
             evaluation=evaluation if last else None,
-            checkpoint=_with_average(checkpoint, method, averaged=here.ema > 0),
+            checkpoint=_with_average(checkpoint, method, averaged=bool(here.ema)),
         )
         checkpoint = load_checkpoint(folder, say=watcher.say)
     assert done is not None, "a method has stages"
