@@ -1,0 +1,157 @@
+"""Image recipes from a folder to a result: views, weights of another run, going on, and bad folders."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reticent.data import ArrayPair, Dataset
+from reticent.errors import ConfigError, DataError
+from reticent.recipes import describe, go_on, recipes, request, run
+from reticent.recipes._training import build_model
+from reticent.recipes.vision import _features
+from reticent.recipes.vision._assess import area_under_curve
+from reticent.train._checkpoint import load_tensors
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of noise, one bright and one dark."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", 6)):
+        for low, name in ((0, "dark"), (128, "light")):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(low, low + 128, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{k}.png")
+    return tmp_path / "images"
+
+
+def asked_for(name, folder, *more):
+    few = ["image_size=16", "expected_batch_size=20", "num_steps=3", "epsilon=8", "delta=1e-3"]
+    return request(name, [f"data={folder}", *few, *more])
+
+
+def test_a_folder_is_trained_on_in_views_and_assessed_class_by_class(tmp_path, folder):
+    out = tmp_path / "run"
+    result = run(asked_for("vision-scratch", folder, "augmult=4", "label_smoothing=0.1"), out=out)
+    assert result["private"] is True
+    assert result["epsilon"] <= 8.0
+    assert len(result["test_class_accuracy"]) == 2
+    assert result["test_disparity"] == pytest.approx(np.ptp(result["test_class_accuracy"]))
+    assert 0.0 <= result["test_auc"] <= 1.0
+    assert np.mean(result["test_class_accuracy"]) == pytest.approx(result["test_accuracy"])
+    about = json.loads((out / "run.json").read_text())
+    assert about["data"]["classes"] == ["dark", "light"]
+    assert go_on(out)["epsilon"] == result["epsilon"]
+
+
+def test_a_run_begins_with_anothers_weights_and_trains_the_head_alone(tmp_path, folder):
+    run(asked_for("vision-scratch", folder), out=tmp_path / "first")
+    weights = tmp_path / "first" / "ema.safetensors"
+    asked = asked_for("vision-finetune", folder, f"start_from={weights}")
+    assert 0 < describe(asked)["num_trained"] < describe(asked)["num_parameters"]
+    run(asked, out=tmp_path / "second")
+    before, after = load_tensors(weights)[0], load_tensors(tmp_path / "second" / "weights.safetensors")[0]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if ".head." in name}
+    kept = asked_for("vision-finetune", folder, f"start_from={weights}", "reset_head=false")
+    start = build_model(recipes()["vision-finetune"], kept.config).state_dict()
+    assert all(torch.equal(start[name], before[name]) for name in before)
+
+
+def test_weights_of_another_network_and_names_of_nothing_are_refused(tmp_path, folder):
+    run(asked_for("vision-scratch", folder), out=tmp_path / "first")
+    weights = tmp_path / "first" / "weights.safetensors"
+    for more, code in (
+        ([f"start_from={weights}", "model=wrn-10-1"], "start-from"),
+        ([f"start_from={tmp_path / 'nothing'}"], "start-from"),
+        (["train_only=nothing.*"], "train-only"),
+    ):
+        with pytest.raises(ConfigError, match=r"start_from|train_only") as e:
+            run(asked_for("vision-finetune", folder, *more), out=tmp_path / "second")
+        assert e.value.code == code
+        assert not (tmp_path / "second").exists()
+
+
+def test_a_folder_that_is_missing_or_damaged_spends_nothing(tmp_path, folder):
+    with pytest.raises(ConfigError, match="set data = FOLDER"):
+        run(request("vision-scratch"), out=tmp_path / "run")
+    (folder / "train" / "dark" / "3.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 of 60 images .*'dark/3.png'"):
+        run(asked_for("vision-scratch", folder), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    result = run(asked_for("vision-scratch", folder, "unreadable=skip"), out=tmp_path / "run")
+    assert result["num_steps"] == 3
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["plan"]["sampler"]["num_examples"] == 59
+    assert "unreadable" not in about["data"]
+
+
+def grey(count, rng):
+    return ArrayPair(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.integers(0, 10, count))
+
+
+def test_scattering_features_are_made_once_and_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETICENT_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    data = Dataset(
+        name="fashion-mnist",
+        train=grey(60, rng),
+        test=grey(20, rng),
+        num_classes=10,
+        class_names=(),
+        feature_names=(),
+        licence="",
+        package_licence="",
+        citation="",
+        source="made up",
+        sha256="0",
+    )
+    recipe = recipes()["fashion-mnist-scattering"]
+    config = request("fashion-mnist-scattering").config
+    material = recipe.prepare(config, data)
+    assert material.train[0].shape == (60, 81, 7, 7)
+    monkeypatch.setattr(_features, "_write", lambda *_: pytest.fail("made again"))
+    again = recipe.prepare(config, data)
+    assert np.array_equal(material.train[0], again.train[0])
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    losses = recipe.loss_per_example(config)
+    rows = torch.from_numpy(again.train[0][:3].copy()), torch.tensor([1, 2, 3])
+    assert losses(recipe.build(config), rows).tolist() == pytest.approx([np.log(10)] * 3)
+
+
+def test_validation_rows_are_kept_out_of_training(tmp_path):
+    rng = np.random.default_rng(0)
+    recipe = recipes()["mnist"]
+    config = request("mnist", ["validation=10"]).config
+    data = Dataset(
+        name="mnist",
+        train=grey(60, rng),
+        test=grey(20, rng),
+        num_classes=10,
+        class_names=(),
+        feature_names=(),
+        licence="",
+        package_licence="",
+        citation="",
+        source="made up",
+        sha256="0",
+    )
+    material = recipe.prepare(config, data)
+    assert recipe.num_examples(config) == 59_990
+    assert np.array_equal(material.train[0], data.train.x[:50])
+    assert np.array_equal(material.test[0], data.train.x[50:])
+    assert "NOT private" in material.about["scored"]
+
+
+def test_the_area_under_the_curve_counts_pairs():
+    rng = np.random.default_rng(0)
+    scores, positive = (
+        torch.from_numpy(rng.integers(0, 5, 40)).double(),
+        torch.from_numpy(rng.random(40) < 0.3),
+    )
+    pairs = [(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
+    assert area_under_curve(scores, positive) == pytest.approx(float(sum(pairs)) / len(pairs))
