@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, ByteSize, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
 from ._config import RecipeConfig
 
@@ -20,6 +20,12 @@ def _rows_at_once(size: int | str) -> int | str:
     if size == "auto" or (isinstance(size, int) and size >= 1):
         return size
     raise ValueError(f"must be an integer >= 1, or 'auto', got {size!r}")
+
+
+def _average(decay: object) -> object:
+    if decay == "polyak" or (type(decay) in (int, float) and 0 <= decay < 1):  # type: ignore[operator]
+        return decay
+    raise ValueError("must be at least 0 and less than 1, or 'polyak'")
 
 
 # Settings that only one kind of clipping reads.
@@ -61,7 +67,8 @@ class TrainingConfig(RecipeConfig):
         Field(description="linear: the learning rate falls to zero by the last step"),
     ] = "none"
     ema: Annotated[
-        Annotated[float, Field(ge=0, lt=1)] | Literal["polyak"],
+        float | Literal["polyak"],
+        BeforeValidator(_average),
         Field(description="decay of the weights' average; 0 turns it off; polyak: the plain mean"),
     ] = 0.99
     ema_start: Annotated[int, Field(ge=0, description="updates before the average begins")] = 0
