@@ -1,8 +1,7 @@
 """Private logistic regression on tables of people: ours, diffprivlib's, and without privacy.
 
     python -m benchmarks.tables --features adult --out adult.json
-    python -m benchmarks.census FOLDER --out STORE
-    python -m benchmarks.tables --features STORE --out kdd.json
+    python -m benchmarks.tables --features kdd-census --times 2 --out kdd-census.json
 
 Accuracy and area under the ROC curve on the test set, over epsilon. Ours is `last-layer` with `method=auto`:
 no setting was chosen on the data. diffprivlib has its defaults on the very same rows, scaled to norm 1 (its

@@ -80,3 +80,16 @@ def test_an_unknown_key_of_a_file_is_refused(tmp_path):
     path.write_text('recipe = "digits"\nrows = "lr"\n')
     with pytest.raises(ConfigError, match="Unknown in the sweep's file: rows"):
         read_sweep(str(path))
+
+
+def test_a_series_may_be_several_settings_shown_where_they_are_set():
+    from reticent.sweep import _table
+
+    asked = read_sweep("digits", [], ["lr=1,2"], series="optimizer, momentum", x="expected-batch-size")
+    assert (asked.series, asked.x) == (("optimizer", "momentum"), "expected_batch_size")
+    entries = [
+        {"settings": settings, "private": True, "score": 0.5, "spread": 0.0, "num_seeds": 1}
+        for settings in ({"optimizer": "sgd", "momentum": 0.0}, {"optimizer": "sgd", "momentum": 0.9},
+                         {"optimizer": "lamb"})
+    ]  # fmt: skip
+    assert [line["series"] for line in _table.lines(asked, entries)] == ["sgd 0.0", "sgd 0.9", "lamb"]

@@ -2,18 +2,20 @@
 
 Room: recipes. Imports nothing of ours: it may not even see a data set.
 
-The method is DP-FC: a private second moment, a tenth of the budget, makes all directions of the features
-equally long, so that one learning rate fits all data. The Hessian of the softmax loss is at most half
-the second moments, so that a rate below 4 does not overshoot. What is left to choose is how far to go,
-rate times steps: far where the signal N stands high above the noise sqrt(D K) / epsilon of D K weights,
-less far where it does not. The constants were chosen on `digits`, `adult` and the pixels of Fashion-MNIST;
-docs/transfer.md says how far from the best of a sweep they are, there and on other features.
+Everything follows from the signal, N epsilon / sqrt(D K): the number of examples over the noise of D K
+weights. Where it is high, DP-FC: a private second moment, a tenth of the budget, makes all directions of
+the features equally long, so that one learning rate fits all data. The Hessian of the softmax loss is at
+most half the second moments, so that a rate below 4 does not overshoot. How far to go, rate times steps,
+grows with the signal. Where it is low, the second moments are mostly noise, and Adam, which scales each
+weight by its own gradients, does better. The constants were chosen on `digits`, `adult` and the pixels of
+Fashion-MNIST; docs/transfer.md says how far from the best of a sweep they are.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+_LOW_SIGNAL: Final = 150.0
 _LARGEST_RATE: Final = 3.0
 _STEPS: Final = (40, 120)
 _WITHOUT_NOISE: Final = 1e4
@@ -31,8 +33,10 @@ def chosen_for(
         epsilon: of the budget; infinite for a run without privacy.
         delta: of the budget.
     """
+    if num_examples * epsilon < _LOW_SIGNAL * math.sqrt(dim * num_classes):
+        return {"method": "adam", "num_steps": 50, "lr": 0.1}
     signal = min(num_examples * epsilon / math.sqrt(dim * num_classes), _WITHOUT_NOISE)
-    way = _STEPS[0] * max(0.5, math.sqrt(signal / 100.0))
+    way = _STEPS[0] * math.sqrt(signal / 100.0)
     lr = min(_LARGEST_RATE, way / _STEPS[0])
     num_steps = min(_STEPS[1], max(_STEPS[0], round(way / lr)))
     return {"method": "fc", "num_steps": num_steps, "lr": round(lr, 3), "gram_share": 0.1}
