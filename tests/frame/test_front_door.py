@@ -17,7 +17,7 @@ NAMES = {
     "AutomaticClipping", "PerLayerClipping", "GroupedClipping", "AdaptiveClipping",
     "clipped_sum", "ClipEngine", "fix", "Ledger", "read_ledger", "epsilon",
     "ReticentError", "ConfigError", "AccountingError", "UnsupportedModel", "CoupledExamples", "StepError",
-    "BudgetExhausted", "LedgerError", "CheckpointError", "DataError", "__version__",
+    "BudgetExhausted", "LedgerError", "CheckpointError", "DataError", "AuditError", "__version__",
 }  # fmt: skip
 
 HEAVY = {"torch", "numpy", "scipy", "sklearn", "matplotlib", "dp_accounting", "transformers", "jinja2"}

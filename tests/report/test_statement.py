@@ -8,7 +8,7 @@ import pytest
 from reticent.account import epsilon
 from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme
 from reticent.report import read_run, state
-from reticent.report._statement import first_steps, guess_accuracy
+from reticent.report._statement import first_steps, guess_accuracy, unit_of
 from tests.report.runs import make_run
 
 
@@ -135,3 +135,10 @@ def test_replaced_data_and_shown_losses_are_pointed_out(tmp_path, part, entry, w
     about[part] = {**about.get(part, {}), **entry}
     (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
     assert [warning in told for told in state(read_run(folder), num_points=1).warnings] == [True]
+
+
+@pytest.mark.parametrize("relation", list(NeighbouringRelation))
+def test_the_relation_in_words_names_the_unit(relation):
+    assert "example" in unit_of(relation) and "user" not in unit_of(relation)
+    assert "one user, with all of their rows" in unit_of(relation, "user")
+    assert "example" not in unit_of(relation, "user")

@@ -5,6 +5,6 @@ Room: plan (floor 2). May import `reticent.account`, `reticent.sample` and floor
 
 from reticent.plan._batches import LogicalBatch
 from reticent.plan._checks import Sampler, problem, raise_together
-from reticent.plan._plan import Plan
+from reticent.plan._plan import ROW, Plan
 
-__all__ = ["LogicalBatch", "Plan", "Sampler", "problem", "raise_together"]
+__all__ = ["ROW", "LogicalBatch", "Plan", "Sampler", "problem", "raise_together"]

@@ -13,6 +13,7 @@ from reticent.sample import FullBatchSampler, PoissonSampler
 
 Sampler: TypeAlias = PoissonSampler | FullBatchSampler
 _T = TypeVar("_T")
+UNITS: Final = ("example", "user")
 _MAX_STEPS: Final = 10**15
 
 
@@ -64,6 +65,11 @@ def check_num_steps(num_steps: int) -> None:
 
 def check_noise(noise_multiplier: float) -> None:
     Mechanism(scheme=SamplingScheme.FULL_BATCH, sampling_prob=1.0, noise_multiplier=noise_multiplier)
+
+
+def check_unit(unit: object) -> None:
+    if unit not in UNITS:
+        raise ConfigError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}.", code="privacy-unit")
 
 
 def check_clipping(clipping: object) -> None:

@@ -26,6 +26,7 @@ from reticent.plan._checks import (
     check_noise,
     check_num_steps,
     check_sampler,
+    check_unit,
     given,
     is_integer,
     problem,
@@ -44,12 +45,14 @@ from reticent.records import (
 from reticent.sample import PoissonSampler, SampleStream
 
 _KEYS: Final = ("sampler", "num_steps", "noise_multiplier", "clipping", "delta", "budget")
+ROW: Final = "example"  # the privacy unit unless a plan says otherwise
 _DERIVED: Final = (
     "neighbouring_relation",
     "gradient_noise_multiplier",
     "count_noise_multiplier",
     "noise_std",
     "notes",
+    "unit",
 )
 
 
@@ -66,6 +69,8 @@ class Plan:
         clipping: how one unit's influence on the sum is bounded.
         delta: the delta of the privacy statement.
         budget: what the plan must keep to, if anything; its delta is the plan's.
+        unit: what one item of the data set is, and so whom the guarantee speaks of: "example", or "user"
+            for a data set of users. `num_examples` and `expected_batch_size` count these units.
 
     Guarantee:
         `num_steps` steps that draw from `batches` and add noise of `gradient_noise_multiplier` times
@@ -85,6 +90,7 @@ class Plan:
     clipping: Clipping
     delta: float
     budget: Budget | None = None
+    unit: str = ROW
 
     def __post_init__(self) -> None:
         raise_together(
@@ -94,6 +100,7 @@ class Plan:
             problem(lambda: check_clipping(self.clipping)),
             problem(lambda: check_delta(self.delta)),
             problem(lambda: check_budget(self.budget, self.delta)),
+            problem(lambda: check_unit(self.unit)),
         )
         self._split()  # refuses a count that leaves no noise for the gradient
         self._check_within_budget()
@@ -121,6 +128,7 @@ class Plan:
         delta: float | None = None,
         num_steps: int | None = None,
         noise_multiplier: float | None = None,
+        unit: str = ROW,
     ) -> Self:
         """Solve for the one setting left out: noise, number of steps, batch size, or epsilon.
 
@@ -139,6 +147,7 @@ class Plan:
             delta: only without a budget.
             num_steps: number of steps.
             noise_multiplier: noise standard deviation over the bound of the clipped sum.
+            unit: what one item of the data set is; see the class.
 
         Returns:
             A plan.
@@ -193,6 +202,7 @@ class Plan:
             clipping=clipping,
             delta=budget.delta if budget is not None else given(delta),
             budget=budget,
+            unit=unit,
         )
 
     @property
@@ -271,6 +281,7 @@ class Plan:
             "count_noise_multiplier": self.count_noise_multiplier,
             "noise_std": self.gradient_noise_multiplier * sensitivity(self.clipping),
             "notes": list(self.warnings()),
+            **({"unit": self.unit} if self.unit != ROW else {}),
         }
 
     @classmethod
@@ -292,6 +303,7 @@ class Plan:
             clipping=clipping,
             delta=record["delta"],
             budget=None if budget is None else Budget(epsilon=budget["epsilon"], delta=budget["delta"]),
+            unit=record.get("unit", ROW),
         )
         if record.get("neighbouring_relation", plan.relation.value) != plan.relation.value:
             raise bad_record(

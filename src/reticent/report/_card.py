@@ -14,7 +14,7 @@ from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 from reticent.report._figures import round_up
 from reticent.report._run import Run
-from reticent.report._statement import Statement, clipping_in_words, unit_of
+from reticent.report._statement import Statement, clipping_in_words, privacy_unit, unit_of
 
 MODEL_FOLDERS = ("model", "adapter")  # inside a run's folder, each complete for `from_pretrained`
 CARD = "README.md"
@@ -76,7 +76,8 @@ def card(run: Run, statement: Statement, *, kind: str) -> str:
         statement=statement,
         report=report,
         epsilon=round_up(report.epsilon) if report and statement.private else None,
-        unit=unit_of(report.neighbouring_relation) if report else "",
+        unit=unit_of(report.neighbouring_relation, privacy_unit(run)) if report else "",
+        privacy_unit=privacy_unit(run),
         ledger=run.ledger,
         segments=tuple(run.ledger.segments()) if run.ledger else (),
         clipping=clipping_in_words(run),

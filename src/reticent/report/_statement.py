@@ -142,6 +142,11 @@ def public_num_examples(run: Run) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def privacy_unit(run: Run) -> str:
+    """Whom the plan's guarantee speaks of: an example, unless it says otherwise."""
+    return str((run.about.plan or {}).get("unit", "example"))
+
+
 def number(run: Run, name: str) -> float | None:
     """A number of the plan, wherever in the plan's description it stands; None if it is not there."""
     value = _find(run.about.plan, name)
@@ -240,12 +245,13 @@ def guess_accuracy(report: EpsilonReport) -> float:
     return 1.0 - (1.0 - report.delta) / (math.exp(min(report.epsilon, 700.0)) + 1.0)
 
 
-def unit_of(relation: NeighbouringRelation) -> str:
-    """The neighbouring relation in words."""
+def unit_of(relation: NeighbouringRelation, unit: str = "example") -> str:
+    """The neighbouring relation in words; `unit` is what the plan names."""
+    one = "user, with all of their rows," if unit == "user" else f"training {unit}"
     match relation:
         case NeighbouringRelation.ADD_OR_REMOVE:
-            return "adding or removing one training example"
+            return f"adding or removing one {one}".rstrip(",")
         case NeighbouringRelation.ZERO_OUT:
-            return "replacing one training example by one that contributes nothing"
+            return f"replacing one {one} by one that contributes nothing"
         case NeighbouringRelation.REPLACE_ONE:
-            return "replacing one training example by any other"
+            return f"replacing one {one} by any other"

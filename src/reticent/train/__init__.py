@@ -31,6 +31,7 @@ from ._rows import Transform, augment, chunks_of, num_rows
 from ._seeds import mix_seed
 from ._step import OpenStep, PrivateStep
 from ._train import TrainResult, resume, train
+from ._users import UserRows, over_users, over_views
 
 __all__ = [
     "Checkpoint",
@@ -46,6 +47,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "Transform",
+    "UserRows",
     "Watcher",
     "augment",
     "available_memory",
@@ -64,6 +66,8 @@ __all__ = [
     "new_folder",
     "new_run_id",
     "num_rows",
+    "over_users",
+    "over_views",
     "progress_bar",
     "read_run",
     "removed_if_empty",

@@ -13,7 +13,7 @@ from typing import Any
 from reticent.account import checked_epsilon, epsilon
 from reticent.account.ledger import Ledger, LedgerView
 from reticent.errors import LedgerError
-from reticent.plan import Plan
+from reticent.plan import ROW, Plan
 from reticent.records import EpsilonReport
 
 
@@ -49,6 +49,8 @@ def _public(plan: Plan) -> dict[str, Any]:
     if plan.count_noise_multiplier is not None:
         public["gradient_noise_multiplier"] = plan.gradient_noise_multiplier
         public["count_noise_multiplier"] = plan.count_noise_multiplier
+    if plan.unit != ROW:
+        public["unit"] = plan.unit
     if plan.sampler.num_examples is not None:
         public["num_examples"] = plan.sampler.num_examples
     return public
@@ -70,6 +72,7 @@ def check_ledger(
             ("relation", ledger.relation, plan.relation),
             ("delta", ledger.delta, plan.delta),
             ("run_id", ledger.run_id, ledger.run_id if run_id is None else run_id),
+            ("unit", ledger.public.get("unit", ROW), plan.unit),
             *((name, ledger.public.get(name, ours), ours) for name, ours in _public(plan).items()),
         )
         if theirs != ours

@@ -6,7 +6,7 @@ A physical batch is a tensor, or a tuple or dict of tensors, with the example ax
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,12 +19,26 @@ Rows: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 Transform: TypeAlias = Callable[[Any, torch.Generator], Any]
 
 
+@runtime_checkable
+class Units(Protocol):
+    """A data set whose items are privacy units of several rows, `UserRows` for one."""
+
+    @property
+    def unit(self) -> str:
+        """What one item is, as a plan names it."""
+        ...
+
+    def fetch(self, indices: np.ndarray) -> Rows:
+        """The units `indices` as tensors, the units' axis first."""
+        ...
+
+
 def fetch(dataset: Any, indices: np.ndarray) -> Rows:
     """Return the rows `indices` of `dataset` as tensors, example axis first.
 
     Args:
         dataset: a tensor or numpy array; a tuple, list or dict of them; a `TensorDataset`; or a
-            map-style `torch.utils.data.Dataset`, whose rows go through `default_collate`.
+            map-style `torch.utils.data.Dataset`, whose rows go through `default_collate`; or `Units`.
         indices: shape (B,), B > 0, integers.
 
     Returns:
@@ -33,6 +47,8 @@ def fetch(dataset: Any, indices: np.ndarray) -> Rows:
     Raises:
         DataError[data-rows]: the data set is none of these, or its rows do not collate to tensors.
     """
+    if isinstance(dataset, Units):
+        return dataset.fetch(indices)
     if isinstance(dataset, TensorDataset):
         return tuple(_pick(t, indices) for t in dataset.tensors)
     if isinstance(dataset, Tensor | np.ndarray):

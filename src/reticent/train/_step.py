@@ -24,7 +24,7 @@ from reticent.clip import ClipEngine, CompiledEngine
 from reticent.clipping import StepClipping, sensitivity
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
 from reticent.noise import CipherNoise, NoiseSource, add_noise
-from reticent.plan import LogicalBatch, Plan
+from reticent.plan import ROW, LogicalBatch, Plan
 from reticent.records import EpsilonReport
 
 from . import _rows
@@ -332,6 +332,7 @@ class PrivateStep:
         Raises:
             StepError[step-open]: another step of this object is still open.
             StepError[foreign-batch]: not a batch of this plan's sampler.
+            StepError[privacy-unit]: the data set's items are not the units that the plan names.
             StepError[reproducible-batch]: its draw can be repeated, and the ledger claims privacy.
             StepError[batch-order]: not the batch whose turn it is.
             StepError[clip-norms]: the norms of adaptive clipping were not restored after a resume.
@@ -369,6 +370,7 @@ class PrivateStep:
                 "Loop over plan.batches(data_set).",
                 code="foreign-batch",
             )
+        check_unit(batch.dataset, self.plan)
         if not (batch.private or self.ledger.reproducible):
             raise StepError(
                 "The batch was drawn from a reproducible stream, and the ledger claims privacy: who can tell "
@@ -482,6 +484,18 @@ def check_physical_batch_size(size: int) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ConfigError(
             f"physical_batch_size must be a positive integer, got {size!r}.", code="physical-batch-size"
+        )
+
+
+def check_unit(dataset: Any, plan: Plan) -> None:
+    """Refuse a data set whose items are not the units that the plan's guarantee speaks of."""
+    unit = dataset.unit if isinstance(dataset, _rows.Units) else ROW
+    if unit != plan.unit:
+        raise StepError(
+            f"The plan's privacy unit is '{plan.unit}', and an item of the data set is one '{unit}': the "
+            "guarantee would be claimed for the wrong thing. For users, give a UserRows and a plan with "
+            "unit='user', whose sampler counts users.",
+            code="privacy-unit",
         )
 
 
