@@ -58,7 +58,7 @@ def _cases():
             yield pytest.param(name, views, marks=() if fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "views"), _cases())
+@pytest.mark.parametrize(("name", "views"), list(_cases()))
 def test_the_mean_over_views_is_clipped_once(name, views):
     p = problem(name, views)
     max_norm = median_norm(p)
