@@ -93,11 +93,14 @@ def test_true_delta_at_the_reported_epsilon_is_at_most_delta(q, sigma, num_steps
     ],
 )
 def test_the_oracle_catches_the_library_without_our_margin(q, sigma, num_steps, delta):
-    """The comparison above can fail: dp-accounting's PLD on its own is below the truth here."""
+    """The comparison above can fail: dp-accounting's PLD on its own is below the truth here.
+
+    By how much is round-off in an FFT, which differs between processors: 3e-4 on one, above 1e-3 on another.
+    """
     event = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma))
     raw = PLDAccountant().compose(dp_accounting.SelfComposedDpEvent(event, num_steps)).get_epsilon(delta)
     truth = epsilon_of(q, sigma, num_steps, delta, guess=raw)
-    assert raw < truth - 1e-3
+    assert raw < truth - 1e-4
     assert of(q, sigma, num_steps, delta).epsilon >= truth
 
 

@@ -509,7 +509,7 @@ def test_a_checkpoint_of_another_run_or_count_is_refused(written, tmp_path):
         (0, {"kind": "headline"}),
         (0, {"format": 0}),
         (0, {"delta": 1.0}),
-        (0, {"relation": "replace-one"}),
+        (0, {"relation": "replace-two"}),
         (0, {"surprise": 1}),
         (1, {"kind": "discount"}),
         (1, {"kind": "header"}),
