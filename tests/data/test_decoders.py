@@ -175,7 +175,11 @@ def test_every_entry_is_pinned_licensed_and_cited(name):
                 assert file.url.startswith("https://") == (source.kind == "https")
 
 
-def test_every_data_set_that_is_fetched_has_more_than_one_kind_of_source():
-    for entry in TABLE.values():
+# One package each; no other place is known that serves the same data in a form that is read here.
+SINGLE = {"kdd-census", "rotten-tomatoes", "spam-assassin", "brown"}
+
+
+def test_every_data_set_that_is_fetched_has_more_than_one_kind_of_source_or_is_known_not_to():
+    for name, entry in TABLE.items():
         kinds = set().union(*(route.kinds for route in entry.routes))
-        assert kinds == {"embedded"} or len(kinds) >= 2
+        assert kinds == {"embedded"} or (len(kinds) >= 2) == (name not in SINGLE)

@@ -139,7 +139,7 @@ def test_nothing_computed_from_training_rows_is_written_by_default(tmp_path):
         },
         "result.json": {
             "private", "epsilon", "delta", "neighbouring_relation", "accountant", "num_steps", "num_lost",
-            "test_accuracy", "test_loss", "weights", "scores", "seconds", "run",
+            "test_accuracy", "test_loss", "weights", "scores", "seconds", "run", "ledger_head",
         },
         "checkpoint.json": {"format", "checkpoints"},
     }  # fmt: skip
