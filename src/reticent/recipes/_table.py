@@ -19,6 +19,7 @@ _WHERE: Final = MappingProxyType(
         "digits": ("digits", "DIGITS"),
         "head": ("features.head", "HEAD"),
         "last-layer": ("features.last_layer", "LAST_LAYER"),
+        "text-classify": ("text.classify", "TEXT_CLASSIFY"),
         "text-generate": ("text.language", "TEXT_GENERATE"),
         "mnist": ("vision.mnist", "MNIST"),
         "mnist-scattering": ("vision.mnist", "MNIST_SCATTERING"),
