@@ -17,6 +17,8 @@ from reticent.cli import main
 from reticent.clipping import FlatClipping
 from reticent.errors import ConfigError
 from reticent.plan import Plan
+from reticent.recipes import request as request_recipe
+from reticent.recipes import run as run_recipe
 from reticent.report import verify_run
 from reticent.sample import FullBatchSampler
 from reticent.train import TrainSettings, train
@@ -205,3 +207,36 @@ def test_the_ledger_is_readable_without_reticent(run):
         [sys.executable, "-I", str(SCRIPT), str(run / "ledger.jsonl")], capture_output=True, text=True
     )
     assert broken.returncode != 0
+
+
+# -- a run of stages that release different things --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    out = tmp_path_factory.mktemp("staged") / "run"
+    settings = ["features=digits", "epsilon=2", "method=fc", "num_steps=3", "centre=private"]
+    run_recipe(request_recipe("last-layer", settings), out=out)
+    return out
+
+
+def test_a_run_of_stages_is_sound(staged):
+    found = verify_run(staged)
+    assert found.problems == () and found.private
+    assert len(json.loads((staged / "run.json").read_text())["plan"]["stages"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        (("plan", "stages", 1, "noise", 1.0), "mechanism"),
+        (("plan", "stages", 0, "num_steps", 10**12), "num_steps"),
+        (("plan", "num_examples", 1438), "number of examples"),
+        (("plan", "budget", "epsilon", 1.0), "budget"),
+    ],
+)
+def test_a_run_of_stages_that_was_edited_is_not_sound(staged, tmp_path, where, told):
+    folder = Path(shutil.copytree(staged, tmp_path / "run"))
+    edit_json("run.json", set_in(*where))(folder)
+    found = verify_run(folder)
+    assert not found.sound and any(told in problem for problem in found.problems)

@@ -7,10 +7,11 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +19,10 @@ from reticent.account import cross_check, epsilon
 from reticent.account.ledger import LedgerView
 from reticent.errors import ReticentError
 from reticent.plan import Plan
-from reticent.records import EpsilonReport
+from reticent.records import EpsilonReport, Mechanism, SamplingScheme
 from reticent.report._plain_ledger import spent_by_plain_reading
 from reticent.report._run import Run, read_run
-from reticent.report._statement import Statement, state
+from reticent.report._statement import Statement, first_steps, state
 
 _MAX_HEADER: Final = 100 * 2**20
 _CLOSE: Final = 1e-6
@@ -184,15 +185,8 @@ def _check_plan(run: Run, ledger: LedgerView, found: _Findings) -> None:
     if run.about.plan is None:
         found.expect("plan", not run.about.private, "none", "the run says it is private, and has no plan.")
         return
-    plan = Plan.from_dict(run.about.plan)
-    pairs: list[tuple[str, Any, Any]] = [
-        ("num_steps", ledger.planned_steps, plan.num_steps),
-        ("delta", ledger.delta, plan.delta),
-        ("neighbouring relation", ledger.relation, plan.relation),
-        ("clipping", ledger.public.get("clipping"), plan.describe()["clipping"]),
-        ("expected batch size", ledger.public.get("expected_batch_size"), plan.expected_batch_size),
-        *(("mechanism", mechanism, plan.mechanism) for mechanism, _ in ledger.segments()),
-    ]
+    record: dict[str, Any] = {**run.about.plan}
+    pairs = (_pairs_of_stages if "stages" in record else _pairs_of_steps)(record, ledger)
     wrong = sorted({name for name, theirs, ours in pairs if theirs != ours})
     found.expect(
         "plan",
@@ -200,8 +194,9 @@ def _check_plan(run: Run, ledger: LedgerView, found: _Findings) -> None:
         "the ledger's steps are the plan's",
         f"run.json and the ledger differ in {', '.join(wrong)}. The ledger is what ran.",
     )
-    if run.about.plan["budget"] is not None and not ledger.reproducible:
-        target = plan.budget.epsilon if plan.budget else math.inf
+    budget = record["budget"]
+    if budget is not None and not ledger.reproducible:
+        target = float(budget["epsilon"])
         spent = epsilon(ledger.segments(), delta=ledger.delta, relation=ledger.relation).epsilon
         found.expect(
             "budget",
@@ -209,6 +204,47 @@ def _check_plan(run: Run, ledger: LedgerView, found: _Findings) -> None:
             f"{spent:.6g} of {target:g}",
             f"the steps in the ledger spend {spent:.6g}, more than the budget's {target:g}.",
         )
+
+
+def _pairs_of_steps(record: Mapping[str, Any], ledger: LedgerView) -> list[tuple[str, Any, Any]]:
+    """(name, what the ledger says, what the plan says), for a plan whose steps are all alike."""
+    plan = Plan.from_dict(record)
+    return [
+        ("num_steps", ledger.planned_steps, plan.num_steps),
+        ("delta", ledger.delta, plan.delta),
+        ("neighbouring relation", ledger.relation, plan.relation),
+        ("unit", ledger.public.get("unit", "example"), plan.unit),
+        ("clipping", ledger.public.get("clipping"), plan.describe()["clipping"]),
+        ("expected batch size", ledger.public.get("expected_batch_size"), plan.expected_batch_size),
+        *(("mechanism", mechanism, plan.mechanism) for mechanism, _ in ledger.segments()),
+    ]
+
+
+def _pairs_of_stages(record: Mapping[str, Any], ledger: LedgerView) -> list[tuple[str, Any, Any]]:
+    """The same, for a plan of stages that release different things one after the other."""
+    planned = [
+        (
+            Mechanism(
+                scheme=SamplingScheme(stage["scheme"]),
+                sampling_prob=stage["sampling_prob"],
+                noise_multiplier=stage["noise"],
+            ),
+            int(stage["num_steps"]),
+        )
+        for stage in record["stages"]
+    ]
+    return [
+        ("num_steps", ledger.planned_steps, sum(count for _, count in planned)),
+        ("delta", ledger.delta, record["delta"]),
+        ("neighbouring relation", ledger.relation.value, record["neighbouring_relation"]),
+        ("number of examples", ledger.public.get("num_examples"), record["num_examples"]),
+        ("mechanism", _merged(ledger.segments()), _merged(first_steps(planned, ledger.num_steps))),
+    ]
+
+
+def _merged(segments: Iterable[tuple[Mechanism, int]]) -> list[tuple[Mechanism, int]]:
+    """Neighbours of one mechanism as one."""
+    return [(m, sum(count for _, count in run)) for m, run in groupby(segments, key=lambda pair: pair[0])]
 
 
 def _check_checkpoints(folder: Path, ledger: LedgerView, found: _Findings) -> None:
