@@ -30,14 +30,14 @@ $(VENV)/.installed: $(FRAME) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(FRAME) | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,text]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,text,text-metrics]'
 	@touch $@ $(VENV)/.installed
 
 $(VISION)/.installed-dev: $(FRAME)
 	$(PYTHON) -m venv $(VISION)
 	grep -v '^torch==' constraints.txt > $(VISION)/constraints.txt
 	$(VISION)/bin/python -m pip --disable-pip-version-check install --quiet \
-	    -c $(VISION)/constraints.txt $(VISION_PINS) -e '.[dev,text,vision]'
+	    -c $(VISION)/constraints.txt $(VISION_PINS) -e '.[dev,text,text-metrics,vision]'
 	@touch $@
 
 # ---- what people run ----------------------------------------------------------------------------
