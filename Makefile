@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 VISION := .venv-vision
 VISION_PINS := torch==2.14.1 torchvision==0.29.1
 
-FRAME := pyproject.toml constraints.txt
+FRAME := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint check test-slow test-vision clean
