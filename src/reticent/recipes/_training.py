@@ -49,6 +49,7 @@ from ._clipping import clipping_of
 from ._config import make_config, restore_config
 from ._going_on import check_unedited, finished
 from ._memory import measure_memory
+from ._origin import refuse_same_data
 from ._plain import PlainStep
 from ._recipe import Recipe, Request
 from ._table import recipes
@@ -122,6 +123,10 @@ class TrainingRecipe(Recipe):
 
     def transform(self, config: Any) -> Transform | None:
         """What changes the training rows of each chunk, row by row, e.g. augments them; None for nothing."""
+        return None
+
+    def begins_with(self, config: Any) -> Path | None:
+        """File or folder of the weights that a run begins with, if they are not random or known ones."""
         return None
 
     def assess(self, config: Any, model: nn.Module, test: Any) -> dict[str, Any]:
@@ -257,6 +262,9 @@ class _Job:
     ) -> "_Job":
         recipe, config = _training(asked)
         material = recipe.prepare(config, fetched)
+        begins_with = recipe.begins_with(config)
+        if begins_with is not None:
+            refuse_same_data(begins_with, about=material.about, data=config.model_dump().get("data"))
         model = build_model(recipe, config)
         origin = {} if fallback_from is None else {"fallback_from": fallback_from}
         return cls(

@@ -1,6 +1,7 @@
 """Image recipes from a folder to a result: views, weights of another run, going on, and bad folders."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -48,8 +49,24 @@ def test_a_folder_is_trained_on_in_views_and_assessed_class_by_class(tmp_path, f
     assert go_on(out)["epsilon"] == result["epsilon"]
 
 
-def test_a_run_begins_with_anothers_weights_and_trains_the_head_alone(tmp_path, folder):
+def run_on_others(tmp_path, folder):
+    """A run on another folder of images, whose weights may be called public."""
+    other = shutil.copytree(folder, tmp_path / "others")
+    run(asked_for("vision-scratch", other), out=tmp_path / "first")
+
+
+def test_weights_of_a_run_on_the_same_images_are_refused(tmp_path, folder):
     run(asked_for("vision-scratch", folder), out=tmp_path / "first")
+    for name in ("weights.safetensors", "ema.safetensors", "../first/checkpoint-000000.safetensors"):
+        asked = asked_for("vision-finetune", folder, f"start_from={tmp_path / 'first' / name}")
+        with pytest.raises(ConfigError, match="learned by a run on the same data") as e:
+            run(asked, out=tmp_path / "second")
+        assert e.value.code == "start-from"
+        assert not (tmp_path / "second").exists()
+
+
+def test_a_run_begins_with_anothers_weights_and_trains_the_head_alone(tmp_path, folder):
+    run_on_others(tmp_path, folder)
     weights = tmp_path / "first" / "ema.safetensors"
     asked = asked_for("vision-finetune", folder, f"start_from={weights}")
     assert 0 < describe(asked)["num_trained"] < describe(asked)["num_parameters"]
@@ -63,7 +80,7 @@ def test_a_run_begins_with_anothers_weights_and_trains_the_head_alone(tmp_path, 
 
 
 def test_weights_of_another_network_and_names_of_nothing_are_refused(tmp_path, folder):
-    run(asked_for("vision-scratch", folder), out=tmp_path / "first")
+    run_on_others(tmp_path, folder)
     weights = tmp_path / "first" / "weights.safetensors"
     for more, code in (
         ([f"start_from={weights}", "model=wrn-10-1"], "start-from"),

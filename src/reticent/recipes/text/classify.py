@@ -103,6 +103,9 @@ class TextClassifyRecipe(TrainingRecipe):
         about = {"name": fetched.name, "source": fetched.source, "licence": fetched.licence}
         return Material(train=train, test=test, about={**about, "sha256": fetched.sha256})
 
+    def begins_with(self, config: TextClassifyConfig) -> Path | None:
+        return None if config.model in pretrained_names() else Path(config.model)
+
     def build(self, config: TextClassifyConfig) -> nn.Module:
         return classifier(config)
 

@@ -132,6 +132,9 @@ class TextGenerateRecipe(TrainingRecipe):
         name = config.data if config.data in KNOWN else "file"
         return Material(train=train, test=test, about={"name": name, "only_class": config.only_class})
 
+    def begins_with(self, config: TextGenerateConfig) -> Path | None:
+        return None if config.model in pretrained_names() else Path(config.model)
+
     def build(self, config: TextGenerateConfig) -> nn.Module:
         return adapted(decoder_of(config), config)
 

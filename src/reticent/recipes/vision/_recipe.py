@@ -5,6 +5,7 @@ Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,9 @@ class VisionRecipe(TrainingRecipe):
                 **({"scored": "validation rows, NOT private"} if config.validation else {}),
             },
         )
+
+    def begins_with(self, config: VisionConfig) -> Path | None:
+        return None if config.start_from is None else Path(config.start_from)
 
     def build(self, config: VisionConfig) -> nn.Module:
         model = network(
