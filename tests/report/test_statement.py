@@ -127,6 +127,7 @@ def test_guess_accuracy_is_that_of_the_worst_mechanism_there_is(eps, delta):
     [
         ("data", {"fallback_from": "fashion-mnist", "name": "digits"}, "trained on digits instead"),
         ("settings", {"show_loss": True}, "The training loss was shown"),
+        ("data", {"scored": "validation rows, NOT private"}, "Scores were measured on validation rows"),
     ],
 )
 def test_replaced_data_and_shown_losses_are_pointed_out(tmp_path, part, entry, warning):

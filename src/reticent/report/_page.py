@@ -100,6 +100,7 @@ def render(run: Run, statement: Statement) -> str:
         ledger=run.ledger,
         statement=statement,
         report=report,
+        scored=run.about.data.get("scored"),
         segments=tuple(run.ledger.segments()) if run.ledger else (),
         relation_in_words=unit_of(report.neighbouring_relation, privacy_unit(run)) if report else "",
         guess=math.ceil(1000 * guess_accuracy(report)) / 10 if report else 100.0,

@@ -205,6 +205,11 @@ def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report:
             "Norms of the examples' gradients were written to not-private.jsonl. They depend on the private "
             "data and ε does not cover them: keep them to yourself."
         )
+    if scored := run.about.data.get("scored"):
+        found.append(
+            f"Scores were measured on {scored}: rows that were taken out of the private data and not trained "
+            "on. ε does not speak of them, and every published score reveals something of them."
+        )
     num_examples = public_num_examples(run)
     if num_examples and ledger.delta > 1 / num_examples:
         found.append(

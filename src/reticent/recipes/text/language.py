@@ -130,7 +130,15 @@ class TextGenerateRecipe(TrainingRecipe):
             for pairs in fetched
         )
         name = config.data if config.data in KNOWN else "file"
-        return Material(train=train, test=test, about={"name": name, "only_class": config.only_class})
+        return Material(
+            train=train,
+            test=test,
+            about={
+                "name": name,
+                "only_class": config.only_class,
+                **({} if config.data in KNOWN else {"scored": "held-out rows of the file, NOT private"}),
+            },
+        )
 
     def begins_with(self, config: TextGenerateConfig) -> Path | None:
         return None if config.model in pretrained_names() else Path(config.model)
