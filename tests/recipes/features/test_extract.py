@@ -223,3 +223,17 @@ def test_a_small_vision_encoder_from_a_folder(tmp_path):
         colour = backbone.encode(np.repeat(X["train"][:3, ..., None], 3, axis=3))
     assert grey.shape == (3, 8)
     torch.testing.assert_close(grey, colour)
+
+
+def test_a_model_that_a_run_on_the_same_data_left_is_refused(tmp_path):
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    for name, refused in (("toy", True), ("another", False)):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"data": {"name": name}}))
+        backbone = dataclasses.replace(a_backbone(), name=str(model))
+        if refused:
+            with pytest.raises(ConfigError, match="learned by a run on the same data"):
+                extract(backbone, INPUTS, out=tmp_path / name)
+            assert not (tmp_path / name).exists()
+        else:
+            assert extract(backbone, INPUTS, out=tmp_path / name).split("train").x.shape == (50, 5)

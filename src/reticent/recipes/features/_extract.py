@@ -15,6 +15,7 @@ from rich.console import Console
 from reticent.errors import ConfigError
 from reticent.train import silent_or_bar
 
+from .._origin import refuse_same_data
 from ._backbones import Backbone, Kind
 from ._store import FeatureStore, Fingerprint, Precision, Shape, StoreWriter, open_store
 
@@ -78,9 +79,12 @@ def extract(
         The model is shown inputs only. A row's features depend on that row and the model alone.
 
     Raises:
+        ConfigError[start-from]: the model lies in the folder of a run on this very data set.
         ConfigError[backbone-kind]: the model takes another kind of input.
         DataError: see `StoreWriter`.
     """
+    if Path(backbone.name).is_dir():
+        refuse_same_data(Path(backbone.name), about={"name": inputs.name}, data=inputs.name)
     if backbone.kind != inputs.kind:
         raise ConfigError(
             f"'{backbone.name}' takes {backbone.kind}, and '{inputs.name}' holds {inputs.kind}.",
