@@ -32,7 +32,15 @@ from torch import Tensor
 from reticent.noise import CipherNoise, add_noise
 from reticent.recipes.features import Fingerprint, Shape, StoreWriter, open_store
 from reticent.recipes.features._rows import Preparation, block_rows, raw_blocks
-from reticent.recipes.features._sums import Statistic, class_sums, gradient, gram, hessians, sum_of
+from reticent.recipes.features._sums import (
+    Statistic,
+    class_sums,
+    gradient,
+    gram,
+    hessians,
+    rows_of_a_block,
+    sum_of,
+)
 
 STATISTICS = ("one-step", "fc-gram", "least-squares", "newton")
 
@@ -81,7 +89,8 @@ def limit_seconds(
     name: str, num_rows: int, dim: int, num_classes: int, *, max_rows: int = 50_000
 ) -> tuple[float, float]:
     """Time and processor time of the bare products over `num_rows` rows, from at most `max_rows` of them."""
-    block = torch.randn(block_rows(dim), dim)
+    size = rows_of_a_block(statistics_of(name, dim, num_classes), block_rows(dim))
+    block = torch.randn(size, dim)
     products = products_of(name, block, num_classes)
     products()
     rounds = max(1, min(num_rows, max_rows) // len(block))
@@ -123,7 +132,7 @@ def one_pass(name: str, folder: Path, threads: int) -> dict[str, float]:
     def summed(rows: Any) -> Any:
         return sum_of((preparation.apply(x, y) for x, y in rows), statistics)
 
-    size = block_rows(store.dim)
+    size = rows_of_a_block(statistics, block_rows(store.dim))
     first = raw_blocks(split, block_rows=size, indices=np.arange(min(size, len(split))))
     summed(first)  # the first call of each kernel is slow
     began, cpu_began = time.perf_counter(), time.process_time()

@@ -4,8 +4,9 @@ import json
 import math
 
 import numpy as np
+import pytest
 
-from benchmarks import defaults, plot_tables
+from benchmarks import defaults, last_layer_curves, plot_last_layer, plot_tables
 from benchmarks.features_runs import read, repeated
 from benchmarks.optimizers import RATES, comparison
 from benchmarks.peers import ibm_diffprivlib
@@ -53,3 +54,24 @@ def test_without_its_interpreter_the_peer_is_skipped(monkeypatch):
     monkeypatch.delenv(ibm_diffprivlib.VARIABLE, raising=False)
     rows = np.zeros((2, 3)), np.array([0, 1])
     assert ibm_diffprivlib.logistic_regression(rows, rows, epsilons=[1.0], times=1) is None
+
+
+def test_curves_go_on_where_they_were_and_become_plots(tmp_path, capsys):
+    out = tmp_path / "digits.json"
+    asked = ["--times", "1", "--variants", "one-step;least-squares", "--out", str(out)]
+    last_layer_curves.main([*asked, "--epsilons", "8"])
+    first = json.loads(out.read_text())
+    last_layer_curves.main([*asked, "--epsilons", "4,8"])
+    found = json.loads(out.read_text())
+    assert found["runs"]["one-step"]["8"] == first["runs"]["one-step"]["8"]  # not run again
+    assert all(0.99 * 4 < run["epsilon"] <= 4.0 for run in found["runs"]["least-squares"]["4"])
+    assert "| least-squares | " in capsys.readouterr().out
+    stems = [path.stem for path in plot_last_layer.draw(out, tmp_path)]
+    assert stems[::2] == ["last-layer-digits-methods", "last-layer-digits-one-step"]
+
+
+def test_curves_of_something_else_are_not_mixed_in(tmp_path):
+    out = tmp_path / "digits.json"
+    out.write_text(json.dumps({"features": "adult"}))
+    with pytest.raises(SystemExit, match="holds figures of something else"):
+        last_layer_curves.main(["--features", "digits", "--out", str(out)])

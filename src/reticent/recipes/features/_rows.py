@@ -125,7 +125,8 @@ def raw_blocks(
     """Features (B, D) float32 and labels (B,), `block_rows` at a time, in order.
 
     The pages of a mapped file are let go after each block, so that reading a million rows holds no
-    more memory than reading ten thousand.
+    more memory than reading ten thousand. All blocks share one piece of memory, as fresh pages cost more
+    than the copy: a block's features are overwritten by the next one.
 
     Args:
         split: rows.
@@ -133,12 +134,15 @@ def raw_blocks(
         indices: sorted rows to take; all by default.
     """
     num_rows = len(split) if indices is None else len(indices)
+    shape = (min(block_rows, num_rows), split.x.shape[1])
+    x_BD, stored_BD = torch.empty(shape), np.empty(shape, dtype=split.x.dtype)
     for start in range(0, num_rows, block_rows):
         stop = min(start + block_rows, num_rows)
         rows = slice(start, stop) if indices is None else indices[start:stop]
-        x, y = np.array(split.x[rows]), np.array(split.y[rows])  # copies: a mapped page is not ours to change
+        stored = stored_BD[: stop - start]
+        np.copyto(stored, split.x[rows])  # a copy: a mapped page is not ours to change
         _let_go(split.x)
-        yield torch.from_numpy(x).float(), torch.from_numpy(y)
+        yield x_BD[: stop - start].copy_(torch.from_numpy(stored)), torch.from_numpy(np.array(split.y[rows]))
 
 
 def block_rows(dim: int) -> int:

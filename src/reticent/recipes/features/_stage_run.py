@@ -35,7 +35,7 @@ from ._rows import block_rows, raw_blocks
 from ._stage_plan import PlannedStage
 from ._stages import Released, Stage
 from ._store import Split
-from ._sums import part_noise_std, sum_of, unscaled
+from ._sums import part_noise_std, rows_of_a_block, sum_of, unscaled
 
 
 class StageStep:
@@ -91,7 +91,8 @@ class StageStep:
         split = batch.dataset
         assert isinstance(split, Split)
         whole = isinstance(batch.sampler, FullBatchSampler)
-        raw = raw_blocks(split, block_rows=self.physical_batch_size, indices=None if whole else batch.indices)
+        size = rows_of_a_block(statistics, self.physical_batch_size)
+        raw = raw_blocks(split, block_rows=size, indices=None if whole else batch.indices)
         bounded = sum_of((preparation.apply(x, y) for x, y in raw), statistics)
         noise = self._planned.noise_multiplier
         if self._ledger is not None:

@@ -68,6 +68,16 @@ def sum_of(blocks: Iterable[Block], statistics: Mapping[str, Statistic]) -> Boun
     return BoundedSum(total=totals, bound=1.0, norms=torch.empty(0))
 
 
+def rows_of_a_block(statistics: Mapping[str, Statistic], at_least: int) -> int:
+    """Rows to read at a time: `at_least` so many, and D for sums of x x^T.
+
+    Each block's product is added to a float64 total; for D x D entries that is cheap beside the product
+    only if the block has about D rows.
+    """
+    squares = (s.shape[-1] for s in statistics.values() if len(s.shape) > 1 and s.shape[-2] == s.shape[-1])
+    return max(at_least, *squares, 1)
+
+
 def unscaled(noised: Mapping[str, Tensor], statistics: Mapping[str, Statistic]) -> dict[str, Tensor]:
     """Undo the scaling of `sum_of`, after the noise."""
     return {name: noised[name] / factor for name, factor in _factors(statistics).items()}
