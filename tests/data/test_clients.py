@@ -1,5 +1,6 @@
 """Clients: the command each one runs, what it says when it fails, and that none of them hangs."""
 
+import http.client
 import io
 import sys
 import time
@@ -253,5 +254,10 @@ def test_only_https_is_opened_or_followed():
         open_https("http://host.invalid/a")
     with pytest.raises(urllib.error.URLError, match="redirects away from https"):
         _StayOnHttps().redirect_request(
-            urllib.request.Request("https://host.invalid/a"), None, 302, "Found", {}, "http://host.invalid/a"
+            urllib.request.Request("https://host.invalid/a"),
+            io.BytesIO(),
+            302,
+            "Found",
+            http.client.HTTPMessage(),
+            "http://host.invalid/a",
         )
