@@ -1,6 +1,7 @@
 """DP-SGD, DP-momentum, DP-Adam and DP-LAMB over batch sizes, each beside its twin without privacy.
 
-    python -m benchmarks.optimizers --recipe digits --batches 64 256 512 1437 --out runs/optimizers
+    python -m benchmarks.optimizers --recipe digits --set model=cnn --batches 64 256 512 1437
+        --out runs/optimizers
     python -m benchmarks.optimizers --recipe head --set features=STORE --batches 512 4096 50000 --out ...
 
 A sweep with `reticent.sweep`: at every batch size the same number of epochs, so that a larger batch
@@ -16,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from reticent.recipes import parse_settings, recipes
+from reticent.recipes._training import TrainingRecipe
 from reticent.sweep import Sweep, sweep
 
 # Optimizer -> its settings and learning rates, for gradients clipped to norm 1.
@@ -64,6 +66,8 @@ def main() -> None:
     shared = {"epsilon": args.epsilon, "max_norm": 1.0, "ema": 0.0, "checkpoint_every": 0}
     shared |= parse_settings(args.settings)
     recipe = recipes()[args.recipe]
+    if not isinstance(recipe, TrainingRecipe):
+        parser.error(f"{args.recipe} does not choose among optimizers")
     num_examples = recipe.num_examples(recipe.config.model_validate(shared))
     asked = comparison(
         args.recipe,

@@ -26,12 +26,26 @@ class DigitsConfig(TrainingConfig):
     twin_lr: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
     ] = 0.1
-    model: Annotated[Literal["mlp", "logistic"], Field(description="mlp or logistic")] = "mlp"
+    model: Annotated[
+        Literal["mlp", "cnn", "logistic"], Field(description="mlp, cnn (two convolutions) or logistic")
+    ] = "mlp"
 
 
 def _build(config: DigitsConfig) -> nn.Module:
     if config.model == "logistic":
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    if config.model == "cnn":
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 8)),
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Tanh(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.Tanh(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(128, 10),
+        )
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
 
 

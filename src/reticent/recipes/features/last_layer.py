@@ -362,24 +362,23 @@ def _scores(model: nn.Module, rows: Any) -> dict[str, Tensor]:
 
 def _ranking(method: Method, features: Features, folder: Path) -> dict[str, float]:
     """The area under the ROC curve on the test rows, where there are two classes."""
-    if features.shape.num_classes != 2:
-        return {}
-    if method.config.ema:
+    if features.shape.num_classes == 2 and method.config.ema:
         method.head.load_state_dict(load_tensors(folder / "ema.safetensors")[0])
-    return {"test_auc": _auc(method.head, features)}
+    return _auc(method.head, features)
 
 
-def _auc(head: Head, features: Features) -> float:
+def _auc(head: Head, features: Features) -> dict[str, float]:
+    """Under its name; nothing where there are not two classes, or the test rows are of one alone."""
+    if features.shape.num_classes != 2 or len(np.unique(features.test.y)) < 2:
+        return {}
     rows = raw_blocks(features.test, block_rows=block_rows(features.shape.dim))
     with torch.no_grad():
         outputs = [head(head.preparation.apply(x, y).x) for x, y in rows]
     z = torch.cat(outputs)
     ranks, positive = rankdata((z[:, 1] - z[:, 0]).numpy()), np.asarray(features.test.y) == 1
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return math.nan
     above = ranks[positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(above / (num_positive * num_negative))
+    return {"test_auc": float(above / (num_positive * num_negative))}
 
 
 def _twin(method: Method, features: Features, seconds: float) -> dict[str, Any]:
@@ -390,7 +389,7 @@ def _twin(method: Method, features: Features, seconds: float) -> dict[str, Any]:
     twin_seconds = time.perf_counter() - began
     return {
         **{f"test_{name}": value for name, value in scores.items()},
-        **({"test_auc": _auc(head, features)} if features.shape.num_classes == 2 else {}),
+        **_auc(head, features),
         "seconds": round(twin_seconds, 3),
         "time_ratio": round(seconds / max(twin_seconds, 1e-3), 3),
     }
