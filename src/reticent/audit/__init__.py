@@ -11,7 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from ._audit import audit_inputs, audit_steps
     from ._exposure import Exposure, chance_of_exposure, exposure, extract
+    from ._function import audit_function
     from ._informed import (
         Release,
         candidate_scores,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         residual_at_optimum,
         residuals,
     )
+    from ._inputs import Examples, OneRun, mislabelled, one_run_inputs, out_of_distribution
     from ._intervals import (
         Errors,
         clopper_pearson_upper,
@@ -41,10 +44,24 @@ if TYPE_CHECKING:
     from ._many_runs import RocPoint, area_under, many_run_bound, roc, roc_points
     from ._one_run import Guesses, f_dp_epsilon, f_dp_mu, steinke_epsilon, steinke_p_value
     from ._pictures import PicturePrior, first_layer_input, likely_input, match_gradient, nearer_than_pool
-    from ._recording import LowerBound, Recording, one_run_bound, step_level_bound
+    from ._probes import Probe
+    from ._problem import Problem, Subject, Watched
+    from ._recording import (
+        LowerBound,
+        Recording,
+        log_likelihood_ratios,
+        one_run_bound,
+        step_level_bound,
+    )
+    from ._released import neighbour_probe, noise_probes
+    from ._result import AuditResult, Claim, Curve, summary
     from ._secret import Secret, plant
+    from ._white_box import private_training, record, small_subject
 
 _WHERE: Final = {
+    "_audit": ("audit_inputs", "audit_steps"),
+    "_function": ("audit_function",),
+    "_inputs": ("Examples", "OneRun", "mislabelled", "one_run_inputs", "out_of_distribution"),
     "_exposure": ("Exposure", "chance_of_exposure", "exposure", "extract"),
     "_informed": (
         "Release",
@@ -81,22 +98,45 @@ _WHERE: Final = {
         "match_gradient",
         "nearer_than_pool",
     ),
+    "_probes": ("Probe",),
+    "_problem": ("Problem", "Subject", "Watched"),
+    "_recording": (
+        "LowerBound",
+        "Recording",
+        "log_likelihood_ratios",
+        "one_run_bound",
+        "step_level_bound",
+    ),
+    "_released": ("neighbour_probe", "noise_probes"),
+    "_result": ("AuditResult", "Claim", "Curve", "summary"),
     "_secret": ("Secret", "plant"),
-    "_recording": ("LowerBound", "Recording", "one_run_bound", "step_level_bound"),
+    "_white_box": ("private_training", "record", "small_subject"),
 }
 
 __all__ = [
+    "AuditResult",
+    "Claim",
+    "Curve",
     "Errors",
+    "Examples",
     "Exposure",
     "Guesses",
     "LowerBound",
+    "OneRun",
     "PicturePrior",
+    "Probe",
+    "Problem",
     "Recording",
     "Release",
     "RocPoint",
     "Secret",
     "Shadows",
+    "Subject",
+    "Watched",
     "area_under",
+    "audit_function",
+    "audit_inputs",
+    "audit_steps",
     "balanced_halves",
     "candidate_scores",
     "chance_of_exposure",
@@ -114,22 +154,32 @@ __all__ = [
     "likely_input",
     "lira_offline",
     "lira_online",
+    "log_likelihood_ratios",
     "many_run_bound",
     "match_gradient",
+    "mislabelled",
     "mu_from_errors",
     "nearer_than_pool",
+    "neighbour_probe",
+    "noise_probes",
     "one_run_bound",
+    "one_run_inputs",
+    "out_of_distribution",
     "per_example_gradients",
     "plant",
+    "private_training",
+    "record",
     "releases",
     "residual_at_optimum",
     "residuals",
     "roc",
     "roc_points",
     "scaled_confidence",
+    "small_subject",
     "steinke_epsilon",
     "steinke_p_value",
     "step_level_bound",
+    "summary",
     "train_shadows",
 ]
 

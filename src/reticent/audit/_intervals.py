@@ -71,6 +71,11 @@ def clopper_pearson_upper(wrong: int, trials: int, *, chance: float) -> float:
     return 1.0 if wrong >= trials else float(beta.ppf(1.0 - chance, wrong + 1, trials - wrong))
 
 
+def clopper_pearson_lower(wrong: int, trials: int, *, chance: float) -> float:
+    """Lower confidence bound on an error rate [1]; no trials, or no error: 0."""
+    return 0.0 if wrong <= 0 else float(beta.ppf(chance, wrong, trials - wrong + 1))
+
+
 def jeffreys_upper(wrong: int, trials: int, *, chance: float) -> float:
     """Upper end of the Jeffreys interval [5]: right on average over true rates, not for every one.
 
@@ -110,6 +115,17 @@ def mu_from_errors(errors: Errors, *, confidence: float) -> float:
     if fpr >= 1.0 or fnr >= 1.0:
         return 0.0
     return max(0.0, float(norm.isf(fpr) - norm.ppf(fnr)))
+
+
+def mu_at_most(errors: Errors, *, confidence: float) -> float:
+    """The other end of the interval: what this attack, repeated for ever, would show at most.
+
+    It bounds the attack, not the mechanism: a better attack may show more.
+    """
+    chance = check_confidence(confidence)
+    fpr = clopper_pearson_lower(errors.false_positives, errors.num_out, chance=chance / 2)
+    fnr = clopper_pearson_lower(errors.false_negatives, errors.num_in, chance=chance / 2)
+    return math.inf if min(fpr, fnr) <= 0.0 else max(0.0, float(norm.isf(fpr) - norm.ppf(fnr)))
 
 
 def _rates(errors: Errors, chance: float) -> tuple[float, float]:

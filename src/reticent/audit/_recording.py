@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from scipy.special import ndtr
 
 from reticent.account import delta_curve, epsilon_floor
-from reticent.audit._intervals import Errors, check_confidence, mu_from_errors
+from reticent.audit._intervals import Errors, check_confidence, mu_at_most, mu_from_errors
 from reticent.audit._one_run import BlowUp, Guesses, f_dp_rejected, steinke_epsilon
 from reticent.errors import AuditError, ConfigError
 from reticent.records import Mechanism
@@ -77,6 +77,7 @@ class LowerBound:
         confidence: one minus the chance of a false alarm.
         method: how it was measured, and what it takes for granted, in words.
         mu: the bound on a single step's Gaussian parameter, where there is one.
+        at_most: the other end of the interval of what this attack shows; no bound on the mechanism.
     """
 
     epsilon: float
@@ -84,6 +85,7 @@ class LowerBound:
     confidence: float
     method: str
     mu: float | None = None
+    at_most: float | None = None
 
 
 def step_level_bound(
@@ -117,11 +119,13 @@ def step_level_bound(
         num_in=num_in,
     )
     mu = mu_from_errors(errors, confidence=confidence)
+    most = mu_at_most(errors, confidence=confidence)
     return LowerBound(
         epsilon=_composed(mu, mechanism, num_steps, delta),
         delta=delta,
         confidence=confidence,
         mu=mu,
+        at_most=_composed(most, mechanism, num_steps, delta) if math.isfinite(most) else None,
         method=(
             f"step-level white-box canaries: {seen.scores.shape[1]} canaries, {seen.num_steps} steps, "
             f"{num_in} trials in and {num_out} out; Clopper-Pearson on one step's mu, composed over "

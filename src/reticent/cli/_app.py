@@ -21,6 +21,7 @@ SUBCOMMANDS: Final = MappingProxyType(
         "plan": "Show what a private run would do and cost, without reading data.",
         "account": "State the epsilon of numbers, or of one or several runs.",
         "verify": "Check a run: ledger, checkpoints, result, epsilon.",
+        "audit": "Try to refute the epsilon of a run, a recipe or a trainer.",
         "resume": "Go on with a run that was stopped.",
         "sweep": "Run a recipe with many settings, in parallel.",
         "report": "Write the HTML report of a run.",

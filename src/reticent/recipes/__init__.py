@@ -3,6 +3,7 @@
 Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 """
 
+from ._audited import audit_recipe, audit_run
 from ._config import RecipeConfig, make_config, parse_settings, read_toml
 from ._recipe import Recipe, Request
 from ._run import describe, go_on, request, run
@@ -18,6 +19,8 @@ __all__ = [
     "Request",
     "TrainingConfig",
     "TrainingRecipe",
+    "audit_recipe",
+    "audit_run",
     "describe",
     "go_on",
     "make_config",

@@ -196,7 +196,7 @@ class TrainingRecipe(Recipe):
                 job.model,
                 job.optimizer,
                 dataset=job.material.train,
-                loss_per_example=_losses(self, config),
+                loss_per_example=losses_of(self, config),
                 out=folder,
                 transform=self.transform(config),
                 evaluation=job.evaluation,
@@ -272,7 +272,7 @@ class _Job:
             config=config,
             plan=plan_of(asked) if plan is None else plan,
             model=model,
-            optimizer=_optimizer(model, config, lr=config.step_lr),
+            optimizer=optimizer_of(model, config, lr=config.step_lr),
             material=material,
             evaluation=Evaluation(dataset=material.test, scores=recipe.scores(config)),
             description=RunDescription(
@@ -293,7 +293,7 @@ def build_model(recipe: TrainingRecipe, config: TrainingConfig) -> nn.Module:
         return recipe.build(config)
 
 
-def _optimizer(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
+def optimizer_of(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     match config.optimizer:
         case "sgd":
@@ -306,7 +306,7 @@ def _optimizer(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimi
             return Lamb(trained, lr=lr)
 
 
-def _losses(recipe: TrainingRecipe, config: TrainingConfig) -> Losses:
+def losses_of(recipe: TrainingRecipe, config: TrainingConfig) -> Losses:
     """The recipe's losses, in the precision that the settings ask for."""
     losses = recipe.loss_per_example(config)
     if config.precision == "float32":
@@ -329,12 +329,12 @@ def step_memory(asked: Request) -> dict[str, int]:
     recipe, config = _training(asked)
     model = build_model(recipe, config)
     largest = math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))
-    losses = _losses(recipe, config)
+    losses = losses_of(recipe, config)
     rows = recipe.random_rows(config, min(config.num_rows_at_once, largest, recipe.num_examples(config)))
     with torch.random.fork_rng(devices=[]):
         return measure_memory(
             model,
-            _optimizer(model, config, lr=config.step_lr),
+            optimizer_of(model, config, lr=config.step_lr),
             lambda rows: losses(model, rows),
             rows,
             clipping=clipping_of(config),
@@ -355,7 +355,7 @@ def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda t
     norms = ClipNorms(clipping_of(config), {n: p.numel() for n, p in model.named_parameters()})
     size = largest_physical_batch_size(
         model,
-        _losses(recipe, config),
+        losses_of(recipe, config),
         recipe.random_rows(config, 1),
         memory_budget=None if config.memory_budget is None else int(config.memory_budget),
         largest=min(4096, math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))),
@@ -423,7 +423,7 @@ def _train_private(job: _Job, out: Path, console: Console | None) -> dict[str, A
         job.optimizer,
         plan=job.plan,
         dataset=job.material.train,
-        loss_per_example=_losses(job.recipe, job.config),
+        loss_per_example=losses_of(job.recipe, job.config),
         out=out,
         transform=job.recipe.transform(config),
         evaluation=job.evaluation,
@@ -475,7 +475,7 @@ def _resume_plain(job: _Job, folder: Path, console: Console | None) -> dict[str,
         done = fit(
             stepper,
             job.plan.batches(job.material.train, start=start, stream=_public_stream(config, start)),
-            loss_per_example=_losses(job.recipe, job.config),
+            loss_per_example=losses_of(job.recipe, job.config),
             folder=folder,
             settings=_settings(config),
             watcher=watcher,
@@ -494,7 +494,7 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
     model = build_model(job.recipe, config)
     stepper = PlainStep(
         model,
-        _optimizer(model, config, lr=config.twin_lr),
+        optimizer_of(model, config, lr=config.twin_lr),
         physical_batch_size=config.num_rows_at_once,
         transform=job.recipe.transform(config),
         seed=config.seed,
@@ -504,7 +504,7 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
         done = fit(
             stepper,
             job.plan.batches(job.material.train, stream=_public_stream(config, 0)),
-            loss_per_example=_losses(job.recipe, job.config),
+            loss_per_example=losses_of(job.recipe, job.config),
             folder=folder,
             settings=settings,
             watcher=watcher,

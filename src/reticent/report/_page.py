@@ -16,6 +16,7 @@ from markupsafe import Markup
 from pydantic import JsonValue
 
 from reticent.errors import ConfigError
+from reticent.report._audit import drawn, pictures
 from reticent.report._card import write_cards
 from reticent.report._figures import round_up
 from reticent.report._plots import Series, accuracy_plot, epsilon_plot
@@ -107,6 +108,9 @@ def render(run: Run, statement: Statement) -> str:
         epsilon=round_up(report.epsilon) if report and statement.private else "∞",
         epsilon_plot=_epsilon_plot(run, statement),
         accuracy_plot=_accuracy_plot(accuracies),
+        audit=run.audit,
+        audit_plots=drawn(run.audit) if run.audit else {},
+        audit_pictures=pictures(run.audit, run.folder) if run.audit else (),
         accuracies=accuracies,
         last_accuracy={line.name: line.points[-1][1] for line in accuracies},
         num_ledger_lines=run.num_ledger_lines,

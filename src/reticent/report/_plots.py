@@ -29,6 +29,7 @@ _VARIABLES = {
 }
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # series differ without colour too
 _MARKERS = ("o", "s", "^")
+_MOST, _LEAST = "the most that the claim allows", "the least that the claim allows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +86,68 @@ def accuracy_plot(series: Sequence[Series]) -> str:
     return _svg(figure, name="accuracy", title="Test accuracy against steps", description=f"{ends}.")
 
 
-def _axes(*, x: str, y: str) -> tuple[Figure, Axes]:
+def roc_plot(
+    claimed: Sequence[tuple[float, float]],
+    measured: Sequence[tuple[float, float, float, float]],
+    *,
+    about: str,
+) -> str:
+    """True against false positives, both on a log scale: the rare, sure guesses are what matters."""
+    figure, axes = _axes(x="false positive rate", y="true positive rate", whole_numbers=False)
+    lowest = min(p[0] for p in measured)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.plot([lowest, 1.0], [lowest, 1.0], color=_INK, linewidth=1, linestyle=_DASHES[2], label="guessing")
+    axes.plot(*zip(*claimed, strict=True), color=_SERIES[1], linewidth=2, linestyle=_DASHES[1], label=_MOST)
+    fpr, tpr, low, high = zip(*measured, strict=True)
+    axes.fill_between(fpr, [max(v, lowest) for v in low], high, color=_SERIES[0], alpha=0.2, linewidth=0)
+    axes.plot(fpr, tpr, color=_SERIES[0], linewidth=2, label="measured, with 95 % bounds")
+    axes.set_xlim(lowest, 1.0)
+    axes.set_ylim(lowest, 1.1)
+    figure.legend(frameon=False, labelcolor=_INK, loc="outside upper center", ncols=3)
+    at = min(measured, key=lambda p: abs(p[0] - 1e-2))
+    return _svg(
+        figure,
+        name="audit-roc",
+        title=f"True against false positives, {about}",
+        description=f"At a false positive rate of {at[0]:.2g} the true positive rate is {at[1]:.2g}.",
+    )
+
+
+def trade_off_plot(
+    claimed: Sequence[tuple[float, float]],
+    measured: Sequence[tuple[float, float, float, float]],
+    *,
+    about: str,
+) -> str:
+    """Misses against false alarms: a test below the claimed curve would refute the claim."""
+    figure, axes = _axes(x="false positive rate", y="false negative rate", whole_numbers=False)
+    axes.plot([0.0, 1.0], [1.0, 0.0], color=_INK, linewidth=1, linestyle=_DASHES[2], label="guessing")
+    x, y = zip(*claimed, strict=True)
+    axes.plot(x, [1.0 - v for v in y], color=_SERIES[1], linewidth=2, linestyle=_DASHES[1], label=_LEAST)
+    fpr, tpr, low, high = zip(*measured, strict=True)
+    misses = [[1.0 - v for v in part] for part in (tpr, low, high)]
+    axes.fill_between(fpr, misses[2], misses[1], color=_SERIES[0], alpha=0.2, linewidth=0)
+    axes.plot(fpr, misses[0], color=_SERIES[0], linewidth=2, label="measured, with 95 % bounds")
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(0.0, 1.0)
+    figure.legend(frameon=False, labelcolor=_INK, loc="outside upper center", ncols=3)
+    total = min(a + b for a, b in zip(fpr, misses[0], strict=True))
+    return _svg(
+        figure,
+        name="audit-trade-off",
+        title=f"Misses against false alarms, {about}",
+        description=f"Both error rates together are {total:.2f} at least; guessing makes 1.",
+    )
+
+
+def _axes(*, x: str, y: str, whole_numbers: bool = True) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, 3.4), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     axes.set_xlabel(x, color=_INK)
     axes.set_ylabel(y, color=_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if whole_numbers:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(color=_GRID, labelcolor=_INK)

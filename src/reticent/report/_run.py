@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from reticent.account.ledger import LedgerView, read_run_ledger
 from reticent.errors import ConfigError
+from reticent.report._audit import Audit
 
-_Kind = TypeVar("_Kind", bound="_File")
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 class _File(BaseModel):
@@ -91,6 +92,7 @@ class Run:
     result: Result | None
     twin: Twin | None
     selection: Selection | None = None
+    audit: Audit | None = None
 
 
 def read_run(folder: str | Path) -> Run:
@@ -136,6 +138,7 @@ def read_run(folder: str | Path) -> Run:
         result=_read_if_there(folder / "result.json", Result),
         twin=_read_twin(folder / "twin"),
         selection=_read_if_there(folder / "selection.json", Selection),
+        audit=_read_if_there(folder / "audit.json", Audit),
     )
 
 

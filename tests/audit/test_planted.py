@@ -1,0 +1,90 @@
+"""The audit is itself tested: each planted mistake is flagged, and the trainer without one is not.
+
+A right trainer fails a probe with probability at most 1e-3 in each test here, and its bound exceeds the claim
+with probability at most 1e-3.
+"""
+
+import pytest
+
+from reticent.audit import Claim, audit_steps, neighbour_probe, noise_probes, private_training, small_subject
+from reticent.clipping import FlatClipping
+from reticent.plan import Plan
+from reticent.records import Budget
+from reticent.sample import PoissonSampler
+from tests.audit import planted
+
+PLAN = Plan.calibrate(
+    budget=Budget(epsilon=8.0, delta=1e-5),
+    sampler=PoissonSampler(sampling_prob=0.1, expected_batch_size=30.0),
+    num_steps=40,
+    clipping=FlatClipping(max_norm=planted.C),
+)
+CLAIM = Claim(epsilon=8.0, delta=1e-5, mechanism=PLAN.mechanism, num_steps=40)
+
+
+def audited(trainer, **changes):
+    return audit_steps(
+        small_subject(PLAN), claim=CLAIM, trainer=trainer, num_canaries=240, num_rows=64, **changes
+    )
+
+
+def failed(result):
+    return {probe.name for probe in result.probes if not probe.passed}
+
+
+def test_a_right_trainer_passes_and_the_bound_is_worth_having():
+    result = audited(planted.trainer())
+    assert result.passed, result
+    assert 3.0 < result.bound.epsilon <= 8.0
+
+
+def test_the_librarys_own_path_passes():
+    result = audited(private_training, directions="random")
+    assert result.passed, result
+    assert 3.0 < result.bound.epsilon <= 8.0
+
+
+@pytest.mark.parametrize(
+    ("parts", "probe"),
+    [
+        ({"noise": planted.no_noise}, "noise size"),
+        ({"noise": planted.noise_for_each_of_four_parts}, "noise size"),
+        ({"sums": planted.clipped_after_averaging}, "sensitivity"),
+    ],
+)
+def test_mistakes_that_the_bound_sees(parts, probe):
+    result = audited(planted.trainer(**parts))
+    assert result.refuted
+    assert result.bound.epsilon > 8.0
+    assert not result.passed
+    assert probe in failed(result)
+
+
+def test_equal_seeds_of_two_workers_noise_is_seen_by_a_probe_only():
+    result = audited(planted.trainer(noise=planted.equal_seeds))
+    assert "noise independence" in failed(result)
+    assert not result.passed
+    assert not result.refuted  # along single coordinates the noise is as large as claimed
+
+
+def test_equal_seeds_of_two_workers_draws():
+    assert "sampling independence" in failed(audited(planted.trainer(draws=planted.equal_draws)))
+
+
+def test_shuffling_sold_as_poisson():
+    assert {"spread of turns", "spread of batch sizes"} & failed(
+        audited(planted.trainer(draws=planted.shuffled))
+    )
+
+
+@pytest.mark.parametrize("noise", [planted.noise_on_weights_only, planted.same_noise_every_step])
+def test_noise_that_is_missing_or_repeated_away_from_the_canaries(noise):
+    found = noise_probes(planted.trainer(noise=noise), small_subject(PLAN), chance=1e-3)
+    assert not all(probe.passed for probe in found)
+
+
+def test_forgotten_ties_are_seen_by_the_neighbours_and_kept_ones_pass():
+    forgot = neighbour_probe(planted.trainer(sums=planted.ties_forgotten), planted.tied_subject(PLAN))
+    kept = neighbour_probe(private_training, planted.tied_subject(PLAN))
+    assert not forgot.passed
+    assert kept.passed, kept
