@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from reticent.errors import ConfigError
+from reticent.recipes import request
+from reticent.recipes._training import _settings
 from reticent.train import TrainSettings
-from reticent.train._loop import _set_rates
+from reticent.train._loop import _set_rates, rate_share
 
 
 def test_linear_decay_starts_at_the_whole_rate_and_would_end_at_zero() -> None:
@@ -31,3 +33,27 @@ def test_without_decay_every_step_runs_at_the_rate_given() -> None:
 def test_a_number_of_steps_that_is_none_is_refused(steps: object) -> None:
     with pytest.raises(ConfigError, match="lr_decay_steps must be an integer >= 0"):
         TrainSettings(lr_decay_steps=steps)  # type: ignore[arg-type]
+
+
+def test_cosine_decay_is_half_way_down_in_the_middle() -> None:
+    settings = TrainSettings(lr_decay_steps=8, lr_decay="cosine")
+    assert [rate_share(settings, step) for step in (0, 4, 8, 9)] == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    assert rate_share(settings, 2) == pytest.approx((1 + 0.5**0.5) / 2)
+
+
+def test_a_warm_up_reaches_the_whole_rate_with_its_last_step() -> None:
+    settings = TrainSettings(lr_warmup_steps=4)
+    assert [rate_share(settings, step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    both = TrainSettings(lr_warmup_steps=2, lr_decay_steps=4)
+    assert [rate_share(both, step) for step in range(5)] == [0.5, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_a_recipe_s_schedule_is_relative_to_its_steps() -> None:
+    config = request("mnist", ["num_steps=40", "lr_decay=cosine", "lr_warmup=0.1"]).config
+    settings = _settings(config)
+    assert (settings.lr_decay, settings.lr_decay_steps, settings.lr_warmup_steps) == ("cosine", 40, 4)
+
+
+def test_an_unknown_decay_is_refused() -> None:
+    with pytest.raises(ConfigError, match="lr_decay must be 'linear' or 'cosine'"):
+        TrainSettings(lr_decay="step")  # type: ignore[arg-type]

@@ -7,5 +7,6 @@ reads nothing else that depends on the private rows.
 """
 
 from ._lamb import Lamb
+from ._sgd import decayed_sgd
 
-__all__ = ["Lamb"]
+__all__ = ["Lamb", "decayed_sgd"]

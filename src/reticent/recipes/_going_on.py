@@ -43,7 +43,8 @@ def check_unedited(
         "physical_batch_size": config.physical_batch_size,
         "noise_seed": config.noise_seed,
     }
-    wrong = [name for name, value in implied.items() if written.get(name) != value]
+    found = {**asdict(TrainSettings()), **written}  # a run of an older version lacks what came later
+    wrong = [name for name, value in implied.items() if found.get(name) != value]
     if math.isinf(config.epsilon):
         wrong += ["epsilon"] if plan is not None or (folder / "ledger.jsonl").exists() else []
     else:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from reticent.account import Segments
 from reticent.errors import CheckpointError, DataError
-from reticent.optim import Lamb
+from reticent.optim import Lamb, decayed_sgd
 from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.sample import PoissonSampler, SampleStream
@@ -295,15 +295,16 @@ def build_model(recipe: TrainingRecipe, config: TrainingConfig) -> nn.Module:
 
 def optimizer_of(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
+    decay = config.weight_decay
     match config.optimizer:
         case "sgd":
-            return SGD(trained, lr=lr, momentum=config.momentum)
+            return decayed_sgd(trained, lr=lr, momentum=config.momentum, weight_decay=decay or 0.0)
         case "adam":
             return Adam(trained, lr=lr)
         case "adamw":
-            return AdamW(trained, lr=lr)
+            return AdamW(trained, lr=lr, weight_decay=0.01 if decay is None else decay)
         case "lamb":
-            return Lamb(trained, lr=lr)
+            return Lamb(trained, lr=lr, weight_decay=decay or 0.0)
 
 
 def losses_of(recipe: TrainingRecipe, config: TrainingConfig) -> Losses:
@@ -373,7 +374,9 @@ def _settings(config: TrainingConfig) -> TrainSettings:
         checkpoint_every=config.checkpoint_every,
         ema=config.ema,
         ema_start=config.ema_start,
-        lr_decay_steps=config.num_steps if config.lr_decay == "linear" else 0,
+        lr_decay_steps=0 if config.lr_decay == "none" else config.num_steps,
+        lr_decay="cosine" if config.lr_decay == "cosine" else "linear",
+        lr_warmup_steps=round(config.lr_warmup * config.num_steps),
         seed=config.seed,
         compile=config.compile,
         show_loss=config.show_loss,

@@ -62,10 +62,21 @@ class TrainingConfig(RecipeConfig):
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw", "lamb"], Field(description="what updates the weights")
     ] = "sgd"
+    weight_decay: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="decoupled: an update takes lr times it off each weight; default 0, adamw 0.01",
+        ),
+    ] = None
     lr_decay: Annotated[
-        Literal["none", "linear"],
-        Field(description="linear: the learning rate falls to zero by the last step"),
+        Literal["none", "linear", "cosine"],
+        Field(description="how the learning rate falls to zero by the last step"),
     ] = "none"
+    lr_warmup: Annotated[
+        float, Field(ge=0, lt=1, description="share of the steps over which the learning rate rises first")
+    ] = 0.0
     ema: Annotated[
         float | Literal["polyak"],
         BeforeValidator(_average),
@@ -168,6 +179,8 @@ class TrainingConfig(RecipeConfig):
             problems.append(
                 f"momentum is a setting of sgd, and optimizer is {self.optimizer!r}: leave it out"
             )
+        if self.weight_decay is not None and self.optimizer == "adam":
+            problems.append("weight_decay would be ignored by adam: set optimizer = adamw, or leave it out")
         if "ema_start" in settings and not self.ema:
             problems.append("ema_start would be ignored: ema is 0. Leave it out")
         if math.isinf(self.epsilon):

@@ -6,13 +6,14 @@ Whether a run is private is its stepper's business: the loop hands over batches 
 gradient. So a run without privacy, for comparison, goes through the very same lines.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +99,11 @@ class TrainSettings:
         ema: the average's final decay mu in [0, 1), or "polyak" for the plain mean of the weights after every
             update; 0 for no average. Whichever it is, files and metrics call it `ema`.
         ema_start: updates before the average begins; until then it is the last weights.
-        lr_decay_steps: steps over which every learning rate falls linearly from its own value to zero;
-            0 keeps it constant. Step t of T runs at 1 - t / T of it.
+        lr_decay_steps: steps over which every learning rate falls from its own value to zero; 0 keeps it
+            constant.
+        lr_decay: how it falls: step t of T runs at 1 - t / T of it ("linear"), or at
+            (1 + cos(pi t / T)) / 2 of it ("cosine").
+        lr_warmup_steps: steps over which it rises first: step t of W runs at (t + 1) / W of what it would be.
         seed: public seed of dropout and other random layers.
         compile: clip in a compiled graph of one physical batch; see `PrivateStep`.
         show_loss: show the training loss. It is computed from private rows and is NOT private.
@@ -115,6 +119,8 @@ class TrainSettings:
     ema: Average = 0.0
     ema_start: int = 0
     lr_decay_steps: int = 0
+    lr_decay: Literal["linear", "cosine"] = "linear"
+    lr_warmup_steps: int = 0
     seed: int = 0
     compile: bool = False
     show_loss: bool = False
@@ -133,10 +139,13 @@ class TrainSettings:
                 ("eval_every", self.eval_every),
                 ("checkpoint_every", self.checkpoint_every),
                 ("lr_decay_steps", self.lr_decay_steps),
+                ("lr_warmup_steps", self.lr_warmup_steps),
                 ("ema_start", self.ema_start),
             )
             if not isinstance(value, int) or isinstance(value, bool) or value < 0
         ]
+        if self.lr_decay not in ("linear", "cosine"):
+            problems.append(f"lr_decay must be 'linear' or 'cosine', got {self.lr_decay!r}")
         if self.ema != "polyak" and not (isinstance(self.ema, int | float) and 0.0 <= self.ema < 1.0):
             problems.append(f"ema must be in [0, 1) or 'polyak', got {self.ema!r}")
         if self.ema_start and not self.ema:
@@ -227,10 +236,20 @@ def fit(
 
 def _set_rates(optimizer: Optimizer, rates: list[float], settings: TrainSettings, step: int) -> None:
     """The learning rates of one step, from those that the optimizer came with."""
-    total = settings.lr_decay_steps
-    share = max(0.0, 1.0 - step / total) if total else 1.0
+    share = rate_share(settings, step)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = share * rate
+
+
+def rate_share(settings: TrainSettings, step: int) -> float:
+    """Share of its own value that a learning rate has in step t = 0, 1, ..."""
+    share = 1.0
+    if settings.lr_decay_steps:
+        gone = min(1.0, step / settings.lr_decay_steps)
+        share = 1.0 - gone if settings.lr_decay == "linear" else (1.0 + math.cos(math.pi * gone)) / 2.0
+    if settings.lr_warmup_steps:
+        share *= min(1.0, (step + 1) / settings.lr_warmup_steps)
+    return share
 
 
 def _take_what_fits(
