@@ -7,6 +7,7 @@ from ._audited import audit_recipe, audit_run
 from ._config import RecipeConfig, make_config, parse_settings, read_toml
 from ._recipe import Recipe, Request
 from ._run import describe, go_on, request, run
+from ._simulate import Simulation, simulate, simulation
 from ._table import DEFAULT_RECIPE, recipes
 from ._training import Material, TrainingRecipe, plan_of, step_memory, with_physical_batch
 from ._training_config import TrainingConfig
@@ -17,6 +18,7 @@ __all__ = [
     "Recipe",
     "RecipeConfig",
     "Request",
+    "Simulation",
     "TrainingConfig",
     "TrainingRecipe",
     "audit_recipe",
@@ -30,6 +32,8 @@ __all__ = [
     "recipes",
     "request",
     "run",
+    "simulate",
+    "simulation",
     "step_memory",
     "with_physical_batch",
 ]
