@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from reticent.data import read_cifar100, read_image_folder, read_svhn
+from reticent.data import read_cifar100, read_image_folder, read_image_table, read_svhn
 from reticent.errors import DataError
 
 
@@ -136,3 +136,50 @@ def test_folders_that_are_no_classes_are_refused(folder, damage):
     with pytest.raises(DataError, match=r"eel|to score on|same class folders|no folder 'train'") as e:
         read_image_folder(folder, side=8)
     assert e.value.code == "image-folder"
+
+
+# -- tables of images with several labels -------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        lines = ["file,cat,dog"]
+        for k in range(count):
+            save(tmp_path / split / f"{k}.png", seed=k)
+            lines.append(f"{k}.png,{int(k == 0)},{k % 2}")
+        (tmp_path / split / "labels.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_a_table_gives_each_image_a_row_of_labels(table):
+    train, test = read_image_table(table, side=8)
+    assert (len(train), len(test), train.class_names) == (3, 2, ("cat", "dog"))
+    assert train.labels.tolist() == [[1, 0], [0, 1], [0, 0]]
+    x, y = train[1]
+    assert (x.shape, y.tolist()) == ((8, 8, 3), [0, 1])
+    (table / "train" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="1 of 3 images"):
+        read_image_table(table, side=8)
+    assert len(read_image_table(table, side=8, unreadable="skip")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "cannot be read"),
+        ("", "must begin with"),
+        ("name,cat,dog\n0.png,1,0\n", "must begin with"),
+        ("file,cat,cat\n0.png,1,0\n", "names a label twice"),
+        ("file,cat,dog\n0.png,1\n1.png,1,2\n", "has 2 lines"),
+        ("file,cat,dog\n0.png,1,0\n./0.png,1,0\n", "1 files more than once"),
+        ("file,cat,dog\n0.png,1,0\n8.png,1,0\n", "1 files that are not there, e.g. '8.png'"),
+        ("file,cat,cow\n0.png,1,0\n", "same labels"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(table, text, why):
+    path = table / "train" / "labels.csv"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(DataError, match=why) as e:
+        read_image_table(table, side=8)
+    assert e.value.code == "image-table"

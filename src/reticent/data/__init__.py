@@ -14,6 +14,7 @@ from reticent.data._adult import encode_adult
 from reticent.data._cache import arrays_sha256, cache_root
 from reticent.data._files import Table, has_split, read_table
 from reticent.data._image_folder import ImageFolder, read_image_folder
+from reticent.data._image_table import read_image_table
 from reticent.data._layouts import read_cifar100, read_svhn
 from reticent.data._load import fetch, fetch_all, load, names
 from reticent.data._pretrained import cached_folder, fetch_pretrained, pretrained_names
@@ -40,6 +41,7 @@ __all__ = [
     "pretrained_names",
     "read_cifar100",
     "read_image_folder",
+    "read_image_table",
     "read_svhn",
     "read_table",
 ]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,27 +22,29 @@ from reticent.errors import DataError
 
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_NAMES: Final = ("test", "val", "valid", "validation")
+Label = int | tuple[int, ...]
 _Refuse = Literal["refuse", "skip"]
 _Mixed = Literal["refuse", "skip", "convert"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageFolder:
-    """Images of one split, by index: (uint8 (S, S, 3), label). Made by `read_image_folder`.
+    """Images of one split, by index: (uint8 (S, S, 3), label). Made by `read_image_folder` and
+    `read_image_table`; of the latter a label is a row of zeros and ones, int64 (K,).
 
     Args:
-        class_names: label -> name of its folder.
+        class_names: label -> its name.
         skipped: reason -> how many files were left out.
     """
 
     class_names: tuple[str, ...]
     skipped: dict[str, int]
-    _files: Sequence[tuple[Path, int]] = field(repr=False)
+    _files: Sequence[tuple[Path, Label]] = field(repr=False)
     _side: int = field(repr=False)
 
     @property
     def labels(self) -> np.ndarray:
-        """Each image's label, int64 (N,); no image is read."""
+        """Each image's label, int64 (N,) or (N, K); no image is read."""
         return np.array([label for _, label in self._files], dtype=np.int64)
 
     @property
@@ -50,15 +52,19 @@ class ImageFolder:
         """Checksum of the files' bytes and labels, in order; reads them all."""
         digest = hashlib.sha256()
         for path, label in self._files:
-            digest.update(f"{label} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            digest.update(f"{_text(label)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
         path, label = self._files[index]
-        return _fitted(_opened(path), self._side), label
+        return _fitted(_opened(path), self._side), label if isinstance(label, int) else np.array(label)
+
+
+def _text(label: Label) -> str:
+    return str(label) if isinstance(label, int) else " ".join(map(str, label))
 
 
 def read_image_folder(
@@ -98,12 +104,35 @@ def read_image_folder(
             f"there are {names[:5]} and {[path.name for path in test][:5]}.",
             code="image-folder",
         )
+    return both_splits(
+        _labelled(train), _labelled(test), names, side=side, unreadable=unreadable, mixed=mixed
+    )
+
+
+def both_splits(
+    train: Sequence[tuple[Path, Label]],
+    test: Sequence[tuple[Path, Label]],
+    names: Sequence[str],
+    *,
+    side: int,
+    unreadable: _Refuse,
+    mixed: _Mixed,
+) -> tuple[ImageFolder, ImageFolder]:
+    """Both splits of labelled files, each file opened and decoded once.
+
+    Raises:
+        DataError[image-unreadable], DataError[image-mixed]: as `read_image_folder`.
+    """
     usual = None
     splits = []
-    for classes in (train, test):
-        files, skipped, usual = _checked(classes, unreadable, mixed, usual)
-        splits.append(ImageFolder(class_names=tuple(names), skipped=skipped, _files=tuple(files), _side=side))
+    for files in (train, test):
+        kept, skipped, usual = _checked(files, unreadable, mixed, usual)
+        splits.append(ImageFolder(class_names=tuple(names), skipped=skipped, _files=tuple(kept), _side=side))
     return splits[0], splits[1]
+
+
+def _labelled(classes: Sequence[Path]) -> list[tuple[Path, Label]]:
+    return [(path, label) for label, folder in enumerate(classes) for path in _images(folder)]
 
 
 def _class_folders(folder: Path, split: str) -> list[Path]:
@@ -131,19 +160,18 @@ _Kind = tuple[str, tuple[int, int]]  # mode and size
 
 
 def _checked(
-    classes: Sequence[Path], unreadable: _Refuse, mixed: _Mixed, usual: _Kind | None
-) -> tuple[list[tuple[Path, int]], dict[str, int], _Kind]:
+    given: Sequence[tuple[Path, Label]], unreadable: _Refuse, mixed: _Mixed, usual: _Kind | None
+) -> tuple[list[tuple[Path, Label]], dict[str, int], _Kind]:
     """The files of a split to be used, what was left out, and the mode and size that images usually have."""
     files, kinds, bad = [], [], []
-    for label, folder in enumerate(classes):
-        for path in _images(folder):
-            try:
-                image = _opened(path)
-            except DataError:
-                bad.append(path)
-                continue
-            files.append((path, label))
-            kinds.append((image.mode, image.size))
+    for path, label in given:
+        try:
+            image = _opened(path)
+        except DataError:
+            bad.append(path)
+            continue
+        files.append((path, label))
+        kinds.append((image.mode, image.size))
     if bad and unreadable == "refuse":
         named = ", ".join(f"'{path.parent.name}/{path.name}'" for path in bad[:3])
         raise DataError(

@@ -1,0 +1,86 @@
+"""Images with any number of labels each, named in a table beside them.
+
+Room: data. Imports numpy and Pillow through `_image_folder`.
+
+    FOLDER/train/labels.csv:    file,cat,dog        FOLDER/train/1.png    FOLDER/test/labels.csv    ...
+                                1.png,1,0
+"""
+
+import csv
+from pathlib import Path
+from typing import Final, Literal
+
+from reticent.data._image_folder import TEST_NAMES, ImageFolder, both_splits
+from reticent.errors import DataError
+
+TABLE: Final = "labels.csv"
+
+
+def read_image_table(
+    folder: Path,
+    *,
+    side: int,
+    unreadable: Literal["refuse", "skip"] = "refuse",
+    mixed: Literal["refuse", "skip", "convert"] = "refuse",
+) -> tuple[ImageFolder, ImageFolder]:
+    """Training and test images whose labels are rows of zeros and ones.
+
+    Args:
+        folder: holds `train` and one of `test`, `val`, `valid`, `validation`; each with a `labels.csv`: a
+            column `file`, a path from there, and one column for each label, the same ones.
+        side: as for `read_image_folder`.
+        unreadable: alike.
+        mixed: alike.
+
+    Guarantee:
+        As of `read_image_folder`. An image is in the table once: nobody counts twice.
+
+    Raises:
+        DataError[image-table]: a table is missing, malformed, names a file twice or one that is not there.
+        DataError[image-folder]: there is not one folder of public images.
+        DataError[image-unreadable], DataError[image-mixed]: as `read_image_folder`.
+    """
+    test_names = [name for name in TEST_NAMES if (folder / name).is_dir()]
+    if len(test_names) != 1:
+        raise DataError(
+            f"'{folder}' must hold one folder of public images to score on, named one of "
+            f"{', '.join(TEST_NAMES)}; it holds {len(test_names)}.",
+            code="image-folder",
+        )
+    (train, names), (test, other) = (_rows(folder / split) for split in ("train", test_names[0]))
+    if names != other:
+        raise DataError(
+            f"The tables in train and {test_names[0]} must have the same labels; they have {names[:5]} and "
+            f"{other[:5]}.",
+            code="image-table",
+        )
+    return both_splits(train, test, names, side=side, unreadable=unreadable, mixed=mixed)
+
+
+def _rows(base: Path) -> tuple[list[tuple[Path, tuple[int, ...]]], list[str]]:
+    """Files with their labels in the table's order, and the labels' names."""
+    path = base / TABLE
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            lines = [line for line in csv.reader(stream, strict=True) if line]
+    except (OSError, ValueError, csv.Error) as e:
+        raise _bad(path, f"cannot be read ({e})") from e
+    if len(lines) < 2 or lines[0][0] != "file" or len(lines[0]) < 2:
+        raise _bad(path, "must begin with a line 'file,LABEL,...' and have a line for each image")
+    names, rows = lines[0][1:], lines[1:]
+    if len(set(names)) != len(names):
+        raise _bad(path, "names a label twice")
+    odd = sum(len(row) != len(lines[0]) or not set(row[1:]) <= {"0", "1"} for row in rows)
+    if odd:
+        raise _bad(path, f"has {odd} lines that are not a file and {len(names)} zeros or ones")
+    files = [(base / row[0]).resolve() for row in rows]
+    if len(set(files)) != len(files):
+        raise _bad(path, f"names {len(files) - len(set(files))} files more than once")
+    absent = [file for file in files if not file.is_file()]
+    if absent:
+        raise _bad(path, f"names {len(absent)} files that are not there, e.g. '{absent[0].name}'")
+    return [(file, tuple(map(int, row[1:]))) for file, row in zip(files, rows, strict=True)], names
+
+
+def _bad(path: Path, what: str) -> DataError:
+    return DataError(f"The table '{path}' {what}.", code="image-table")
