@@ -14,6 +14,7 @@ from reticent.recipes import describe, go_on, recipes, request, run
 from reticent.recipes._training import build_model
 from reticent.recipes.vision import _features
 from reticent.recipes.vision._assess import area_under_curve
+from reticent.recipes.vision._recipe import losses_of_several, scores_of_several
 from reticent.train._checkpoint import load_tensors
 
 
@@ -47,6 +48,28 @@ def test_a_folder_is_trained_on_in_views_and_assessed_class_by_class(tmp_path, f
     about = json.loads((out / "run.json").read_text())
     assert about["data"]["classes"] == ["dark", "light"]
     assert go_on(out)["epsilon"] == result["epsilon"]
+
+
+def test_images_with_several_labels_are_trained_on_and_assessed_label_by_label(tmp_path, folder):
+    for split, count in (("train", 30), ("test", 6)):
+        names = [f"{kind}/{k}.png" for kind in ("dark", "light") for k in range(count)]
+        rows = [f"{name},{int('light' in name)},{k % 2},1" for k, name in enumerate(names)]
+        (folder / split / "labels.csv").write_text("\n".join(["file,light,odd,image", *rows]))
+    asked = asked_for("vision-scratch", folder, "labels=table", "augmult=2", "colour=0.2")
+    result = run(asked, out=tmp_path / "run")
+    assert len(result["test_class_accuracy"]) == 3
+    assert result["test_accuracy"] == pytest.approx(np.mean(result["test_class_accuracy"]))
+    assert 0.0 <= result["test_auc"] <= 1.0  # of the two labels that some images have and some have not
+    assert result["test_all_right"] <= result["test_accuracy"]
+    with pytest.raises(ConfigError, match="label_smoothing is for one class each"):
+        asked_for("vision-scratch", folder, "labels=table", "label_smoothing=0.1")
+
+
+def test_a_network_that_cannot_read_the_images_is_refused_before_anything_is_spent(tmp_path, folder):
+    with pytest.raises(ConfigError, match="at least 32 x 32") as e:
+        run(asked_for("vision-scratch", folder, "model=nf-resnet-50"), out=tmp_path / "run")
+    assert e.value.code == "model-input"
+    assert not (tmp_path / "run").exists()
 
 
 def run_on_others(tmp_path, folder):
@@ -162,6 +185,17 @@ def test_validation_rows_are_kept_out_of_training(tmp_path):
     assert np.array_equal(material.train[0], data.train.x[:50])
     assert np.array_equal(material.test[0], data.train.x[50:])
     assert "NOT private" in material.about["scored"]
+
+
+def test_the_loss_of_several_labels_is_the_mean_of_their_binary_losses():
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]], dtype=torch.float64)
+    y = torch.tensor([[1, 0], [0, 1]])
+    p = torch.sigmoid(logits)
+    expected = -torch.where(y == 1, p, 1 - p).log().mean(1)
+    torch.testing.assert_close(losses_of_several(torch.nn.Identity(), (logits, y)), expected)
+    scores = scores_of_several(torch.nn.Identity(), (logits, y))
+    assert scores["accuracy"].tolist() == [1.0, 0.5]
+    assert scores["all_right"].tolist() == [1.0, 0.0]
 
 
 def test_the_area_under_the_curve_counts_pairs():

@@ -1,13 +1,18 @@
 """Views of images: what they show, that they depend on their own image alone, and what they cost."""
 
+import sys
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from reticent.errors import ConfigError
+from reticent.clip import fix
+from reticent.errors import ConfigError, UnsupportedModel
 from reticent.recipes import request
-from reticent.recipes.vision._augment import Views
+from reticent.recipes.vision._augment import Views, recoloured
 from reticent.recipes.vision._layers import Pixels, WSConv2d
 from reticent.recipes.vision._networks import network
+from reticent.recipes.vision._start import start
 from reticent.train._rows import refuse_mixing
 
 
@@ -53,6 +58,29 @@ def test_no_crop_and_no_flip_is_the_image_itself():
     assert torch.equal(views, x[:, None].expand(3, 2, 8, 8))
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 3)])
+def test_colours_change_within_their_share_and_view_by_view(shape):
+    x = torch.randint(40, 160, (4, *shape), dtype=torch.uint8)
+    views = make(x, Views(multiplicity=5, pad=0, flip=False, colour=0.2))
+    assert views.shape == (4, 5, *shape) and views.dtype == torch.uint8
+    assert len({tuple(v.flatten().tolist()) for v in views.flatten(0, 1)}) == 20
+    brighter = views.float().flatten(2).mean(2) / x.float().flatten(1).mean(1, keepdim=True)
+    assert 0.78 < float(brighter.min()) < 0.95 < 1.05 < float(brighter.max()) < 1.22
+    refuse_mixing((x, torch.arange(4)), Views(multiplicity=2, colour=0.5), seed=0)
+
+
+def test_brightness_contrast_and_saturation_are_blends_in_this_order():
+    x = torch.tensor([[[[[100, 50, 200]], [[20, 30, 40]]]]], dtype=torch.uint8)  # one view of 2 x 1 pixels
+    one = torch.ones(1, 1)
+    assert recoloured(x, 0.5 * one, one, one).flatten().tolist() == [50, 25, 100, 10, 15, 20]
+    assert torch.equal(recoloured(x, one, one, one), x)
+    grey = (x.float() * torch.tensor([0.2989, 0.587, 0.114])).sum(-1)
+    assert set(recoloured(x, one, 0 * one, one).flatten().tolist()) == {round(float(grey.mean()))}
+    unsaturated = recoloured(x, one, one, 0 * one).flatten(0, 3)
+    assert unsaturated.tolist() == [[round(float(g))] * 3 for g in grey.flatten()]
+    assert recoloured(x, 2 * one, one, one).max() == 255
+
+
 def test_pixels_are_scaled_by_constants():
     x = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1)
     assert Pixels()(x).flatten().tolist() == [-2.0, 2.0]
@@ -72,6 +100,7 @@ def test_standardised_filters_have_no_mean_and_unit_norm_whatever_the_weight():
     ("name", "shape", "code"),
     [
         ("wrn-15-4", (3, 32, 32), "unknown-model"),
+        ("wrn-16-4-nonsense", (3, 32, 32), "unknown-model"),
         ("resnet", (3, 32, 32), "unknown-model"),
         ("tanh-cnn", (3, 16, 16), "model-input"),
         ("nf-resnet-50", (1, 64, 64), "model-input"),
@@ -91,3 +120,49 @@ def test_settings_that_would_be_ignored_are_refused():
         request("cifar10-scattering", ["augmult=4"])
     with pytest.raises(ConfigError, match="no start_from"):
         request("cifar10", ["reset_head=false"])
+    with pytest.raises(ConfigError, match="pretrained is a setting of timm"):
+        request("cifar10", ["pretrained=true"])
+    with pytest.raises(ConfigError, match="set either, not both"):
+        request("cifar10", ["model=timm:x", "pretrained=true", "start_from=a.safetensors"])
+
+
+def test_a_wide_resnet_s_parts_are_left_out_by_name():
+    def kinds(name):
+        made = network(name, shape=(3, 8, 8), num_classes=2, features=False)
+        return {type(m).__name__ for m in made.modules()}
+
+    assert {"WSConv2d", "GroupNorm"} <= kinds("wrn-10-1") and "SkipGain" not in kinds("wrn-10-1")
+    bare = kinds("wrn-10-1-nonorm-plain-skipinit")
+    assert not bare & {"WSConv2d", "GroupNorm"} and "SkipGain" in bare
+
+
+def test_a_network_of_a_library_that_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match="pip install timm") as e:
+        network("timm:vit_tiny_patch16_224", shape=(3, 32, 32), num_classes=2, features=False)
+    assert e.value.code == "unknown-model"
+
+
+def test_batch_normalisation_is_refused_unless_something_is_said_of_it():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    settings = {"weights": None, "reset_head": True, "train_only": "*"}
+    with pytest.raises(UnsupportedModel, match="batch_norm = freeze") as e:
+        start(model, **settings)
+    assert e.value.code == "batch-norm"
+    kinds = [type(m).__name__ for m in start(model, **settings, batch_norm="freeze")]
+    assert kinds == ["Linear", "FrozenBatchNorm", "Linear"]
+    assert type(start(model, **settings, batch_norm="group-norm")[1]).__name__ == "GroupNorm"
+
+
+def test_weights_fit_before_batch_normalisation_is_replaced_and_after(tmp_path):
+    def fresh():
+        return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+
+    first = fresh()
+    first[1].running_mean.fill_(0.5)
+    for name, saved in (("before", first), ("after", fix(first, batch_norm="freeze"))):
+        path = tmp_path / f"{name}.safetensors"
+        save_file({n: t.contiguous() for n, t in saved.state_dict().items()}, path)
+        made = start(fresh(), weights=str(path), reset_head=False, train_only="*", batch_norm="freeze").eval()
+        x = torch.randn(5, 3)
+        torch.testing.assert_close(made(x), first.eval()(x))

@@ -24,7 +24,8 @@ def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
 
     Returns:
         `test_class_accuracy` (a list; None for a class without images), `test_disparity` (largest less
-        smallest of them) and `test_auc` (one class against the rest, mean over classes).
+        smallest of them) and `test_auc` (one class against the rest, mean over classes). Where labels are
+        rows of zeros and ones (N, K), a class's accuracy is over all images.
     """
     device = next(model.parameters()).device
     logits: list[Tensor] = []
@@ -35,6 +36,8 @@ def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
             x, y = rows
             logits.append(model(x).double().cpu())
             labels.append(y.cpu())
+    if labels[0].ndim == 2:
+        return _of_several(torch.cat(logits), torch.cat(labels) == 1)
     scores_NK, y_N = torch.cat(logits).softmax(1), torch.cat(labels)
     right = scores_NK.argmax(1) == y_N
     present = [k for k in range(num_classes) if bool((y_N == k).any())]
@@ -43,6 +46,18 @@ def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
     return {
         "test_class_accuracy": [accuracy.get(k) for k in range(num_classes)],
         "test_disparity": max(accuracy.values()) - min(accuracy.values()),
+        "test_auc": sum(curves) / len(curves) if curves else None,
+    }
+
+
+def _of_several(logits_NK: Tensor, has_NK: Tensor) -> dict[str, Any]:
+    """The same of images with several labels: a label is right where its presence or absence is."""
+    accuracy = ((logits_NK > 0) == has_NK).double().mean(0).tolist()
+    both = [k for k in range(has_NK.shape[1]) if 0 < int(has_NK[:, k].sum()) < len(has_NK)]
+    curves = [area_under_curve(logits_NK[:, k], has_NK[:, k]) for k in both]
+    return {
+        "test_class_accuracy": accuracy,
+        "test_disparity": max(accuracy) - min(accuracy),
         "test_auc": sum(curves) / len(curves) if curves else None,
     }
 

@@ -28,6 +28,11 @@ class Views:
         pad: an image is cropped, at its own size, from itself mirrored by so many pixels at each edge;
             0 crops nothing.
         flip: whether half of the views are mirrored left to right.
+        colour: brightness, contrast and, where there are colours, saturation are each multiplied by a factor
+            from 1 - colour to 1 + colour; 0 changes nothing.
+
+    Every view has draws of its own. (torchvision's transforms give one draw to all that they are handed
+    together, so K B views would take K B calls.)
 
     Guarantee:
         A view depends on its own image and the generator only. Rows before and after are B.
@@ -36,6 +41,7 @@ class Views:
     multiplicity: int
     pad: int = 4
     flip: bool = True
+    colour: float = 0.0
 
     def __call__(self, rows: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(B, H, W, ...) -> (B, K, H, W, ...), on the device of the images."""
@@ -50,7 +56,38 @@ class Views:
         j = torch.where(mirrored[..., None], across.flip(0), across) + right[..., None]
         j = _mirror(j, x.shape[2])  # (B, K, W)
         b = torch.arange(len(x), device=x.device)[:, None, None, None]
-        return x[b, i[..., None], j[..., None, :]], y
+        views = x[b, i[..., None], j[..., None, :]]
+        if self.colour:
+            factors = 1 + self.colour * (2 * torch.rand((3, *shape), generator=generator) - 1)
+            views = recoloured(views, *factors.to(x.device))
+        return views, y
+
+
+def recoloured(views: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Views (B, K, H, W) or (B, K, H, W, 3), of bytes, after three changes in this order.
+
+    Brightness multiplies; contrast moves from the view's mean grey, saturation from each pixel's grey, by
+    factors of shape (B, K). After each, values are cut to [0, 255].
+    """
+    planes = views if views.ndim == 5 else views[..., None]
+    x = planes.to(torch.float32)
+
+    def blend(x: Tensor, towards: Tensor | float, factor: Tensor) -> Tensor:
+        f = factor[..., None, None, None]
+        return (f * x + (1 - f) * towards).clamp(0.0, 255.0)
+
+    x = blend(x, 0.0, brightness)
+    x = blend(x, _grey(x).mean((2, 3), keepdim=True), contrast)
+    if planes.shape[-1] == 3:
+        x = blend(x, _grey(x), saturation)
+    return x.round().to(views.dtype).view_as(views)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """Luminance (ITU-R 601) of (..., 3), kept as one channel; one channel is its own."""
+    if x.shape[-1] != 3:
+        return x
+    return (x * x.new_tensor([0.2989, 0.587, 0.114])).sum(-1, keepdim=True)
 
 
 def _mirror(index: Tensor, size: int) -> Tensor:

@@ -17,7 +17,16 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class VisionConfig(TrainingConfig):
     """What every image recipe can be told."""
 
-    model: Annotated[str, Field(description="network, e.g. wrn-16-4, small-cnn, tanh-cnn")]
+    model: Annotated[
+        str, Field(description="network: wrn-16-4, small-cnn, timm:NAME, transformers:FOLDER, ...")
+    ]
+    pretrained: Annotated[
+        bool, Field(description="of timm: and transformers: begin with the public weights of that name")
+    ] = False
+    batch_norm: Annotated[
+        Literal["refuse", "group-norm", "freeze"],
+        Field(description="what becomes of batch normalisation, which mixes the images of a batch"),
+    ] = "refuse"
     features: Annotated[
         Literal["none", "scattering"],
         Field(description="scattering: fixed wavelet features that no data chose, in the pixels' place"),
@@ -28,6 +37,10 @@ class VisionConfig(TrainingConfig):
     ] = 0
     crop_pad: Annotated[int, Field(ge=0, le=16, description="of views: random crops, edges mirrored")] = 4
     flip: Annotated[bool, Field(description="of views: half of them left to right")] = True
+    colour: Annotated[
+        float,
+        Field(ge=0, le=1, description="of views: brightness, contrast and saturation by up to this share"),
+    ] = 0.0
     label_smoothing: Annotated[
         float, Field(ge=0, lt=1, description="share of the target spread over all classes")
     ] = 0.0
@@ -59,13 +72,20 @@ class VisionConfig(TrainingConfig):
         if not self.augmult:
             problems += [
                 f"{name} would be ignored: augmult is 0, so no views are made. Set augmult, or leave it out"
-                for name in ("crop_pad", "flip")
+                for name in ("crop_pad", "flip", "colour")
                 if name in settings
             ]
         if self.features == "scattering" and self.augmult:
             problems.append(
                 "augmult makes views of pixels, and features is 'scattering': set either, not both"
             )
+        if self.pretrained and not self.model.startswith(("timm:", "transformers:")):
+            problems.append(
+                f"pretrained is a setting of timm: and transformers: networks, and model is {self.model!r}: "
+                "give start_from = FILE instead"
+            )
+        if self.pretrained and self.start_from is not None:
+            problems.append("start_from would replace the weights of pretrained: set either, not both")
         if "reset_head" in settings and self.start_from is None:
             problems.append("reset_head would be ignored: no start_from is given. Leave it out")
         return problems

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from reticent.data import ArrayPair, ImageFolder, read_image_folder
+from reticent.data import ArrayPair, ImageFolder, read_image_folder, read_image_table
 from reticent.errors import ConfigError
 
 from .._training import Material
@@ -31,6 +31,10 @@ class FolderConfig(LocalConfig):
     """Settings of recipes on class folders."""
 
     image_size: Annotated[int, Field(ge=8, le=1024, description="pixels of a side; others are scaled")] = 32
+    labels: Annotated[
+        Literal["folders", "table"],
+        Field(description="table: several labels for an image, in train/labels.csv and test/labels.csv"),
+    ] = "folders"
     unreadable: Annotated[
         Literal["refuse", "skip"], Field(description="what becomes of files that cannot be decoded")
     ] = "refuse"
@@ -43,6 +47,8 @@ class FolderConfig(LocalConfig):
         problems = super().ignored(settings)
         if self.features == "scattering":
             problems.append("features: scattering is for data sets that fit in memory; leave it out here")
+        if self.labels == "table" and self.label_smoothing:
+            problems.append("label_smoothing is for one class each, and labels is 'table': leave it out")
         if self.validation:
             problems.append("validation: the folder has its own images to score on; leave it out here")
         return problems
@@ -81,6 +87,9 @@ class FolderRecipe(VisionRecipe):
     def classes_of(self, config: Any) -> int:
         return self.num_classes or len(_read(config, self.name)[0].class_names)
 
+    def several_labels(self, config: Any) -> bool:
+        return config.labels == "table"
+
     def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Any:
         train, test = _read(config, self.name)
         for split, images in (("train", train), ("test", test)):
@@ -95,12 +104,16 @@ class FolderRecipe(VisionRecipe):
 
 
 def _read(config: Any, name: str) -> tuple[ImageFolder, ImageFolder]:
-    return _read_once(_folder_of(config, name), config.image_size, config.unreadable, config.mixed)
+    folder = _folder_of(config, name)
+    return _read_once(folder, config.labels, config.image_size, config.unreadable, config.mixed)
 
 
 @lru_cache(maxsize=4)
-def _read_once(folder: Path, side: int, unreadable: Any, mixed: Any) -> tuple[ImageFolder, ImageFolder]:
-    return read_image_folder(folder, side=side, unreadable=unreadable, mixed=mixed)
+def _read_once(
+    folder: Path, labels: str, side: int, unreadable: Any, mixed: Any
+) -> tuple[ImageFolder, ImageFolder]:
+    read = read_image_table if labels == "table" else read_image_folder
+    return read(folder, side=side, unreadable=unreadable, mixed=mixed)
 
 
 def _folder_of(config: Any, name: str) -> Path:

@@ -10,6 +10,8 @@ Sources:
     [3] De, Smith 2020, arXiv:2002.10444 (skip-init).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,9 +61,34 @@ class Pixels(nn.Module):
     """Bytes (B, H, W) or (B, H, W, C) to numbers (B, C, H, W) in [-2, 2], by constants that no data chose."""
 
     def forward(self, x: Tensor) -> Tensor:
-        planes = x.unsqueeze(1) if x.ndim == 3 else x.movedim(-1, 1)
-        dtype = torch.float32 if not planes.is_floating_point() else planes.dtype
-        return (planes.to(dtype) / 255.0 - 0.5) / 0.25
+        return (_planes(x) / 255.0 - 0.5) / 0.25
+
+
+class PixelsLike(nn.Module):
+    """Bytes to numbers (B, C, H, W) as a pretrained network had them: less a mean, over a deviation.
+
+    Args:
+        mean: of each channel, or one for all; pixels are from 0 to 1.
+        std: alike.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            column = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, column, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (_planes(x) / 255.0 - self.mean) / self.std
+
+
+def _planes(x: Tensor) -> Tensor:
+    """(B, H, W) or (B, H, W, C) to floating (B, C, H, W), still from 0 to 255."""
+    planes = x.unsqueeze(1) if x.ndim == 3 else x.movedim(-1, 1)
+    return planes if planes.is_floating_point() else planes.to(torch.float32)
 
 
 class GroupStandardise(nn.Module):

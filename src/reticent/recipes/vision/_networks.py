@@ -10,19 +10,23 @@ from torch import nn
 
 from reticent.errors import ConfigError
 
+from ._foreign import foreign, is_foreign
 from ._layers import Pixels
 from ._nf_resnet import nf_resnet
 from ._small import SmallCNN, cnn_on_features, deep_tanh_cnn, linear_on_features, mlp, tanh_cnn
 from ._wide_resnet import WideResNet
 
 KNOWN: Final = (
-    "wrn-DEPTH-WIDTH (16-4, 40-4, 28-10, ...), nf-resnet-50, nf-resnet-101, nf-resnet-152, tanh-cnn, "
-    "deep-tanh-cnn, small-cnn, mlp-WIDTH; linear and cnn on scattering features"
+    "wrn-DEPTH-WIDTH (16-4, 40-4, 28-10, ...; with -nonorm, -plain filters, -skipinit behind it), "
+    "nf-resnet-50, nf-resnet-101, nf-resnet-152, tanh-cnn, deep-tanh-cnn, small-cnn, mlp-WIDTH, timm:NAME, "
+    "transformers:FOLDER; linear and cnn on scattering features"
 )
 _FEATURE_GROUPS: Final = 27
 
 
-def network(name: str, *, shape: tuple[int, int, int], num_classes: int, features: bool) -> nn.Module:
+def network(
+    name: str, *, shape: tuple[int, int, int], num_classes: int, features: bool, pretrained: bool = False
+) -> nn.Module:
     """A network with random weights from torch's global generator.
 
     Args:
@@ -30,6 +34,7 @@ def network(name: str, *, shape: tuple[int, int, int], num_classes: int, feature
         shape: (channels, rows, columns) of what it reads.
         num_classes: width of its head.
         features: whether it reads scattering features, and not pixels.
+        pretrained: of a network of another library: whether it comes with public weights.
 
     Raises:
         ConfigError[unknown-model]: there is no such network, or it reads the other kind of input.
@@ -37,6 +42,8 @@ def network(name: str, *, shape: tuple[int, int, int], num_classes: int, feature
     """
     if features:
         return _on_features(name, shape, num_classes)
+    if is_foreign(name):
+        return foreign(name, shape=shape, num_classes=num_classes, pretrained=pretrained)
     channels, side, _ = shape
     if name == "tanh-cnn":
         _at_least(name, shape, 22)
@@ -49,13 +56,21 @@ def network(name: str, *, shape: tuple[int, int, int], num_classes: int, feature
         body = SmallCNN(channels, num_classes)
     elif match := re.fullmatch(r"mlp-(\d{1,5})", name):
         body = mlp(channels * side * shape[2], int(match[1]), num_classes)
-    elif match := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})", name):
+    elif match := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})((?:-(?:nonorm|plain|skipinit))*)", name):
         depth, widen = int(match[1]), int(match[2])
         if depth < 10 or (depth - 4) % 6 or widen < 1:
             raise ConfigError(
                 f"A Wide ResNet's depth is 10, 16, 22, 28, ...; got {name}.", code="unknown-model"
             )
-        body = WideResNet(depth, widen, num_classes, channels=channels)
+        body = WideResNet(
+            depth,
+            widen,
+            num_classes,
+            channels=channels,
+            norm="none" if "-nonorm" in match[3] else "group",
+            standardise="-plain" not in match[3],
+            skip_gain="-skipinit" in match[3],
+        )
     elif match := re.fullmatch(r"nf-resnet-(50|101|152)", name):
         if channels != 3:
             raise _unfit(name, shape, "colour images")

@@ -1,6 +1,8 @@
 """Recipes on labelled images of one shape: data, network, views, losses and scores.
 
 Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
+
+Shape letters: B image, K class.
 """
 
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from ._augment import Views, mean_over_views
 from ._config import VisionConfig
 from ._cost import what_it_takes
 from ._features import scattering_of
+from ._foreign import folder_of
 from ._networks import network
 from ._scattering import num_coefficients
 from ._start import start
@@ -70,6 +73,10 @@ class VisionRecipe(TrainingRecipe):
         """Number of classes."""
         return self.num_classes
 
+    def several_labels(self, config: VisionConfig) -> bool:
+        """Whether an image's label is a row of zeros and ones, one for each class."""
+        return False
+
     def describe(self, asked: Request) -> dict[str, Any]:
         """Also epsilon by each accountant alone, the network's size, and what a run costs."""
         return {**TrainingRecipe.describe(self, asked), **what_it_takes(self, asked)}
@@ -100,6 +107,8 @@ class VisionRecipe(TrainingRecipe):
         )
 
     def begins_with(self, config: VisionConfig) -> Path | None:
+        if config.pretrained:
+            return folder_of(config.model)
         return None if config.start_from is None else Path(config.start_from)
 
     def build(self, config: VisionConfig) -> nn.Module:
@@ -108,14 +117,24 @@ class VisionRecipe(TrainingRecipe):
             shape=self._input_shape(config),
             num_classes=self.classes_of(config),
             features=config.features == "scattering",
+            pretrained=config.pretrained,
         )
         return start(
-            model, weights=config.start_from, reset_head=config.reset_head, train_only=config.train_only
+            model,
+            weights=config.start_from,
+            reset_head=config.reset_head,
+            train_only=config.train_only,
+            batch_norm=config.batch_norm,
         )
 
     def random_rows(self, config: VisionConfig, num_rows: int) -> Rows:
         generator = torch.Generator().manual_seed(0)
-        y = torch.randint(self.classes_of(config), (num_rows,), generator=generator)
+        classes = self.classes_of(config)
+        y = (
+            torch.randint(2, (num_rows, classes), generator=generator)
+            if self.several_labels(config)
+            else torch.randint(classes, (num_rows,), generator=generator)
+        )
         if config.features == "scattering":
             return torch.rand((num_rows, *self._input_shape(config)), generator=generator).half(), y
         channels, height, width = self.shape_of(config)
@@ -127,17 +146,18 @@ class VisionRecipe(TrainingRecipe):
     def transform(self, config: VisionConfig) -> Views | None:
         if not config.augmult:
             return None
-        return Views(multiplicity=config.augmult, pad=config.crop_pad, flip=config.flip)
+        return Views(multiplicity=config.augmult, pad=config.crop_pad, flip=config.flip, colour=config.colour)
 
     def loss_per_example(self, config: VisionConfig) -> Callable[[nn.Module, Any], Tensor]:
         def losses(model: nn.Module, rows: Rows) -> Tensor:
             x, y = rows
             return F.cross_entropy(model(x), y, reduction="none", label_smoothing=config.label_smoothing)
 
-        return mean_over_views(losses) if config.augmult else losses
+        chosen = losses_of_several if self.several_labels(config) else losses
+        return mean_over_views(chosen) if config.augmult else chosen
 
     def scores(self, config: VisionConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
-        return accuracies_and_loss
+        return scores_of_several if self.several_labels(config) else accuracies_and_loss
 
     def _input_shape(self, config: VisionConfig) -> tuple[int, int, int]:
         if config.features == "none":
@@ -171,6 +191,23 @@ class VisionRecipe(TrainingRecipe):
                 code="data-labels",
             )
         return x, y.astype(np.int64)
+
+
+def losses_of_several(model: nn.Module, rows: Rows) -> Tensor:
+    """Each image's loss, the mean over its labels of the binary cross-entropy: (B,)."""
+    x, y_BK = rows
+    logits_BK = model(x)
+    losses_BK = F.binary_cross_entropy_with_logits(logits_BK, y_BK.to(logits_BK.dtype), reduction="none")
+    return losses_BK.mean(1)
+
+
+def scores_of_several(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
+    """Each image's share of right labels, whether all are right, and its loss: (B,)."""
+    x, y_BK = rows
+    logits_BK = model(x)
+    right_BK = ((logits_BK > 0) == (y_BK == 1)).double()
+    losses_BK = F.binary_cross_entropy_with_logits(logits_BK, y_BK.to(logits_BK.dtype), reduction="none")
+    return {"accuracy": right_BK.mean(1), "all_right": right_BK.amin(1), "loss": losses_BK.mean(1)}
 
 
 def accuracies_and_loss(model: nn.Module, rows: Rows) -> dict[str, Tensor]:

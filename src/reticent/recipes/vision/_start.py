@@ -1,34 +1,63 @@
 """Where training begins: weights of another run, and which parameters are trained.
 
-Room: recipes. May import torch, `reticent.train` and `reticent.errors`.
+Room: recipes. May import torch, `reticent.{clip,train}` and `reticent.errors`.
 """
 
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from reticent.errors import ConfigError
+from reticent.clip import fix
+from reticent.errors import ConfigError, UnsupportedModel
 from reticent.train import load_tensors
 
+BatchNorm = Literal["refuse", "group-norm", "freeze"]
 
-def start(model: nn.Module, *, weights: str | None, reset_head: bool, train_only: str) -> nn.Module:
-    """The same model, with other weights loaded and what is not to be trained frozen.
+
+def start(
+    model: nn.Module,
+    *,
+    weights: str | None,
+    reset_head: bool,
+    train_only: str,
+    batch_norm: BatchNorm = "refuse",
+) -> nn.Module:
+    """The model with other weights loaded, batch normalisation replaced, and what is not trained frozen.
 
     Args:
-        model: changed in place.
-        weights: a safetensors file, or None.
+        model: changed in place, unless batch normalisation is replaced.
+        weights: a safetensors file, or None. Its names may lack the number of the layer that scales pixels.
         reset_head: whether the last linear layer keeps its own first weights.
         train_only: patterns of parameter names with commas between; "head" is the last linear layer.
+        batch_norm: what becomes of layers that mix the images of a batch; see `reticent.fix`.
 
     Raises:
+        UnsupportedModel[batch-norm]: there are such layers, and nothing was said of them.
         ConfigError[start-from]: the file cannot be read, or its weights do not fit.
         ConfigError[train-only]: a pattern matches no parameter.
     """
     head = _head(model)
-    if weights is not None:
-        _load(model, Path(weights), head if reset_head else None)
+    mixing = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    if mixing and batch_norm == "refuse":
+        raise UnsupportedModel(
+            f"Batch normalisation at '{mixing[0]}' and {len(mixing) - 1} more places mixes the images of a "
+            "batch. Set batch_norm = group-norm (then train all layers), or batch_norm = freeze to keep the "
+            "statistics that public weights came with.",
+            code="batch-norm",
+        )
+    left_out = head if reset_head else None
+    found = None if weights is None else _read(Path(weights), model)
+    if found is not None and mixing and any(name.endswith("running_mean") for name in found):
+        _load(model, found, left_out, weights)  # before its statistics are gone
+        found = None
+    if mixing and batch_norm != "refuse":
+        model = fix(model, batch_norm=batch_norm)
+    if found is not None:
+        _load(model, found, left_out, weights)
     patterns = [f"{head}.*" if p.strip() == "head" else p.strip() for p in train_only.split(",")]
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
@@ -46,14 +75,30 @@ def start(model: nn.Module, *, weights: str | None, reset_head: bool, train_only
 
 def _head(model: nn.Module) -> str:
     """Name of the last linear layer."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UnsupportedModel(
+            "The network has no linear layer, and so no head that could be reset or trained alone.",
+            code="no-head",
+        )
+    return linear[-1]
 
 
-def _load(model: nn.Module, path: Path, left_out: str | None) -> None:
+def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors, by the model's names: of a library's own file, without our first layer, too."""
     try:
         found: dict[str, Tensor] = dict(load_tensors(path)[0])
     except (OSError, SafetensorError, ValueError) as e:
         raise ConfigError(f"start_from: cannot read '{path}': {e}.", code="start-from") from e
+    own = model.state_dict().keys()
+    if not own & found.keys():
+        for prefix in ("1.", "1.inner."):
+            if own & {f"{prefix}{name}" for name in found}:
+                return {f"{prefix}{name}": t for name, t in found.items()}
+    return found
+
+
+def _load(model: nn.Module, found: dict[str, Tensor], left_out: str | None, path: str | None) -> None:
     own = model.state_dict()
     if left_out is not None:
         found = {name: t for name, t in found.items() if not name.startswith(f"{left_out}.")}

@@ -1,0 +1,126 @@
+"""Networks of timm and of transformers, as image classifiers that read bytes.
+
+Room: recipes. May import torch and `reticent.errors`; timm and transformers only inside the function that
+needs them.
+
+Sources of what they are: https://github.com/huggingface/timm (NFNets, ViTs, ...), and transformers.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reticent.errors import ConfigError
+
+from ._layers import PixelsLike
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a network's name is of another library."""
+    return name.startswith(("timm:", "transformers:"))
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder that a network's weights come from, if they lie on this machine."""
+    library, _, rest = name.partition(":")
+    return Path(rest) if library == "transformers" and Path(rest).is_dir() else None
+
+
+def foreign(name: str, *, shape: tuple[int, int, int], num_classes: int, pretrained: bool) -> nn.Module:
+    """A network of another library, with a new head where the number of classes differs from its own.
+
+    Pixels are scaled as the library says the network wants them.
+
+    Args:
+        name: `timm:NAME`, or `transformers:NAME` for what `save_pretrained` wrote to a folder, or a hub name.
+        shape: (channels, rows, columns) of the images.
+        num_classes: width of its head.
+        pretrained: whether it comes with public weights, which the library may fetch.
+
+    Raises:
+        ConfigError[unknown-model]: no such network, or its library is not installed.
+        ConfigError[model-input]: it cannot read images of this shape.
+    """
+    library, _, rest = name.partition(":")
+    make = _timm if library == "timm" else _transformers
+    try:
+        model = make(rest, shape, num_classes, pretrained)
+    except ModuleNotFoundError as e:
+        raise ConfigError(
+            f"{name} needs {library}, which is not installed: pip install {library}", code="unknown-model"
+        ) from e
+    except Exception as e:  # whatever the library raises while it looks for a name or builds
+        raise ConfigError(
+            f"{library} gives no network for {name!r} on images of {shape[1]} x {shape[2]} pixels "
+            f"({type(e).__name__}: {' '.join(str(e).split())[:200]}).",
+            code="unknown-model",
+        ) from e
+    _check_reads(name, model, shape, num_classes)
+    return model
+
+
+def _timm(name: str, shape: tuple[int, int, int], num_classes: int, pretrained: bool) -> nn.Module:
+    timm = import_module("timm")
+    settings = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": shape[0]}
+    try:
+        body = timm.create_model(name, img_size=shape[1:], **settings)
+    except TypeError:  # most convolutional networks read any size, and take no such argument
+        body = timm.create_model(name, **settings)
+    wanted = timm.data.resolve_model_data_config(body)
+    return nn.Sequential(PixelsLike(wanted["mean"], wanted["std"]), body)
+
+
+class _Logits(nn.Module):
+    """A classifier of transformers, images to logits."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(pixel_values=x).logits
+
+
+def _transformers(name: str, shape: tuple[int, int, int], num_classes: int, pretrained: bool) -> nn.Module:
+    transformers: Any = import_module("transformers")
+    config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes)
+    kind = transformers.AutoModelForImageClassification
+    if pretrained:
+        body = kind.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, use_safetensors=True, dtype=torch.float32
+        )
+    else:
+        body = kind.from_config(config)
+    try:
+        wanted, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+    except OSError:  # a folder without preprocessor_config.json
+        wanted = {}
+    pixels = PixelsLike(wanted.get("image_mean") or [0.5] * 3, wanted.get("image_std") or [0.5] * 3)
+    return nn.Sequential(pixels, _Logits(body.train()))
+
+
+@torch.no_grad()
+def _check_reads(name: str, model: nn.Module, shape: tuple[int, int, int], num_classes: int) -> None:
+    """One image of zeros goes through."""
+    channels, height, width = shape
+    x = torch.zeros((1, height, width, channels), dtype=torch.uint8)
+    was_training = model.training
+    try:
+        found = model.eval()(x).shape
+    except (RuntimeError, ValueError, AssertionError, IndexError) as e:
+        raise ConfigError(
+            f"{name} cannot read images of {height} x {width} pixels and {channels} channels "
+            f"({' '.join(str(e).split())[:200]}). Set image_size to what it reads.",
+            code="model-input",
+        ) from e
+    finally:
+        model.train(was_training)
+    if found != (1, num_classes):
+        raise ConfigError(
+            f"{name} gives outputs of shape {tuple(found)} for one image, and not {num_classes} logits: it "
+            "is no classifier.",
+            code="unknown-model",
+        )

@@ -1,0 +1,202 @@
+"""Networks of timm and transformers as private classifiers, and our views against torchvision's."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from reticent.clip import ClipEngine
+from reticent.errors import ConfigError, UnsupportedModel
+from reticent.recipes import describe, recipes, request, run
+from reticent.recipes._training import build_model
+from reticent.recipes.features import _backbones
+from reticent.recipes.vision._augment import Views, mean_over_views, recoloured
+from reticent.recipes.vision._networks import network
+from reticent.recipes.vision._start import start
+from tests.support.case import Problem
+from tests.support.judge import assert_close, median_norm
+from tests.support.oracle import loop_clipped_sum
+
+pytestmark = pytest.mark.vision
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "millions"),
+    [
+        ("nf_resnet50", 224, 25.56),
+        ("dm_nfnet_f0", 192, 71.49),
+        ("vit_tiny_patch16_224", 224, 5.72),
+        ("vit_base_patch16_224", 224, 86.57),
+    ],
+)
+def test_networks_have_their_published_sizes(name, side, millions):
+    with torch.device("meta"):
+        model = network(f"timm:{name}", shape=(3, side, side), num_classes=1000, features=False)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("views", [1, 4])
+@pytest.mark.parametrize("name", ["test_nfnet", "test_vit", "test_convnext", "transformers"])
+def test_per_example_gradients_are_those_of_the_loop(name, views, tiny_vit):
+    torch.manual_seed(0)
+    named = f"transformers:{tiny_vit}" if name == "transformers" else f"timm:{name}"
+    model = network(named, shape=(3, 32, 32), num_classes=3, features=False).double().eval()
+    x = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    x, y = Views(multiplicity=views)((x, torch.tensor([0, 1, 2])), torch.Generator().manual_seed(1))
+    each = mean_over_views(lambda m, rows: F.cross_entropy(m(rows[0]), rows[1], reduction="none"))
+    p = Problem(model=model, losses=lambda batch: each(model, batch), batch=(x.double(), y))
+    max_norm = median_norm(p)
+    total, norms = loop_clipped_sum(p.model, p.losses, p.batch, max_norm)
+    engine = ClipEngine(p.model, max_norm=max_norm)
+    engine.check(p.losses, p.batch)
+    assert_close(engine.clipped_sum(p.losses, p.batch), total, norms, max_norm=max_norm, tolerance=1e-11)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory):
+    """A folder as `save_pretrained` writes it."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, num_labels=5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(7)
+    ViTForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for low, name in ((0, "dark"), (128, "light")):
+            place = tmp_path / "images" / split / name
+            place.mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(rng.integers(low, low + 128, (32, 32, 3), dtype=np.uint8)).save(
+                    place / f"{k}.png"
+                )
+    return tmp_path / "images"
+
+
+def asked_for(folder, model, *more):
+    few = ["expected_batch_size=12", "num_steps=2", "epsilon=8", "delta=1e-3"]
+    return request("vision-finetune", [f"data={folder}", f"model={model}", *few, *more])
+
+
+def test_public_weights_of_transformers_are_fine_tuned_head_first(tmp_path, folder, tiny_vit):
+    from transformers import ViTForImageClassification
+
+    asked = asked_for(folder, f"transformers:{tiny_vit}", "pretrained=true")
+    shown = describe(asked)
+    assert shown["num_trained"] == 16 * 2 + 2
+    theirs = ViTForImageClassification.from_pretrained(tiny_vit).state_dict()
+    ours = build_model(recipes()["vision-finetune"], asked.config).state_dict()
+    shared = {name for name in theirs if not name.startswith("classifier")}
+    assert all(torch.equal(ours[f"1.inner.{name}"], theirs[name]) for name in shared)
+    result = run(asked, out=tmp_path / "run")
+    assert result["private"] and result["epsilon"] <= 8.0
+
+
+def test_a_network_of_timm_trains_all_its_layers_in_views(tmp_path, folder):
+    asked = asked_for(folder, "timm:test_nfnet", "train_only=*", "augmult=2", "physical_batch_size=8")
+    shown = describe(asked)
+    assert shown["num_trained"] == shown["num_parameters"] and shown["operations"] > 0
+    assert run(asked, out=tmp_path / "run")["epsilon"] <= 8.0
+
+
+def test_batch_normalisation_is_refused_converted_or_frozen(folder):
+    recipe = recipes()["vision-finetune"]
+    with pytest.raises(UnsupportedModel, match="batch_norm = group-norm") as e:
+        build_model(recipe, asked_for(folder, "timm:test_resnet").config)
+    assert e.value.code == "batch-norm"
+    for choice in ("group-norm", "freeze"):
+        asked = asked_for(folder, "timm:test_resnet", f"batch_norm={choice}", "train_only=*")
+        model = build_model(recipe, asked.config)
+        assert not [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        rows, losses = recipe.random_rows(asked.config, 3), recipe.loss_per_example(asked.config)
+        engine = ClipEngine(model, max_norm=1.0)
+        engine.check(partial(losses, model), rows)  # no image reaches another
+
+
+def test_a_library_s_own_file_of_weights_is_taken_by_its_names(tmp_path):
+    from safetensors.torch import save_file
+    from timm import create_model
+
+    torch.manual_seed(3)
+    theirs = create_model("test_resnet", num_classes=9)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    model = network("timm:test_resnet", shape=(3, 32, 32), num_classes=2, features=False)
+    weights = str(tmp_path / "model.safetensors")
+    made = start(model, weights=weights, reset_head=True, train_only="head", batch_norm="freeze")
+    x = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    scaled = made[0](x)
+    torch.testing.assert_close(
+        made[1].forward_features(scaled), theirs.eval().forward_features(scaled), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_size_that_does_not_fit_and_a_name_that_is_none_are_refused(tiny_vit):
+    with pytest.raises(ConfigError, match="cannot read images of 48 x 48") as e:
+        network(f"transformers:{tiny_vit}", shape=(3, 48, 48), num_classes=2, features=False)
+    assert e.value.code == "model-input"
+    with pytest.raises(ConfigError, match="timm gives no network for 'timm:nothing'") as e:
+        network("timm:nothing", shape=(3, 32, 32), num_classes=2, features=False)
+    assert e.value.code == "unknown-model"
+
+
+def test_views_are_what_torchvision_makes_of_the_same_draws():
+    from torchvision.transforms.v2 import functional as tv
+
+    x = torch.randint(0, 256, (2, 12, 10, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    views, _ = Views(multiplicity=3, pad=4)((x, torch.zeros(2)), torch.Generator().manual_seed(1))
+    draws = torch.Generator().manual_seed(1)
+    down, right = (torch.randint(-4, 5, (2, 3), generator=draws) for _ in range(2))
+    flipped = torch.rand((2, 3), generator=draws) < 0.5
+    for b in range(2):
+        wide = tv.pad(x[b].permute(2, 0, 1), [4, 4, 4, 4], padding_mode="reflect")
+        for k in range(3):
+            view = tv.crop(wide, 4 + int(down[b, k]), 4 + int(right[b, k]), 12, 10)
+            view = tv.horizontal_flip(view) if flipped[b, k] else view
+            assert torch.equal(views[b, k].permute(2, 0, 1), view)
+
+
+def test_colours_change_as_torchvision_changes_them():
+    from torchvision.transforms.v2 import functional as tv
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    factors = 0.5 + torch.rand((3, 2, 3), generator=generator)
+    made = recoloured(x, *factors)
+    for b in range(2):
+        for k in range(3):
+            image = x[b, k].permute(2, 0, 1).float() / 255
+            image = tv.adjust_brightness(image, float(factors[0, b, k]))
+            image = tv.adjust_contrast(image, float(factors[1, b, k]))
+            image = 255 * tv.adjust_saturation(image, float(factors[2, b, k]))
+            assert (made[b, k].permute(2, 0, 1).float() - image).abs().max() < 0.51
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "torchvision:resnet18"])
+def test_backbones_of_both_libraries_give_features(name, monkeypatch):
+    """Their weights are on hubs, so random ones stand in."""
+    import timm
+    import torchvision
+
+    make, get = timm.create_model, torchvision.models.get_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **more: make(name, **{**more, "pretrained": False})
+    )
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: get(name))
+    backbone = _backbones.load_backbone(
+        name, kind="images", size=None, max_length=None, report=print, progress=False
+    )
+    with torch.no_grad():
+        made = backbone.encode(np.zeros((2, 32, 32, 3), dtype=np.uint8))
+    assert made.shape[0] == 2 and made.ndim == 2 and torch.equal(made[0], made[1])
+    assert not any(p.requires_grad for p in backbone.model.parameters())
