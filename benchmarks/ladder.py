@@ -1,0 +1,188 @@
+"""What each technique of private training from scratch brings: a ladder of runs, each one technique more.
+
+    python -m benchmarks.ladder --recipe cifar10 --seeds 1 2 3 --out runs/ladder
+    python -m benchmarks.ladder --out runs/ladder --table-only --plots docs/plots
+
+Every run is a `reticent train` of its own in a folder of its own, at one epsilon and delta: what is
+finished is not run again, what was stopped is resumed. Seeds change weights and views; noise and
+batches are fresh in every run. The gain of a rung is over the rung before, seed by seed. Rungs see
+the same number of images (views are more work, not more images), so a large batch has fewer steps.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from reticent.report import Curve, draw_curves
+
+IMAGES: Final = 65_536  # that a run sees: 512 steps of 128, or 64 steps of 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One technique more than the rung before.
+
+    Args:
+        name: what it adds.
+        settings: what it changes.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+LADDER: Final = (
+    Rung(
+        name="DP-SGD",
+        settings={
+            "model": "wrn-10-1-nonorm-plain", "expected_batch_size": 128, "num_steps": IMAGES // 128,
+            "lr": 0.25, "momentum": 0.0, "max_norm": 1.0, "ema": 0,
+        },
+    ),
+    Rung(name="+ group norm", settings={"model": "wrn-10-1-plain"}),
+    Rung(
+        name="+ large batch",
+        settings={"expected_batch_size": 1024, "num_steps": IMAGES // 1024, "lr": 2.0},
+    ),
+    Rung(name="+ standardised weights", settings={"model": "wrn-10-1"}),
+    Rung(name="+ 4 views", settings={"augmult": 4}),
+    Rung(name="+ weight average", settings={"ema": 0.9}),
+    Rung(name="+ tuned", settings={"lr": 4.0, "augmult": 8}),
+)  # fmt: skip
+
+
+def settings_of(index: int) -> dict[str, Any]:
+    """All settings of a rung: its own over those of the rungs below."""
+    return {name: value for rung in LADDER[: index + 1] for name, value in rung.settings.items()}
+
+
+def run_once(recipe: str, index: int, seed: int, epsilon: float, folder: Path) -> dict[str, Any]:
+    """The rung's result for one seed: found, resumed, or run now."""
+    result = folder / "result.json"
+    if not result.exists():
+        if (folder / "run.json").exists():
+            command = ["resume", str(folder)]
+        else:
+            chosen = {**settings_of(index), "seed": seed, "epsilon": epsilon}
+            sets = [part for k, v in chosen.items() for part in ("--set", f"{k}={v}")]
+            command = ["train", recipe, *sets, "--out", str(folder)]
+        subprocess.run([sys.executable, "-m", "reticent", *command, "--json"], check=True, stdout=sys.stderr)
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def results(
+    recipe: str, rungs: Sequence[int], seeds: Sequence[int], epsilon: float, out: Path, *, new: float
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(rung, seed, result), all rungs of a seed together; at most `new` of them run now."""
+    for seed in seeds:
+        for index in rungs:
+            folder = out / f"rung-{index}-seed-{seed}"
+            fresh = not (folder / "result.json").exists()
+            if fresh and new < 1:
+                continue
+            new -= fresh
+            yield index, seed, run_once(recipe, index, seed, epsilon, folder)
+
+
+def summary(found: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each rung: accuracies by seed, mean, spread, and the gain over the rung before."""
+    rows: list[dict[str, Any]] = []
+    for index in sorted({index for index, _, _ in found}):
+        runs = {seed: result for i, seed, result in found if i == index}
+        accuracy = {seed: result["test_accuracy"] for seed, result in runs.items()}
+        below = rows[-1]["accuracy"] if rows and rows[-1]["rung"] == index - 1 else {}
+        gains = [accuracy[seed] - below[seed] for seed in accuracy if seed in below]
+        rows.append(
+            {
+                "rung": index,
+                "name": LADDER[index].name,
+                "settings": settings_of(index),
+                "accuracy": accuracy,
+                "mean": statistics.mean(accuracy.values()),
+                "spread": _spread(list(accuracy.values())),
+                "gain": statistics.mean(gains) if gains else None,
+                "gain_spread": _spread(gains),
+                "epsilon": max(result["epsilon"] for result in runs.values()),
+                "seconds": round(statistics.mean(result["seconds"] for result in runs.values()), 1),
+            }
+        )
+    return rows
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """As markdown, in per cent; spreads are standard deviations over seeds."""
+    lines = ["| rung | test accuracy | gain | seeds | seconds |", "|---|---|---|---|---|"]
+    for row in rows:
+        accuracy, gain = _shown(row["mean"], row["spread"]), _shown(row["gain"], row["gain_spread"], sign="+")
+        lines.append(
+            f"| {row['name']} | {accuracy} | {gain} | {len(row['accuracy'])} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _shown(mean: float | None, spread: float | None, sign: str = "") -> str:
+    if mean is None:
+        return ""
+    return f"{100 * mean:{sign}.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def plot(rows: Sequence[Mapping[str, Any]], out: Path, *, recipe: str, epsilon: float) -> list[Path]:
+    """Mean accuracy over rungs, with the spread over seeds."""
+    points = [(float(row["rung"]), row["mean"], row["spread"] or 0.0) for row in rows]
+    curve = Curve(name="private", points=points, private=True, colour=0)
+    rungs = ", ".join(f"{row['rung']} {row['name']}" for row in rows)
+    return draw_curves(
+        [curve], out, stem=f"ladder-{recipe}", x=rungs, y="test accuracy", title=f"{recipe}, ε = {epsilon:g}"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ladder", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--recipe", default="cifar10", help="cifar10, mnist or svhn")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rungs", type=int, nargs="+", default=list(range(len(LADDER))))
+    parser.add_argument("--epsilon", type=float, default=8.0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plots", type=Path, help="folder for the plot")
+    parser.add_argument(
+        "--max-runs", type=float, default=float("inf"), help="runs now; the rest another time"
+    )
+    parser.add_argument("--table-only", action="store_true", help="run nothing, show what is there")
+    args = parser.parse_args()
+    began, new = time.perf_counter(), 0 if args.table_only else args.max_runs
+    found = list(results(args.recipe, args.rungs, args.seeds, args.epsilon, args.out, new=new))
+    rows = summary(found)
+    said = {
+        "recipe": args.recipe,
+        "epsilon": args.epsilon,
+        "rungs": rows,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "wall_seconds": round(time.perf_counter() - began, 1),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "ladder.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+    if args.plots and rows:
+        for path in plot(rows, args.plots, recipe=args.recipe, epsilon=args.epsilon):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
