@@ -45,7 +45,8 @@ def measure(
 
     engine.check(lambda given: losses(model, given), transform((x[:4], y[:4]), generator))
     rows = transform((x, y), generator)
-    private(rows), plain(rows)
+    private(rows)
+    plain(rows)
     shares, ratios, times = [], [], {"augmentation": [], "private": [], "plain": []}
     for turn in range(rounds):
         took = {"augmentation": _timed(lambda: transform((x, y), generator))}

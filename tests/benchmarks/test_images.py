@@ -1,6 +1,7 @@
 """The benchmarks of images: each rung of the ladder is a run, and its table is what the runs say."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from reticent.recipes import make_config, recipes
 
 def test_every_rung_is_a_run_of_as_many_images():
     for index in range(len(ladder.LADDER)):
-        config = make_config(recipes()["cifar10"].config, ladder.settings_of(index))
+        config: Any = make_config(recipes()["cifar10"].config, ladder.settings_of(index))
         assert config.expected_batch_size * config.num_steps == ladder.IMAGES
 
 

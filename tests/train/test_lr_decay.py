@@ -1,6 +1,7 @@
 """The learning rate of each step, and that the caller's optimizer keeps its own afterwards."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_a_warm_up_reaches_the_whole_rate_with_its_last_step() -> None:
 
 
 def test_a_recipe_s_schedule_is_relative_to_its_steps() -> None:
-    config = request("mnist", ["num_steps=40", "lr_decay=cosine", "lr_warmup=0.1"]).config
+    config: Any = request("mnist", ["num_steps=40", "lr_decay=cosine", "lr_warmup=0.1"]).config
     settings = _settings(config)
     assert (settings.lr_decay, settings.lr_decay_steps, settings.lr_warmup_steps) == ("cosine", 40, 4)
 

@@ -1,6 +1,8 @@
 """Networks of timm and transformers as private classifiers, and our views against torchvision's."""
 
 from functools import partial
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,15 +60,14 @@ def test_per_example_gradients_are_those_of_the_loop(name, views, tiny_vit):
 @pytest.fixture(scope="session")
 def tiny_vit(tmp_path_factory):
     """A folder as `save_pretrained` writes it."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
+    transformers = import_module("transformers")
+    config = transformers.ViTConfig(
         image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32, num_labels=5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(7)
-    ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
     return folder
 
 
@@ -84,19 +85,19 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-def asked_for(folder, model, *more):
+def asked_for(folder, model, *more) -> Any:
     few = ["expected_batch_size=12", "num_steps=2", "epsilon=8", "delta=1e-3"]
     return request("vision-finetune", [f"data={folder}", f"model={model}", *few, *more])
 
 
 def test_public_weights_of_transformers_are_fine_tuned_head_first(tmp_path, folder, tiny_vit):
-    from transformers import ViTForImageClassification
-
+    transformers = import_module("transformers")
     asked = asked_for(folder, f"transformers:{tiny_vit}", "pretrained=true")
     shown = describe(asked)
     assert shown["num_trained"] == 16 * 2 + 2
-    theirs = ViTForImageClassification.from_pretrained(tiny_vit).state_dict()
-    ours = build_model(recipes()["vision-finetune"], asked.config).state_dict()
+    theirs = transformers.ViTForImageClassification.from_pretrained(tiny_vit).state_dict()
+    recipe: Any = recipes()["vision-finetune"]
+    ours = build_model(recipe, asked.config).state_dict()
     shared = {name for name in theirs if not name.startswith("classifier")}
     assert all(torch.equal(ours[f"1.inner.{name}"], theirs[name]) for name in shared)
     result = run(asked, out=tmp_path / "run")
@@ -111,7 +112,7 @@ def test_a_network_of_timm_trains_all_its_layers_in_views(tmp_path, folder):
 
 
 def test_batch_normalisation_is_refused_converted_or_frozen(folder):
-    recipe = recipes()["vision-finetune"]
+    recipe: Any = recipes()["vision-finetune"]
     with pytest.raises(UnsupportedModel, match="batch_norm = group-norm") as e:
         build_model(recipe, asked_for(folder, "timm:test_resnet").config)
     assert e.value.code == "batch-norm"
@@ -126,14 +127,13 @@ def test_batch_normalisation_is_refused_converted_or_frozen(folder):
 
 def test_a_library_s_own_file_of_weights_is_taken_by_its_names(tmp_path):
     from safetensors.torch import save_file
-    from timm import create_model
 
     torch.manual_seed(3)
-    theirs = create_model("test_resnet", num_classes=9)
+    theirs = import_module("timm").create_model("test_resnet", num_classes=9)
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     model = network("timm:test_resnet", shape=(3, 32, 32), num_classes=2, features=False)
     weights = str(tmp_path / "model.safetensors")
-    made = start(model, weights=weights, reset_head=True, train_only="head", batch_norm="freeze")
+    made: Any = start(model, weights=weights, reset_head=True, train_only="head", batch_norm="freeze")
     x = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     scaled = made[0](x)
     torch.testing.assert_close(
@@ -151,7 +151,7 @@ def test_a_size_that_does_not_fit_and_a_name_that_is_none_are_refused(tiny_vit):
 
 
 def test_views_are_what_torchvision_makes_of_the_same_draws():
-    from torchvision.transforms.v2 import functional as tv
+    tv = import_module("torchvision.transforms.v2.functional")
 
     x = torch.randint(0, 256, (2, 12, 10, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     views, _ = Views(multiplicity=3, pad=4)((x, torch.zeros(2)), torch.Generator().manual_seed(1))
@@ -167,7 +167,7 @@ def test_views_are_what_torchvision_makes_of_the_same_draws():
 
 
 def test_colours_change_as_torchvision_changes_them():
-    from torchvision.transforms.v2 import functional as tv
+    tv = import_module("torchvision.transforms.v2.functional")
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8, generator=generator)
@@ -185,9 +185,7 @@ def test_colours_change_as_torchvision_changes_them():
 @pytest.mark.parametrize("name", ["timm:test_vit", "torchvision:resnet18"])
 def test_backbones_of_both_libraries_give_features(name, monkeypatch):
     """Their weights are on hubs, so random ones stand in."""
-    import timm
-    import torchvision
-
+    timm, torchvision = import_module("timm"), import_module("torchvision")
     make, get = timm.create_model, torchvision.models.get_model
     monkeypatch.setattr(
         timm, "create_model", lambda name, **more: make(name, **{**more, "pretrained": False})

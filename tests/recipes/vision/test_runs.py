@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,8 +98,9 @@ def test_a_run_begins_with_anothers_weights_and_trains_the_head_alone(tmp_path, 
     before, after = load_tensors(weights)[0], load_tensors(tmp_path / "second" / "weights.safetensors")[0]
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if ".head." in name}
-    kept = asked_for("vision-finetune", folder, f"start_from={weights}", "reset_head=false")
-    start = build_model(recipes()["vision-finetune"], kept.config).state_dict()
+    kept: Any = asked_for("vision-finetune", folder, f"start_from={weights}", "reset_head=false")
+    recipe: Any = recipes()["vision-finetune"]
+    start = build_model(recipe, kept.config).state_dict()
     assert all(torch.equal(start[name], before[name]) for name in before)
 
 
@@ -150,7 +152,7 @@ def test_scattering_features_are_made_once_and_trained_on(tmp_path, monkeypatch)
         source="made up",
         sha256="0",
     )
-    recipe = recipes()["fashion-mnist-scattering"]
+    recipe: Any = recipes()["fashion-mnist-scattering"]
     config = request("fashion-mnist-scattering").config
     material = recipe.prepare(config, data)
     assert material.train[0].shape == (60, 81, 7, 7)
@@ -165,7 +167,7 @@ def test_scattering_features_are_made_once_and_trained_on(tmp_path, monkeypatch)
 
 def test_validation_rows_are_kept_out_of_training(tmp_path):
     rng = np.random.default_rng(0)
-    recipe = recipes()["mnist"]
+    recipe: Any = recipes()["mnist"]
     config = request("mnist", ["validation=10"]).config
     data = Dataset(
         name="mnist",

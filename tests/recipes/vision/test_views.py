@@ -1,6 +1,7 @@
 """Views of images: what they show, that they depend on their own image alone, and what they cost."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -145,13 +146,14 @@ def test_a_network_of_a_library_that_is_missing_says_how_to_get_it(monkeypatch):
 
 def test_batch_normalisation_is_refused_unless_something_is_said_of_it():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-    settings = {"weights": None, "reset_head": True, "train_only": "*"}
+    settings: Any = {"weights": None, "reset_head": True, "train_only": "*"}
     with pytest.raises(UnsupportedModel, match="batch_norm = freeze") as e:
         start(model, **settings)
     assert e.value.code == "batch-norm"
-    kinds = [type(m).__name__ for m in start(model, **settings, batch_norm="freeze")]
+    kinds = [type(m).__name__ for m in start(model, **settings, batch_norm="freeze").children()]
     assert kinds == ["Linear", "FrozenBatchNorm", "Linear"]
-    assert type(start(model, **settings, batch_norm="group-norm")[1]).__name__ == "GroupNorm"
+    replaced = start(model, **settings, batch_norm="group-norm").get_submodule("1")
+    assert type(replaced).__name__ == "GroupNorm"
 
 
 def test_weights_fit_before_batch_normalisation_is_replaced_and_after(tmp_path):
@@ -159,7 +161,7 @@ def test_weights_fit_before_batch_normalisation_is_replaced_and_after(tmp_path):
         return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
 
     first = fresh()
-    first[1].running_mean.fill_(0.5)
+    first.get_buffer("1.running_mean").fill_(0.5)
     for name, saved in (("before", first), ("after", fix(first, batch_norm="freeze"))):
         path = tmp_path / f"{name}.safetensors"
         save_file({n: t.contiguous() for n, t in saved.state_dict().items()}, path)
