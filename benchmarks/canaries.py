@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,15 @@ from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.sample import PoissonSampler
 
-DELTA, NUM_STEPS, CANARIES, ROWS = 1e-5, 100, 1000, 256
+DELTA, NUM_STEPS, CANARIES, ROWS = 1e-5, 100, 1000, 64
 
 
+@cache
 def plan_for(epsilon: float) -> Plan:
     """The plan of a claim."""
     return Plan.calibrate(
         budget=Budget(epsilon=epsilon, delta=DELTA),
-        sampler=PoissonSampler(sampling_prob=0.1, expected_batch_size=125.6),
+        sampler=PoissonSampler(sampling_prob=0.1, expected_batch_size=106.4),
         num_steps=NUM_STEPS,
         clipping=FlatClipping(max_norm=1.0),
     )
