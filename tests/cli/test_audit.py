@@ -67,12 +67,14 @@ def test_a_recipe_is_audited_without_its_data(monkeypatch):
 def test_a_run_is_held_against_its_ledger_and_keeps_the_audit(tmp_path):
     asked = request("digits", ["num_steps=4", "expected_batch_size=20", "model=logistic"])
     run(asked, out=tmp_path / "run")
+    (tmp_path / "run" / "report.html").write_text("an old page")
     done, found = audit(str(tmp_path / "run"), "--canaries", "60", "--json")
     assert done.exit_code == 0, done.stderr
     kept = json.loads((tmp_path / "run" / "audit.json").read_text())
     assert found["audit"] == str(tmp_path / "run" / "audit.json")
     assert kept["epsilon_claimed"] == json.loads((tmp_path / "run" / "result.json").read_text())["epsilon"]
     assert kept["claim"]["num_steps"] == 4 and kept["curve"]["measured"]
+    assert "<h2>Audit</h2>" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert {p["name"] for p in kept["probes"]} >= {"sensitivity", "noise size", "sampling rate"}
 
 

@@ -74,7 +74,9 @@ def noise_size(noise: Sequence[tuple[str, np.ndarray]], *, std: float, chance: f
     return Probe(name="noise size", passed=False, finding=f"'{worst}' got {what}")
 
 
-def noise_fresh(noise: Sequence[np.ndarray], *, std: float, chance: float) -> Probe:
+def noise_fresh(
+    noise: Sequence[np.ndarray], *, std: float, chance: float, name: str = "noise independence"
+) -> Probe:
     """Is the noise independent between steps and coordinates, and normal?
 
     Looks for the same noise in two steps, and at any distance between coordinates of one: workers that began
@@ -84,13 +86,12 @@ def noise_fresh(noise: Sequence[np.ndarray], *, std: float, chance: float) -> Pr
         noise: one flat array (D,) a step; all of the same length.
         std: the claimed standard deviation.
         chance: of a false alarm.
+        name: of the probe.
     """
     x_TD = np.stack([np.ravel(part) for part in noise]) / std
     silent = ~(np.abs(x_TD).max(1) > _SILENT)
     if silent.any():
-        return Probe(
-            name="noise independence", passed=False, finding=f"{int(silent.sum())} steps have no noise"
-        )
+        return Probe(name=name, passed=False, finding=f"{int(silent.sum())} steps have no noise")
     x_TD = x_TD / np.sqrt(np.mean(x_TD**2, axis=1, keepdims=True))  # its size is another probe's
     num_steps, dim = x_TD.shape
     lags = _autocorrelation(x_TD)
@@ -100,21 +101,21 @@ def noise_fresh(noise: Sequence[np.ndarray], *, std: float, chance: float) -> Pr
     if lags.size and np.abs(lags).max() > limit:
         lag = 1 + int(np.abs(lags).argmax())
         return Probe(
-            name="noise independence",
+            name=name,
             passed=False,
             finding=f"coordinates at distance {lag} carry related noise (z = {lags[lag - 1]:.1f})",
         )
     if steps.size and np.abs(steps).max() > limit:
         return Probe(
-            name="noise independence",
+            name=name,
             passed=False,
             finding=f"two steps carry related noise (z = {steps[np.abs(steps).argmax()]:.1f})",
         )
     p = float(kstest(x_TD.ravel(), "norm").pvalue)
     if p < chance / num_tests:
-        return Probe(name="noise independence", passed=False, finding=f"not normal (p = {p:.1g})")
+        return Probe(name=name, passed=False, finding=f"not normal (p = {p:.1g})")
     return Probe(
-        name="noise independence",
+        name=name,
         passed=True,
         finding=f"normal; no relation between {num_steps} steps or {dim} coordinates at any distance",
     )
@@ -225,7 +226,7 @@ def recording_probes(seen: Recording, *, mechanism: Mechanism, noise: float, cha
     level = float(seen.scores[seen.included].mean()) if seen.included.any() else 1.0
     residual = seen.scores - level * seen.included
     return [
-        noise_fresh(list(residual), std=noise, chance=chance / 2.0),
+        noise_fresh(list(residual), std=noise, chance=chance / 2.0, name="noise along canaries"),
         *sampling(seen.included[:, seen.member], mechanism=mechanism, chance=chance / 2.0),
     ]
 

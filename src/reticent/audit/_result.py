@@ -157,8 +157,9 @@ def whole_run_curve(evidence: npt.NDArray[np.float64], member: npt.NDArray[np.bo
 
 
 def _alphas(num_out: int) -> npt.NDArray[np.float64]:
-    """False positive rates from one in all to all, evenly on a log scale."""
-    return np.geomspace(1.0 / max(num_out, 2), 1.0, _POINTS)
+    """False positive rates from one in all to all, evenly on a log scale and on a plain one."""
+    rates = [np.geomspace(1.0 / max(num_out, 2), 1.0, _POINTS), np.linspace(0.05, 0.95, 19)]
+    return np.unique(np.concatenate(rates))
 
 
 def _measured(

@@ -72,7 +72,7 @@ def command(
 
     Of a run or a recipe, its model, losses, clipping and plan are trained again beside canaries, on made-up
     rows: no private data are read and nothing of the run is spent. A function is given a
-    `reticent.audit.Problem`, or rows with --how inputs.
+    `reticent.audit.Problem`, or rows with --how inputs. A run's report is written again, with the audit.
 
     Exits with status 1 if the bound is above the claim or a probe fails. That neither happens proves nothing:
     an audit can only refute.
@@ -150,6 +150,10 @@ def _write(target: str, out: Path | None, record: dict[str, Any]) -> Path | None
         return None
     path = out or folder / "audit.json"
     write_json(path, record)
+    if path.parent == folder and (folder / "report.html").is_file():
+        from reticent.report import write_report
+
+        write_report(folder)
     return path
 
 

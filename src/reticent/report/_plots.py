@@ -99,9 +99,10 @@ def roc_plot(
     axes.set_yscale("log")
     axes.plot([lowest, 1.0], [lowest, 1.0], color=_INK, linewidth=1, linestyle=_DASHES[2], label="guessing")
     axes.plot(*zip(*claimed, strict=True), color=_SERIES[1], linewidth=2, linestyle=_DASHES[1], label=_MOST)
-    fpr, tpr, low, high = zip(*measured, strict=True)
+    fpr, _, low, high = zip(*measured, strict=True)
     axes.fill_between(fpr, [max(v, lowest) for v in low], high, color=_SERIES[0], alpha=0.2, linewidth=0)
-    axes.plot(fpr, tpr, color=_SERIES[0], linewidth=2, label="measured, with 95 % bounds")
+    shown = [point[:2] for point in measured if point[1] > 0.0] or [(1.0, 1.0)]
+    axes.plot(*zip(*shown, strict=True), color=_SERIES[0], linewidth=2, label="measured, with 95 % bounds")
     axes.set_xlim(lowest, 1.0)
     axes.set_ylim(lowest, 1.1)
     figure.legend(frameon=False, labelcolor=_INK, loc="outside upper center", ncols=3)
