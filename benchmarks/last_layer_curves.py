@@ -81,7 +81,7 @@ def fill(
     times: int,
     out: Path | None,
 ) -> None:
-    """Run what is missing, epsilon by epsilon, and keep each figure at once."""
+    """Run what is missing, the slow run without privacy last, and keep each figure at once."""
 
     def keep() -> None:
         found["date"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -89,10 +89,6 @@ def fill(
         if out is not None:
             out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
-    if found["without_privacy"] is None:
-        settings = {"method": "one-step", "epsilon": 8.0, "twin": True}
-        found["without_privacy"] = one_run(features, data, settings)["twin"]
-        keep()
     for epsilon in epsilons:
         for variant in variants:
             runs = found["runs"].setdefault(variant, {}).setdefault(epsilon, [])
@@ -102,6 +98,10 @@ def fill(
                 runs.append({name: result[name] for name in names if name in result})
                 keep()
                 print(f"{variant}, epsilon {epsilon}: {runs[-1]}", file=sys.stderr, flush=True)
+    if found["without_privacy"] is None:
+        settings = {"method": "one-step", "epsilon": 8.0, "twin": True}
+        found["without_privacy"] = one_run(features, data, settings)["twin"]
+        keep()
 
 
 def table(found: Mapping[str, Any], *, variants: Sequence[str], epsilons: Sequence[str]) -> str:

@@ -11,10 +11,13 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from .._config import RecipeConfig
+from ._auto import CENTRE_SHARE
 
 Method = Literal["auto", "one-step", "sgd", "adam", "lamb", "least-squares", "newton", "fc"]
 ITERATIVE: Final = ("sgd", "adam", "lamb", "fc")
 SAMPLED: Final = ("sgd", "adam", "lamb")
+
+CHOSEN_TOO: Final = ("centre", "centre_share", "intercept")  # by method=auto, beside those of READ_BY
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
@@ -62,7 +65,7 @@ class LastLayerConfig(RecipeConfig):
         Literal["none", "private"],
         Field(description="private: release second moments with noise, and whiten"),
     ] = "none"
-    centre_share: Annotated[_Share, Field(description="of the budget, for centre=private")] = 0.05
+    centre_share: Annotated[_Share, Field(description="of the budget, for centre=private")] = CENTRE_SHARE
     whiten_share: Annotated[_Share, Field(description="of the budget, for whiten=private")] = 0.5
     loss: Annotated[
         Literal["softmax", "sigmoid"],
@@ -114,7 +117,8 @@ class LastLayerConfig(RecipeConfig):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.centre == "private" and self.whiten == "private":
+        centred = self.method == "auto" or self.centre == "private"
+        if centred and self.whiten == "private":
             if self.centre_share + self.whiten_share >= 1.0:
                 raise ValueError("centre_share and whiten_share must leave some budget: their sum is below 1")
         if math.isinf(self.epsilon) and self.twin:
@@ -133,7 +137,7 @@ class LastLayerConfig(RecipeConfig):
         ]
         problems += [
             f"{name} would be chosen by method=auto: leave it out, or name a method"
-            for name in READ_BY
+            for name in (*READ_BY, *CHOSEN_TOO)
             if name in settings and method == "auto"
         ]
         problems += [

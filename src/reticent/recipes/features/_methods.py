@@ -104,6 +104,7 @@ def resolved(config: LastLayerConfig, shape: PublicShape) -> LastLayerConfig:
                 delta=config.delta,
             )
         )
+        given["intercept"] = given.get("intercept", 0.0) * config.feature_norm
     method = given.get("method", config.method)
     lr, num_steps = _DEFAULTS[method]
     if config.lr is None:
@@ -111,7 +112,7 @@ def resolved(config: LastLayerConfig, shape: PublicShape) -> LastLayerConfig:
     if config.num_steps is None:
         given.setdefault("num_steps", num_steps)
     if config.max_norm is None:  # |r| |x| with |r| of one output that is wrong by 1
-        bound = math.hypot(config.feature_norm, config.intercept)
+        bound = math.hypot(config.feature_norm, given.get("intercept", config.intercept))
         given.setdefault("max_norm", bound / (shape.num_classes if config.loss == "sigmoid" else 1))
     return config.model_copy(update=given)
 
