@@ -83,7 +83,7 @@ def _nothing(why: str) -> AuditError:
     )
 
 
-class _Losses(nn.Module):
+class LossModule(nn.Module):
     """Losses as a module, so that they can be called with other weights."""
 
     def __init__(self, model: nn.Module, losses: Losses) -> None:
@@ -106,7 +106,7 @@ def per_example_gradients(
 
     Plain `torch.func`, one row at a time: shares nothing with the engine that is under attack.
     """
-    module = _Losses(model, losses)
+    module = LossModule(model, losses)
 
     def loss(trained: dict[str, Tensor], *row: Tensor) -> Tensor:
         return functional_call(module, trained, tuple(part[None] for part in row)).sum()

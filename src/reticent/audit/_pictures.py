@@ -20,8 +20,9 @@ from typing import Final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from ._informed import Gradient, Losses, Release, per_example_gradients
+from ._informed import Gradient, Losses, LossModule, Release
 
 _LEAST: Final = 1e-12
 
@@ -89,43 +90,61 @@ def likely_input(
     *,
     noise_std: float,
     max_norm: float | None = None,
-    weight: str = "0.weight",
-    bias: str = "0.bias",
-    num_rounds: int = 8,
+    num_steps: int = 150,
+    lr: float = 0.1,
 ) -> Float[Tensor, " I"]:
-    """The posterior mean of an input with a known label: the prior, moved as far as the noise lets it.
+    """The most likely input with a known label, given the prior and what the noise lets through.
 
-    The gradient of the first layer's output depends on the input; it is computed at the last round's answer.
-    With so much noise that nothing is learned, the answer is the prior's mean.
+    Maximises the log-likelihood of what is left of the releases (`candidate_scores` over the noise's
+    variance) plus the prior's, by Adam over the prior's axes. With so much noise that nothing is learned, the
+    answer is near the prior's mean.
 
     Args:
         seen: the steps.
         left: what the known examples leave over, for each step.
-        model: the architecture.
+        model: the architecture, twice differentiable where it matters.
         losses: (model, (inputs, labels)) -> (B,).
         label: the target's label, shape (1,).
         prior: what is known of inputs with that label.
         noise_std: of the noise in `left`, public; above 0.
         max_norm: the clipping norm; None if nothing was clipped.
-        weight: name of the first layer's weights.
-        bias: name of its bias.
-        num_rounds: how often to compute the outer factor anew.
+        num_steps: steps of Adam, whose learning rate falls to zero.
+        lr: at the beginning, in deviations of the prior.
     """
-    answer = prior.mean
-    for _ in range(num_rounds):
-        aligned, weightage = torch.zeros_like(prior.mean), torch.zeros(())
+    scaled_axes = prior.axes * prior.variances.sqrt()
+    place = torch.zeros(scaled_axes.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([place], lr=lr)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
+    module = LossModule(model, losses)
+    for _ in range(num_steps):
+        guess = prior.mean + scaled_axes @ place
+        score = torch.zeros(())
         for release, residual in zip(seen, left, strict=True):
-            own = per_example_gradients(
-                model, losses, (answer[None], label), release.weights, max_norm=max_norm
-            )
-            outer = own[bias][0]
-            aligned = aligned + outer @ residual[weight]
-            weightage = weightage + outer.square().sum()
-        information = weightage / noise_std**2  # 1 / variance of each pixel of aligned / weightage
-        moved = prior.axes.T @ (aligned / weightage.clamp_min(_LEAST) - prior.mean)
-        kept = prior.variances * information / (prior.variances * information + 1.0)
-        answer = (prior.mean + prior.axes @ (kept * moved)).clamp(0.0, 1.0)
-    return answer
+            score = score + _explained(module, guess, label, release, residual, max_norm)
+        (gradient,) = torch.autograd.grad(place.square().sum() / 2 - score / noise_std**2, [place])
+        place.grad = gradient
+        optimizer.step()
+        falling.step()
+    return (prior.mean + scaled_axes @ place).detach().clamp(0.0, 1.0)
+
+
+def _explained(
+    module: nn.Module,
+    guess: Tensor,
+    label: Tensor,
+    release: Release,
+    residual: Gradient,
+    max_norm: float | None,
+) -> Tensor:
+    """<left, g> - |g|^2 / 2 of one step, with g the guess's clipped gradient; differentiable in the guess."""
+    weights = {f"model.{n}": w.detach().requires_grad_(True) for n, w in release.weights.items()}
+    loss = functional_call(module, weights, (guess[None], label)).sum()
+    own = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+    flat = torch.cat([g.flatten() for g in own])
+    if max_norm is not None:
+        flat = flat * (max_norm / flat.norm().clamp_min(_LEAST)).clamp(max=1.0)
+    wanted = torch.cat([residual[name].flatten() for name in release.weights])
+    return flat @ wanted - flat.square().sum() / 2
 
 
 def match_gradient(

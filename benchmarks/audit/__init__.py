@@ -1,0 +1,1 @@
+"""Attacks measured: membership over many runs, reconstruction with pictures, another library under audit."""
