@@ -79,6 +79,6 @@ def gradient_canaries(
     )
     epochs = NUM_STEPS * SAMPLING_PROB
     return result, {
-        **result.to_dict(),
+        **{name: value for name, value in result.to_dict().items() if name not in ("curve", "pictures")},
         "epsilon_without_amplification": gaussian_epsilon(math.sqrt(epochs) / noise, delta=DELTA),
     }

@@ -20,9 +20,8 @@ from typing import Final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ._informed import Gradient, Losses, LossModule, Release
+from ._informed import Gradient, Losses, Release, per_example_gradients
 
 _LEAST: Final = 1e-12
 
@@ -66,18 +65,31 @@ class PicturePrior:
         mean: shape (I,).
         axes: principal directions, orthonormal, shape (I, D).
         variances: along each of them, shape (D,); nothing varies across them.
+        brevity: mean and variance of 1 / |(input, 1)|, which is what clipping leaves of an input's length.
     """
 
     mean: Tensor = field(repr=False)
     axes: Tensor = field(repr=False)
     variances: Tensor = field(repr=False)
+    brevity: tuple[float, float]
 
     @classmethod
     def of(cls, public: Float[Tensor, "P I"]) -> "PicturePrior":
         """Mean and all principal directions of public examples."""
         mean = public.mean(0)
         _, sizes, directions = torch.linalg.svd(public - mean, full_matrices=False)
-        return cls(mean=mean, axes=directions.T, variances=sizes.square() / max(1, len(public) - 1))
+        brevities = 1.0 / _length(public)
+        return cls(
+            mean=mean,
+            axes=directions.T,
+            variances=sizes.square() / max(1, len(public) - 1),
+            brevity=(float(brevities.mean()), float(brevities.var())),
+        )
+
+
+def _length(inputs: Tensor) -> Tensor:
+    """|(input, 1)| along the last axis."""
+    return (inputs.square().sum(-1) + 1.0).sqrt()
 
 
 def likely_input(
@@ -89,62 +101,48 @@ def likely_input(
     prior: PicturePrior,
     *,
     noise_std: float,
-    max_norm: float | None = None,
-    num_steps: int = 150,
-    lr: float = 0.1,
+    max_norm: float,
+    weight: str = "0.weight",
+    bias: str = "0.bias",
+    num_rounds: int = 4,
 ) -> Float[Tensor, " I"]:
-    """The most likely input with a known label, given the prior and what the noise lets through.
+    """The prior's mean of an input with a known label, moved as far as the noise lets it.
 
-    Maximises the log-likelihood of what is left of the releases (`candidate_scores` over the noise's
-    variance) plus the prior's, by Adam over the prior's axes. With so much noise that nothing is learned, the
-    answer is near the prior's mean.
+    A clipped gradient of a first linear layer is u (input, 1)^T / |(input, 1)|: linear in the input, given u
+    and the length. u is computed at the last round's answer; the length is estimated from the bias and the
+    prior; the input is then the posterior mean. With nothing but noise, it is the prior's mean.
 
     Args:
-        seen: the steps.
+        seen: the steps, in each of which the target's gradient was clipped.
         left: what the known examples leave over, for each step.
-        model: the architecture, twice differentiable where it matters.
+        model: the architecture.
         losses: (model, (inputs, labels)) -> (B,).
         label: the target's label, shape (1,).
         prior: what is known of inputs with that label.
         noise_std: of the noise in `left`, public; above 0.
-        max_norm: the clipping norm; None if nothing was clipped.
-        num_steps: steps of Adam, whose learning rate falls to zero.
-        lr: at the beginning, in deviations of the prior.
+        max_norm: the clipping norm.
+        weight: name of the first layer's weights.
+        bias: name of its bias.
+        num_rounds: how often to compute u anew.
     """
-    scaled_axes = prior.axes * prior.variances.sqrt()
-    place = torch.zeros(scaled_axes.shape[1], requires_grad=True)
-    optimizer = torch.optim.Adam([place], lr=lr)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
-    module = LossModule(model, losses)
-    for _ in range(num_steps):
-        guess = prior.mean + scaled_axes @ place
-        score = torch.zeros(())
+    answer = prior.mean
+    usual, spread = prior.brevity
+    for _ in range(num_rounds):
+        aligned, ones, size = torch.zeros_like(prior.mean), 0.0, 0.0
         for release, residual in zip(seen, left, strict=True):
-            score = score + _explained(module, guess, label, release, residual, max_norm)
-        (gradient,) = torch.autograd.grad(place.square().sum() / 2 - score / noise_std**2, [place])
-        place.grad = gradient
-        optimizer.step()
-        falling.step()
-    return (prior.mean + scaled_axes @ place).detach().clamp(0.0, 1.0)
-
-
-def _explained(
-    module: nn.Module,
-    guess: Tensor,
-    label: Tensor,
-    release: Release,
-    residual: Gradient,
-    max_norm: float | None,
-) -> Tensor:
-    """<left, g> - |g|^2 / 2 of one step, with g the guess's clipped gradient; differentiable in the guess."""
-    weights = {f"model.{n}": w.detach().requires_grad_(True) for n, w in release.weights.items()}
-    loss = functional_call(module, weights, (guess[None], label)).sum()
-    own = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-    flat = torch.cat([g.flatten() for g in own])
-    if max_norm is not None:
-        flat = flat * (max_norm / flat.norm().clamp_min(_LEAST)).clamp(max=1.0)
-    wanted = torch.cat([residual[name].flatten() for name in release.weights])
-    return flat @ wanted - flat.square().sum() / 2
+            own = per_example_gradients(
+                model, losses, (answer[None], label), release.weights, max_norm=max_norm
+            )
+            u = own[bias][0] * _length(answer)
+            aligned = aligned + u @ residual[weight]
+            ones += float(u @ residual[bias])
+            size += float(u.square().sum())
+        information = size / noise_std**2
+        brevity = (usual / spread + ones / noise_std**2) / (1.0 / spread + information)
+        precision = prior.variances * information * brevity**2
+        moved = prior.axes.T @ (aligned / (size * brevity) - prior.mean)
+        answer = (prior.mean + prior.axes @ (precision / (precision + 1.0) * moved)).clamp(0.0, 1.0)
+    return answer
 
 
 def match_gradient(
