@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_RUN ?= runs/demo
 PYTEST_ARGS ?=
+# Tests are many and small: one process for each core, at most eight; PARALLEL= runs them in one.
+PARALLEL ?= -n logical --maxprocesses=8 --dist=worksteal
 
 VISION := .venv-vision
 VISION_PINS := torch==2.14.1 torchvision==0.29.1
@@ -49,17 +51,17 @@ demo: $(VENV)/.installed  ## install, train Fashion-MNIST privately beside its n
 	echo "The report is $$(cd "$$run" && pwd)/report.html"
 
 test: $(VENV)/.installed-dev  ## install, run the fast tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## run the slow tests too
-	$(BIN)/python -m pytest -m "not network and not vision" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not network and not vision" $(PARALLEL) $(PYTEST_ARGS)
 
 test-vision:  ## run the tests that need torchvision, in an environment of their own
 	@if ! grep -rqsE 'mark\.vision' tests; then \
 	    echo "No test needs torchvision yet: nothing to run."; \
 	else \
 	    $(MAKE) --no-print-directory $(VISION)/.installed-dev && \
-	    $(VISION)/bin/python -m pytest -m "vision and not network" $(PYTEST_ARGS); \
+	    $(VISION)/bin/python -m pytest -m "vision and not network" $(PARALLEL) $(PYTEST_ARGS); \
 	fi
 
 lint: $(VENV)/.installed-dev  ## format, lint, types, import directions, spelling, errors page

@@ -113,7 +113,8 @@ def test_fm_24_several_ranks_are_refused(two_ranks, tmp_path):
     """Each of N ranks adds full noise, or a share that is only right if the seeds are as somebody said.
 
     Severity: critical
-    Prevented: a process of a group of several is refused before a ledger is made.
+    Prevented: a process of a group that the step was not told of is refused before a ledger is made; of those it
+    was told of, each noises coordinates of its own (tests/dist).
     """
     with pytest.raises(ConfigError, match="2 processes"):
         make_private(tmp_path)
@@ -124,7 +125,7 @@ def test_fm_25_no_two_tensors_processes_or_steps_share_noise(tmp_path):
     """All ranks, or all shards of a model, draw the very same noise from one seed.
 
     Severity: critical
-    Prevented: sharded models and several ranks are refused; no byte of a key stream is used twice.
+    Prevented: sharded models are refused; each rank has a key of its own; no byte of a key stream is used twice.
     """
     torch.manual_seed(0)
     one = CipherNoise.fresh().normal((40_000,), dtype=torch.float64)

@@ -114,7 +114,7 @@ def test_fm_40_two_processes_with_equal_seeds_draw_independently():
     """Ranks share a seed, pick the same positions of their shards, and reveal each other's draws.
 
     Severity: critical
-    Prevented: several ranks are refused; a stream is keyed by the operating system at each draw.
+    Prevented: rank 0 alone draws; a stream is keyed by the operating system at each draw.
     """
     sampler = PoissonSampler(num_examples=20_000, expected_batch_size=2000)
     seen = []

@@ -4,6 +4,7 @@ Room: cli.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from rich.table import Table
 
 from reticent.cli._show import rounded_up
 from reticent.errors import ReticentError
+
+
+def leads() -> bool:
+    """Whether this process speaks: of those that torchrun starts, the first does."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def progress_console() -> Console:

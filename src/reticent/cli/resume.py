@@ -19,6 +19,8 @@ def command(run: Path, as_json: bool) -> None:
     """
     from reticent.recipes import go_on  # torch is slow to import; --help should not wait for it
 
-    from ._run_screen import finish, progress_console
+    from ._run_screen import finish, leads, progress_console
 
-    finish(go_on(run, console=progress_console()), as_json=as_json)
+    result = go_on(run, console=progress_console() if leads() else None)
+    if leads():
+        finish(result, as_json=as_json)

@@ -32,7 +32,7 @@ def command(recipe: str, settings: tuple[str, ...], out: Path | None, as_json: b
     """
     from reticent.recipes import request, run  # torch is slow to import; --help should not wait for it
 
-    from ._run_screen import finish, progress_console
+    from ._run_screen import finish, leads, progress_console
 
     asked = request(recipe, settings)
     if dry_run:
@@ -40,12 +40,13 @@ def command(recipe: str, settings: tuple[str, ...], out: Path | None, as_json: b
         return
     folder = out or Path("runs") / f"{asked.recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
-        result = run(asked, out=folder, console=progress_console())
+        result = run(asked, out=folder, console=progress_console() if leads() else None)
     except KeyboardInterrupt:
         if folder.exists():
             click.echo(f"Stopped. Go on with: reticent resume {folder}", err=True)
         raise
-    finish(result, as_json=as_json)
+    if leads():
+        finish(result, as_json=as_json)
 
 
 def _print_plan(asked: "Request", *, as_json: bool) -> None:

@@ -71,21 +71,23 @@ class CipherNoise:
         return cls(Keystream(os.urandom(KEY_BYTES)), private=True)
 
     @classmethod
-    def reproducible(cls, seed: int, *, start: int = 0) -> "CipherNoise":
+    def reproducible(cls, seed: int, *, start: int = 0, rank: int = 0) -> "CipherNoise":
         """Make a source that repeats: for tests and research only, without any privacy.
 
         Args:
             seed: any integer.
             start: where a resumed run goes on, e.g. its step; another `start` is an unrelated
                 stream, so a resumed run does not add the noise of its first steps again.
+            rank: of this process among several, each of which noises coordinates of its own.
 
         Raises:
-            ConfigError[seed]: `seed` or `start` is not an integer.
+            ConfigError[seed]: `seed`, `start` or `rank` is not an integer.
         """
-        for name, value in (("seed", seed), ("start", start)):
+        for name, value in (("seed", seed), ("start", start), ("rank", rank)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} must be an integer, got {value!r}.", code="seed")
         text = f"reticent reproducible noise, not private: seed {seed}, start {start}"
+        text += f", rank {rank}" if rank else ""
         return cls(Keystream(hashlib.sha256(text.encode()).digest()), private=False)
 
     @property

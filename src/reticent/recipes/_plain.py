@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from reticent.dist import ALONE
 from reticent.plan import LogicalBatch
 from reticent.train import Transform, augment, chunks_of, mix_seed
 
@@ -34,6 +35,7 @@ class PlainStep:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.ranks = ALONE
         self.num_steps = num_steps
         self.head = None
         self.clip_norms: tuple[float, ...] = ()

@@ -5,7 +5,8 @@ Room: recipes. May import torch, rich, `reticent.{plan,train,data,sample,optim}`
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from reticent.account import Segments
+from reticent.dist import Ranks
 from reticent.errors import CheckpointError, DataError
 from reticent.optim import Lamb, decayed_sgd
 from reticent.plan import Plan
@@ -51,6 +53,7 @@ from ._going_on import check_unedited, finished
 from ._memory import measure_memory
 from ._origin import refuse_same_data
 from ._plain import PlainStep
+from ._ranks import fetched_by, ranks_of
 from ._recipe import Recipe, Request
 from ._table import recipes
 from ._training_config import TrainingConfig
@@ -160,14 +163,17 @@ class TrainingRecipe(Recipe):
         return [(plan.mechanism, plan.num_steps)]
 
     def run(self, asked: Request, *, out: Path, console: Console | None, data: Any = None) -> dict[str, Any]:
-        out = new_folder(out)
-        with removed_if_empty(out):
-            asked, data, replaced = _with_data(asked, data, console)
-            asked = with_physical_batch(asked, say=_sayer(console))
-            job = _Job.prepare(asked, data, fallback_from=replaced)
-            plain = math.isinf(job.config.epsilon)
-            result = _train_plain(job, out, console) if plain else _train_private(job, out, console)
-            return _conclude(job, out, result, console)
+        with ranks_of(_training(asked)[1]) as ranks:
+            ranks.first(lambda: new_folder(out))
+            with removed_if_empty(out) if ranks.leads else nullcontext():
+                asked, data, replaced = _with_data(asked, data, console, ranks)
+                asked = with_physical_batch(asked, say=_sayer(console))
+                job = _Job.prepare(asked, data, fallback_from=replaced)
+                plain = math.isinf(job.config.epsilon)
+                result = (
+                    _train_plain(job, out, console) if plain else _train_private(job, out, console, ranks)
+                )
+                return ranks.first(lambda: _conclude(job, out, result, console)) or result
 
     def go_on(
         self, folder: Path, *, about: Mapping[str, Any], console: Console | None, data: Any = None
@@ -186,23 +192,25 @@ class TrainingRecipe(Recipe):
         done = finished(folder, config, plan, run_id=about["run_id"])
         if done is not None:
             return done
-        if data is None:
-            data = self.fetch(config, report=_sayer(console), progress=console is not None)
-        job = _Job.prepare(asked, data, plan=plan, fallback_from=about["data"].get("fallback_from"))
-        if math.isinf(config.epsilon):
-            result = _resume_plain(job, folder, console)
-        else:
-            result = resume(
-                job.model,
-                job.optimizer,
-                dataset=job.material.train,
-                loss_per_example=losses_of(self, config),
-                out=folder,
-                transform=self.transform(config),
-                evaluation=job.evaluation,
-                console=console,
-            ).to_dict()
-        return _conclude(job, folder, result, console)
+        with ranks_of(_training(asked)[1]) as ranks:
+            if data is None:
+                data = fetched_by(ranks, self, config, console)
+            job = _Job.prepare(asked, data, plan=plan, fallback_from=about["data"].get("fallback_from"))
+            if math.isinf(config.epsilon):
+                result = _resume_plain(job, folder, console)
+            else:
+                result = resume(
+                    job.model,
+                    job.optimizer,
+                    dataset=job.material.train,
+                    loss_per_example=losses_of(self, config),
+                    out=folder,
+                    transform=self.transform(config),
+                    evaluation=job.evaluation,
+                    console=console,
+                    ranks=ranks,
+                ).to_dict()
+            return ranks.first(lambda: _conclude(job, folder, result, console)) or result
 
 
 def plan_of(asked: Request) -> Plan:
@@ -384,16 +392,18 @@ def _settings(config: TrainingConfig) -> TrainSettings:
     )
 
 
-def _with_data(asked: Request, data: Any, console: Console | None) -> tuple[Request, Any, str | None]:
+def _with_data(
+    asked: Request, data: Any, console: Console | None, ranks: Ranks
+) -> tuple[Request, Any, str | None]:
     """The data set; or, loudly, the fallback recipe with its own, if no source can be reached."""
     if data is not None:
         return asked, data, None
     say = _sayer(console)
     recipe, config = _training(asked)
     try:
-        return asked, recipe.fetch(config, report=say, progress=console is not None), None
+        return asked, fetched_by(ranks, recipe, config, console), None
     except DataError as e:
-        if recipe.fallback is None or e.code != "data-sources":
+        if recipe.fallback is None or e.code != "data-sources" or ranks.size > 1:
             raise
         instead = recipes()[recipe.fallback]
         assert isinstance(instead, TrainingRecipe), "a fallback trains too"
@@ -417,7 +427,7 @@ def _sayer(console: Console | None) -> Callable[[str], None]:
     return lambda text: console.print(text, style="bold yellow", markup=False, highlight=False)
 
 
-def _train_private(job: _Job, out: Path, console: Console | None) -> dict[str, Any]:
+def _train_private(job: _Job, out: Path, console: Console | None, ranks: Ranks) -> dict[str, Any]:
     config = job.config
     for warning in job.plan.warnings():
         _sayer(console)(f"warning: {warning}")
@@ -435,6 +445,7 @@ def _train_private(job: _Job, out: Path, console: Console | None) -> dict[str, A
         noise_seed=config.noise_seed,
         description=job.description,
         console=console,
+        ranks=ranks,
     ).to_dict()
 
 

@@ -105,6 +105,10 @@ class TrainingConfig(RecipeConfig):
     compile: Annotated[
         bool, Field(description="clip in a compiled graph: minutes once, then faster steps")
     ] = False
+    parallel: Annotated[
+        Literal["none", "ddp"],
+        Field(description="ddp: a share of each batch on every process that torchrun started"),
+    ] = "none"
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 0
     checkpoint_every: Annotated[
         int, Field(ge=0, description="steps between checkpoints; 0: only at the end")

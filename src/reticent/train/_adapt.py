@@ -34,8 +34,9 @@ from reticent.clipping import (
     StepClipping,
     groups,
 )
+from reticent.dist import ALONE, Ranks
 from reticent.errors import CheckpointError, StepError
-from reticent.noise import NoiseSource, add_noise
+from reticent.noise import NoiseSource
 from reticent.plan import Plan
 
 _COUNT = "count"
@@ -115,10 +116,10 @@ class ClipNorms:
             )
         return count_below(added.norms, group_norms_UL, self.values)
 
-    def release(self, count_L: Tensor, plan: Plan, source: NoiseSource) -> None:
+    def release(self, count_L: Tensor, plan: Plan, source: NoiseSource, ranks: Ranks = ALONE) -> None:
         """Noise the count of a step whose ledger entry is durable, and move the norms by it."""
         assert self._adaptive is not None and plan.count_noise_multiplier is not None
-        noised = add_noise(
+        noised = ranks.add_noise(
             bounded_count(count_L), noise_multiplier=plan.count_noise_multiplier, source=source
         )
         self.values = next_norms(

@@ -124,6 +124,7 @@ def write_run(
     noise_seed: int | None,
     model: nn.Module,
     private: bool,
+    num_ranks: int = 1,
 ) -> None:
     """Write `run.json`: what is going to run, with what, where.
 
@@ -142,7 +143,7 @@ def write_run(
             "physical_batch_size": physical_batch_size,
             "noise_seed": noise_seed,
         },
-        "environment": _environment(),
+        "environment": {**_environment(), **({"num_ranks": num_ranks} if num_ranks > 1 else {})},
         "model": {
             "num_parameters": sum(p.numel() for p in model.parameters()),
             "num_trainable": sum(p.numel() for p in trainable(model).values()),

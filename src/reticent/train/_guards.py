@@ -1,6 +1,6 @@
 """What must hold of a model and its optimizer before, during and after every private step.
 
-Room: train. May import torch and `reticent.errors`.
+Room: train. May import torch, `reticent.dist` and the floors below.
 """
 
 import inspect
@@ -11,6 +11,7 @@ import torch.distributed
 from torch import nn
 from torch.optim import Optimizer
 
+from reticent.dist import Ranks
 from reticent.errors import ConfigError, StepError
 
 _PARALLEL: Final = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
@@ -52,31 +53,32 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     _check_parameters(wanted, optimizer)
 
 
-def refuse_several_ranks(model: nn.Module) -> None:
-    """Refuse training that is spread over processes: one step's noise would be added by each of them.
+def refuse_shards(model: nn.Module, ranks: Ranks, *, show_norms: bool) -> None:
+    """Refuse training that is spread over processes in a way that `ranks` does not know of.
 
     Raises:
-        ConfigError[several-ranks]: this process belongs to a group of several, or the model's parameters
-            are shards, or the model is wrapped for training on several devices.
+        ConfigError[several-ranks]: this process belongs to a group of several and `ranks` does not, or the
+            model's parameters are shards, or the model is wrapped for training on several devices, or
+            norms are to be shown, of which each rank has some.
     """
     dist = torch.distributed
     size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     wrappers = [type(m).__name__ for m in model.modules() if type(m).__name__ in _PARALLEL]
     sharded = [name for name, p in model.named_parameters() if type(p.data).__name__ in _SHARDED]
-    if size > 1 or wrappers or sharded:
-        problem = (
-            f"this is one of {size} processes of a group"
-            if size > 1
-            else f"the model is wrapped in {wrappers[0]}"
-            if wrappers
-            else f"parameter '{sharded[0]}' is one shard of several"
-        )
-        raise ConfigError(
-            f"Private training runs in one process, and {problem}. Every process would draw its own batch "
-            "and add its own noise, and the ledger would hold one of them. Train in a single process on the "
-            "unwrapped model.",
-            code="several-ranks",
-        )
+    problems = [
+        (size > 1 and ranks.size == 1, f"this is one of {size} processes of a group"),
+        (bool(wrappers), f"the model is wrapped in {wrappers[:1]}"),
+        (bool(sharded), f"parameters are shards of several ranks: {sharded[:1]}"),
+        (show_norms and ranks.size > 1, "each rank would show the norms of its own examples"),
+    ]
+    for found, problem in problems:
+        if found:
+            raise ConfigError(
+                f"Refused: {problem}. By itself each process would draw its own batch and add its own noise, "
+                "and the ledger would hold one of them. Give every rank the whole, unwrapped model and "
+                "PrivateStep(ranks=reticent.dist.Replicas()), or train in a single process.",
+                code="several-ranks",
+            )
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from reticent.account import checked_epsilon, epsilon
 from reticent.account.ledger import Ledger, LedgerView
+from reticent.dist import RanksLedger
 from reticent.errors import LedgerError
 from reticent.plan import ROW, Plan
 from reticent.records import EpsilonReport
@@ -57,7 +58,7 @@ def _public(plan: Plan) -> dict[str, Any]:
 
 
 def check_ledger(
-    ledger: Ledger | LedgerView, plan: Plan, *, reproducible: bool, run_id: str | None = None
+    ledger: Ledger | RanksLedger | LedgerView, plan: Plan, *, reproducible: bool, run_id: str | None = None
 ) -> None:
     """Refuse a ledger in which this plan's steps would be entered under another claim.
 
@@ -88,7 +89,7 @@ def check_ledger(
         )
 
 
-def ledger_epsilon(ledger: Ledger | LedgerView, *, final: bool = False) -> EpsilonReport:
+def ledger_epsilon(ledger: Ledger | RanksLedger | LedgerView, *, final: bool = False) -> EpsilonReport:
     """The epsilon of the steps a ledger holds; infinite if they can be reproduced.
 
     Raises:

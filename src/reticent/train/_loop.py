@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reticent.dist import Ranks
 from reticent.errors import CheckpointError, ConfigError
 from reticent.optim import Lamb
 from reticent.plan import LogicalBatch
@@ -58,6 +59,11 @@ class Stepper(Protocol):
     @property
     def optimizer(self) -> Optimizer:
         """What updates it."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that take steps together; their leader writes and measures."""
         ...
 
     @property
@@ -229,7 +235,7 @@ def fit(
             if settings.checkpoint_every and spent % settings.checkpoint_every == 0:
                 _save(stepper, state, folder)
             if evaluation is not None and settings.eval_every and spent % settings.eval_every == 0:
-                _measure(stepper, state, evaluation, folder)
+                stepper.ranks.first(lambda: _measure(stepper, state, evaluation, folder))
     _set_rates(stepper.optimizer, rates, settings, 0)
     return _finish(stepper, state, evaluation, folder)
 
@@ -285,7 +291,7 @@ def _take(
     """One step, its update's share in the average, and the mean loss if it was asked for."""
     total, count = 0.0, 0
     began = time.perf_counter()
-    torch.manual_seed(mix_seed(settings.seed, "layers", batch.step))
+    torch.manual_seed(_layers_seed(stepper, settings, batch))
     with stepper.step(batch) as step:
         for chunk in step.chunks():
             if settings.show_loss:
@@ -297,6 +303,12 @@ def _take(
     state.updates += 1
     state.seconds += time.perf_counter() - began
     return total / count if count else None
+
+
+def _layers_seed(stepper: Stepper, settings: TrainSettings, batch: LogicalBatch) -> int:
+    """Of a step's random layers; another one on each rank, which has other examples."""
+    rank = stepper.ranks.rank
+    return mix_seed(settings.seed, "layers", batch.step, *((rank,) if rank else ()))
 
 
 @torch.no_grad()
@@ -337,15 +349,26 @@ def averaged_model(model: nn.Module, average: Mapping[str, Tensor]) -> nn.Module
 
 def _finish(stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path) -> FitResult:
     _save(stepper, state, folder)
+    scores = stepper.ranks.first(lambda: _leave(stepper, state, evaluation, folder))
+    return FitResult(updates=state.updates, seconds=state.seconds, scores=scores or {})
+
+
+def _leave(
+    stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Keep the weights, and measure them."""
     save_tensors(folder / "weights.safetensors", stepper.model.state_dict())
     if state.ema:
         average = averaged_model(stepper.model, state.ema)
         save_tensors(folder / "ema.safetensors", average.state_dict())
-    scores = {} if evaluation is None else _measure(stepper, state, evaluation, folder)
-    return FitResult(updates=state.updates, seconds=state.seconds, scores=scores)
+    return {} if evaluation is None else _measure(stepper, state, evaluation, folder)
 
 
 def _save(stepper: Stepper, state: _State, folder: Path) -> None:
+    stepper.ranks.first(lambda: _write_checkpoint(stepper, state, folder))
+
+
+def _write_checkpoint(stepper: Stepper, state: _State, folder: Path) -> None:
     save_checkpoint(
         folder,
         Checkpoint(

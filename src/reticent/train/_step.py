@@ -10,6 +10,7 @@ Sources:
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -22,6 +23,7 @@ from reticent.account.ledger import Ledger
 from reticent.bounded import BoundedSum
 from reticent.clip import ClipEngine, CompiledEngine
 from reticent.clipping import StepClipping, sensitivity
+from reticent.dist import ALONE, Ranks, RanksLedger
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
 from reticent.noise import CipherNoise, NoiseSource, add_noise
 from reticent.plan import ROW, LogicalBatch, Plan
@@ -29,7 +31,7 @@ from reticent.records import EpsilonReport
 
 from . import _rows
 from ._adapt import ClipNorms
-from ._guards import Watch, refuse_several_ranks
+from ._guards import Watch, refuse_shards
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._rows import Rows, Transform
 from ._seeds import mix_seed
@@ -130,11 +132,13 @@ class OpenStep:
         self._state = "chunking"
 
     def _chunks(self) -> Iterator[Rows]:
-        size = self._owner.physical_batch_size
-        for start in range(0, len(self._batch.indices), size):
+        size, ranks = self._owner.physical_batch_size, self._owner.ranks
+        share = ranks.share(self._batch.indices)
+        for start in range(0, len(share), size):
             self._require_used()
-            indices = self._batch.indices[start : start + size]
-            self._pending = self._owner._rows(self._batch, indices, start)
+            # Numbers apart for each rank's chunks, from which their transform is seeded.
+            number = start * ranks.size + ranks.rank
+            self._pending = self._owner._rows(self._batch, share[start : start + size], number)
             yield self._pending
         self._require_used()
         self._state = "exhausted"
@@ -206,6 +210,9 @@ class PrivateStep:
         engine: clips gradients; by default one with the plan's clipping, compiled or not.
         show_norms: after each step, say in `last_not_private` how long the units' gradients were. These
             figures are NOT private.
+        ranks: the processes that take every step together, e.g. `reticent.dist.Replicas()`; each makes a
+            PrivateStep like this one and calls `step` alike. One of them draws each batch and keeps the
+            ledger. A process group that is not named here is refused.
 
     Guarantee:
         After the steps that its ledger holds, everything computed from the model's parameters is
@@ -217,11 +224,15 @@ class PrivateStep:
         | exception inside the block | nothing released, nothing charged; the batch may be tried again |
         | crash after the ledger's entry | the step is spent, even if its update was lost |
         | adaptive clipping | gradient and count are one release, entered once; also on an empty batch |
+        | several ranks | each unit on one of them, the noise of one process in total, one ledger |
+        | exception on one rank | every rank's step fails; nothing released, nothing charged |
         | ledger full | `BudgetExhausted`, before any row is read |
 
     Raises:
         ConfigError[no-noise]: the plan's noise multiplier is 0.
-        ConfigError[several-ranks]: one of several processes, or a model spread over them.
+        ConfigError[several-ranks]: one of several processes without `ranks`, a model spread over them, or
+            `show_norms` with them.
+        ConfigError[ranks-differ]: the ranks have different plans, models or settings.
         ConfigError[physical-batch-size]: not a positive integer.
         ConfigError[no-compiler]: `compile`, and there is no compiler for the model's device.
         ConfigError[engine-compile]: both `compile` and an engine.
@@ -242,7 +253,7 @@ class PrivateStep:
         optimizer: Optimizer,
         *,
         plan: Plan,
-        ledger: Ledger | Path | str,
+        ledger: Ledger | RanksLedger | Path | str,
         physical_batch_size: int = DEFAULT_PHYSICAL_BATCH_SIZE,
         noise: NoiseSource | None = None,
         seed: int = 0,
@@ -251,6 +262,7 @@ class PrivateStep:
         compile: bool = False,
         engine: Engine | None = None,
         show_norms: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         check_physical_batch_size(physical_batch_size)
         if compile and engine is not None:
@@ -266,11 +278,12 @@ class PrivateStep:
             )
         source = CipherNoise.fresh() if noise is None else noise
         _check_noise(source, plan)
-        refuse_several_ranks(model)
+        refuse_shards(model, ranks, show_norms=show_norms)
         self._watch = Watch(model, optimizer)
         self.model: Final = model
         self.optimizer: Final = optimizer
         self.plan: Final = plan
+        self.ranks: Final = ranks
         self.physical_batch_size = physical_batch_size
         self._noise: Final = source
         self._norms: Final = ClipNorms(
@@ -281,10 +294,13 @@ class PrivateStep:
         self.last_not_private: dict[str, float] | None = None
         self._seed, self._transform, self._check_batch = seed, transform, check_batch
         self._checked = self._is_open = False
-        self.ledger: Final = ledger if isinstance(ledger, Ledger) else self._create_ledger(Path(ledger))
+        self.ledger: Final[Ledger | RanksLedger] = (
+            self._create_ledger(Path(ledger)) if isinstance(ledger, Path | str) else ledger
+        )
         if self.ledger is not ledger:
             weakref.finalize(self, self.ledger.close)
         check_ledger(self.ledger, plan, reproducible=not self._noise.private)
+        self._begin_alike()
         if self.ledger.num_steps == 0:  # else the norms are those of a checkpoint, which only the caller has
             self._norms.restore(self._norms.values)
 
@@ -339,18 +355,30 @@ class PrivateStep:
             StepError[parameters-changed, raw-gradient]: someone else touched what this object trains.
             BudgetExhausted[budget-exhausted]: the ledger holds every step of the plan.
         """
-        self._admit(batch)
-        opened = OpenStep(self, batch)
+        with self._together():
+            self._admit(batch)
+        opened = OpenStep(self, replace(batch, indices=self.ranks.tell_indices(batch.indices)))
         self._is_open = True
         try:
-            yield opened
-            opened._require_complete()
-            self._watch.check_parameters()
-            self._watch.check_no_gradients()
+            with self._together():
+                yield opened
+                opened._require_complete()
+                self._watch.check_parameters()
+                self._watch.check_no_gradients()
             self._release(opened._close())
         finally:
             self._is_open = False
             destroy(opened._close())
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Leave the block when every rank has left it, and fail if one of them did."""
+        try:
+            yield
+        except BaseException as e:
+            self.ranks.meet(e)
+            raise
+        self.ranks.meet(None)
 
     def _admit(self, batch: LogicalBatch) -> None:
         if self._is_open:
@@ -440,9 +468,9 @@ class PrivateStep:
         try:
             self.ledger.append_step(plan.mechanism)  # durable before anything can depend on it
             # Gradient and count are one release of one sample: the line above speaks of both.
-            noised = add_noise(bounded, noise_multiplier=noise, source=self._noise)
+            noised = self.ranks.add_noise(bounded, noise_multiplier=noise, source=self._noise)
             if self._norms.adapt:
-                self._norms.release(sums.count, plan, self._noise)
+                self._norms.release(sums.count, plan, self._noise, self.ranks)
             if self._show_norms:
                 self.last_not_private = norm_figures(sums, bounded.bound, noise)
         finally:
@@ -461,7 +489,22 @@ class PrivateStep:
             return CompiledEngine(self.model, clipping=now, physical_batch_size=self.physical_batch_size)
         return ClipEngine(self.model, clipping=now)
 
-    def _create_ledger(self, path: Path) -> Ledger:
+    def _begin_alike(self) -> None:
+        """Check that every rank does the same, and give all of them the leader's weights."""
+        self.ranks.agree("the plan", self.plan.describe())
+        self.ranks.agree(
+            "the model's trainable parameters",
+            {name: [list(p.shape), str(p.dtype)] for name, p in self._watch.trainable.items()},
+        )
+        self.ranks.begin_alike(self.model)
+
+    def _create_ledger(self, path: Path) -> Ledger | RanksLedger:
+        if self.ranks.size == 1:
+            return self._new_ledger(path)
+        opened = self.ranks.first(lambda: self._new_ledger(path))
+        return RanksLedger(self.ranks, opened, mechanism=self.plan.mechanism)
+
+    def _new_ledger(self, path: Path) -> Ledger:
         path = path if path.suffix == ".jsonl" else path / "ledger.jsonl"
         if path.exists():
             raise LedgerError(

@@ -4,7 +4,8 @@ Room: train. May import torch, `reticent.{plan,clip,noise,sample,account}` and t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reticent.account.ledger import Ledger, verify_contains
+from reticent.dist import ALONE, Ranks, RanksLedger
 from reticent.errors import CheckpointError, ConfigError
 from reticent.noise import CipherNoise
 from reticent.plan import Plan
@@ -109,6 +111,7 @@ def train(
     check_batch: Any = None,
     description: RunDescription | None = None,
     console: Console | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train privately to the end of a plan, and keep a run folder.
 
@@ -130,6 +133,8 @@ def train(
         check_batch: public rows for the engine's self-check.
         description: public facts to keep in `run.json`.
         console: where to draw a progress bar; none by default.
+        ranks: the processes that train together, each calling this alike; see `PrivateStep`. The leader
+            alone writes the folder, evaluates and has scores in its result.
 
     Returns:
         The ledger's epsilon and the scores.
@@ -154,41 +159,54 @@ def train(
         )
     check_physical_batch_size(physical_batch_size)
     settings = settings or TrainSettings()
-    folder = new_folder(Path(out))
-    run_id = new_run_id()
-    with removed_if_empty(folder):
-        write_run(
-            folder,
-            run_id=run_id,
-            description=description or RunDescription(),
-            plan=plan.describe(),
-            settings=settings,
-            physical_batch_size=physical_batch_size,
-            noise_seed=noise_seed,
-            model=model,
-            private=noise_seed is None,
+    if settings.show_loss and ranks.size > 1:
+        raise ConfigError(
+            "show_loss needs a single process: each rank has some of the rows whose loss it shows.",
+            code="several-ranks",
         )
-    with removed_unless_spent(folder):
-        ledger = create_ledger(
+    folder, run_id, size = Path(out), new_run_id(), physical_batch_size
+
+    def begin() -> None:
+        new_folder(folder)
+        with removed_if_empty(folder):
+            write_run(
+                folder,
+                run_id=run_id,
+                description=description or RunDescription(),
+                plan=plan.describe(),
+                settings=settings,
+                physical_batch_size=size,
+                noise_seed=noise_seed,
+                model=model,
+                private=noise_seed is None,
+                num_ranks=ranks.size,
+            )
+
+    def new_ledger() -> Ledger:
+        return create_ledger(
             folder / "ledger.jsonl",
             plan,
             run_id=run_id,
             reproducible=noise_seed is not None,
             not_private=settings.not_private,
         )
-        with ledger:
+
+    ranks.first(begin)
+    with removed_unless_spent(folder) if ranks.leads else nullcontext():
+        with closing(_shared(ranks, new_ledger, plan)) as ledger:
             private = PrivateStep(
                 model,
                 optimizer,
                 plan=plan,
                 ledger=ledger,
                 physical_batch_size=physical_batch_size,
-                noise=_noise(noise_seed, start=0),
+                noise=_noise(noise_seed, start=0, ranks=ranks),
                 seed=settings.seed,
                 transform=transform,
                 check_batch=check_batch,
                 compile=settings.compile,
                 show_norms=settings.show_norms,
+                ranks=ranks,
             )
             return _run(
                 private, folder, dataset, loss_per_example, evaluation, settings, noise_seed, None, console
@@ -206,11 +224,13 @@ def resume(
     transform: Transform | None = None,
     check_batch: Any = None,
     console: Console | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Go on with a run that was stopped, to the end of its plan.
 
     Plan and settings come from `run.json`, weights and optimizer state from the newest whole
-    checkpoint. Give the model, optimizer, data set and functions that the run began with.
+    checkpoint. Give the model, optimizer, data set and functions that the run began with. The number of ranks
+    may be another one; each of them reads the folder, which the leader writes.
 
     Guarantee:
         The ledger is never shortened: steps after the checkpoint are lost and stay spent, and the run
@@ -226,10 +246,17 @@ def resume(
     about = read_run(folder)
     plan = Plan.from_dict(about["plan"])
     physical_batch_size, noise_seed, settings = _settings(about)
-    with _reopen_ledger(folder, plan, about["run_id"], noise_seed, settings) as ledger:
-        check_ledger(ledger, plan, reproducible=noise_seed is not None, run_id=about["run_id"])
-        checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
-        _check_chain(ledger, checkpoint, folder)
+    checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
+
+    def reopen() -> Ledger:
+        ledger = _reopen_ledger(folder, plan, about["run_id"], noise_seed, settings)
+        with _closed_if_refused(ledger):
+            check_ledger(ledger, plan, reproducible=noise_seed is not None, run_id=about["run_id"])
+            _check_chain(ledger, checkpoint, folder)
+        return ledger
+
+    with closing(_shared(ranks, reopen, plan)) as ledger:
+        ranks.agree("the checkpoint", None if checkpoint is None else checkpoint.step)
         start = ledger.num_steps
         private = PrivateStep(
             model,
@@ -237,17 +264,17 @@ def resume(
             plan=plan,
             ledger=ledger,
             physical_batch_size=physical_batch_size,
-            noise=_noise(noise_seed, start=start),
+            noise=_noise(noise_seed, start=start, ranks=ranks),
             seed=settings.seed,
             transform=transform,
             check_batch=check_batch,
             compile=settings.compile,
             show_norms=settings.show_norms,
+            ranks=ranks,
         )
         ledger.append_resume(checkpoint_step=0 if checkpoint is None else checkpoint.step)
         _check_updates(ledger, checkpoint)
-        for name in ("metrics.jsonl", "not-private.jsonl"):
-            drop_torn_line(folder / name)
+        ranks.first(lambda: _drop_torn_lines(folder))
         return _run(
             private, folder, dataset, loss_per_example, evaluation, settings, noise_seed, checkpoint, console
         )
@@ -265,7 +292,7 @@ def _run(
     console: Console | None,
 ) -> TrainResult:
     """Take the steps that are left, and write the result down."""
-    ledger, plan, start = private.ledger, private.plan, private.num_steps
+    ledger, plan, start, ranks = private.ledger, private.plan, private.num_steps, private.ranks
     stream = (
         SampleStream.fresh() if noise_seed is None else SampleStream.reproducible(noise_seed, start=start)
     )
@@ -292,7 +319,7 @@ def _run(
         weights="ema" if settings.ema else "last",
         scores=done.scores,
     )
-    write_json(folder / "result.json", result.to_dict())
+    ranks.first(lambda: write_json(folder / "result.json", result.to_dict()))
     return result
 
 
@@ -322,9 +349,33 @@ def _what_fits(
     )
 
 
-def _noise(noise_seed: int | None, *, start: int) -> CipherNoise:
-    """A fresh key for every process; a resumed reproducible run goes on in another stream."""
-    return CipherNoise.fresh() if noise_seed is None else CipherNoise.reproducible(noise_seed, start=start)
+def _noise(noise_seed: int | None, *, start: int, ranks: Ranks) -> CipherNoise:
+    """A fresh key for every process; a resumed reproducible run, and every rank, has a stream of its own."""
+    if noise_seed is None:
+        return CipherNoise.fresh()
+    return CipherNoise.reproducible(noise_seed, start=start, rank=ranks.rank)
+
+
+def _shared(ranks: Ranks, open_ledger: Callable[[], Ledger], plan: Plan) -> Ledger | RanksLedger:
+    """The run's ledger: the leader's, for all ranks."""
+    if ranks.size == 1:
+        return open_ledger()
+    return RanksLedger(ranks, ranks.first(open_ledger), mechanism=plan.mechanism)
+
+
+@contextmanager
+def _closed_if_refused(ledger: Ledger) -> Iterator[None]:
+    """Let go of a ledger if what is checked in the block refuses it."""
+    try:
+        yield
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def _drop_torn_lines(folder: Path) -> None:
+    for name in ("metrics.jsonl", "not-private.jsonl"):
+        drop_torn_line(folder / name)
 
 
 def _settings(about: Mapping[str, Any]) -> tuple[int, int | None, TrainSettings]:
@@ -372,7 +423,7 @@ def _check_chain(ledger: Ledger, checkpoint: Checkpoint | None, folder: Path) ->
     verify_contains(ledger, head=checkpoint.ledger_head, num_steps=checkpoint.step)
 
 
-def _check_updates(ledger: Ledger, checkpoint: Checkpoint | None) -> None:
+def _check_updates(ledger: Ledger | RanksLedger, checkpoint: Checkpoint | None) -> None:
     """Refuse a checkpoint whose weights hold another number of updates than the ledger's history of it."""
     updates = 0 if checkpoint is None else checkpoint.updates
     if ledger.num_steps - ledger.num_lost != updates:
