@@ -357,7 +357,9 @@ class PrivateStep:
         """
         with self._together():
             self._admit(batch)
-        opened = OpenStep(self, replace(batch, indices=self.ranks.tell_indices(batch.indices)))
+        if self.ranks.size > 1:  # one draw, the leader's, for all of them
+            batch = replace(batch, indices=self.ranks.tell_indices(batch.indices))
+        opened = OpenStep(self, batch)
         self._is_open = True
         try:
             with self._together():
