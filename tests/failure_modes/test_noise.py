@@ -113,8 +113,8 @@ def test_fm_24_several_ranks_are_refused(two_ranks, tmp_path):
     """Each of N ranks adds full noise, or a share that is only right if the seeds are as somebody said.
 
     Severity: critical
-    Prevented: a process of a group that the step was not told of is refused before a ledger is made; ranks that
-    it was told of noise coordinates of their own (tests/dist).
+    Prevented: refused before a ledger is made, unless the step is given its ranks, each of which noises
+    coordinates of its own (tests/dist).
     """
     with pytest.raises(ConfigError, match="2 processes"):
         make_private(tmp_path)

@@ -3,6 +3,7 @@
 Room: recipes. May import rich and the floors below.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,19 @@ def run(asked: Request, *, out: Path, console: Console | None = None, data: Any 
         ConfigError[out-exists]: the folder exists and is not empty.
         ReticentError: whatever is wrong with settings, data or model, before anything is spent.
     """
+    _refuse_idle_ranks(asked)
     return asked.recipe.run(asked, out=out, console=console, data=data)
+
+
+def _refuse_idle_ranks(asked: Request) -> None:
+    """Refuse torchrun for a recipe that only one process can run."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and not hasattr(asked.config, "parallel"):
+        raise ConfigError(
+            f"The recipe '{asked.recipe.name}' runs in one process, and this is one of {size}: each would run it "
+            "by itself. Start it without torchrun.",
+            code="several-ranks",
+        )
 
 
 def go_on(folder: Path, *, console: Console | None = None, data: Any = None) -> dict[str, Any]:

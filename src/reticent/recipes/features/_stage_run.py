@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from reticent.account.ledger import Ledger
+from reticent.dist import ALONE
 from reticent.errors import CheckpointError, StepError
 from reticent.noise import NoiseSource, add_noise
 from reticent.plan import LogicalBatch
@@ -48,6 +49,7 @@ class StageStep:
 
     clip_norms: tuple[float, ...] = ()
     last_not_private: dict[str, float] | None = None
+    ranks = ALONE
 
     def __init__(
         self,
