@@ -86,8 +86,8 @@ def _refuse_idle_ranks(asked: Request) -> None:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and not hasattr(asked.config, "parallel"):
         raise ConfigError(
-            f"The recipe '{asked.recipe.name}' runs in one process, and this is one of {size}, which would each "
-            "run it alone. Start it without torchrun.",
+            f"The recipe '{asked.recipe.name}' runs in one process, and this is one of {size} that would "
+            "each run it. Start it without torchrun.",
             code="several-ranks",
         )
 
