@@ -1,0 +1,15 @@
+"""Several processes, one private step: how batches, sums, noise and the ledger cross ranks.
+
+Room: dist. May import torch, NumPy, `reticent.{noise,account}` and the floors below.
+
+`Alone` is the one process of an ordinary run, `Replicas` a process group whose ranks each hold the whole
+model and a share of every logical batch (data parallel). Code above speaks to either through `Ranks`, so
+that it has no branches for ranks.
+"""
+
+from ._join import joined
+from ._ledger import RanksLedger
+from ._ranks import ALONE, Alone, Ranks
+from ._replicas import Replicas
+
+__all__ = ["ALONE", "Alone", "Ranks", "RanksLedger", "Replicas", "joined"]

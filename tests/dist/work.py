@@ -1,0 +1,182 @@
+"""What each rank of the tests' jobs does: `python work.py TASK RANK SIZE FOLDER`, started by `ranks.py`."""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from reticent.clipping import AdaptiveClipping, FlatClipping, PerLayerClipping
+from reticent.dist import Replicas
+from reticent.errors import ReticentError
+from reticent.noise import CipherNoise, NoiseSource
+from reticent.plan import Plan
+from reticent.sample import PoissonSampler, SampleStream
+from reticent.train import PrivateStep
+from tests.train.joint import NoNoise, cross_entropy, make_data, make_model, make_plan, take, with_rows
+
+CLIPPINGS = {
+    "flat": FlatClipping(max_norm=0.5),
+    "per-layer": PerLayerClipping(max_norm=0.5),
+    "adaptive": AdaptiveClipping(initial_max_norm=0.5),
+}
+
+
+def plan_with(clipping, *, num_steps=3):
+    return Plan(
+        sampler=PoissonSampler(num_examples=64, expected_batch_size=16),
+        num_steps=num_steps,
+        noise_multiplier=1.0,
+        clipping=clipping,
+        delta=1e-3,
+        budget=None,
+    )
+
+
+def trained(ranks, folder, clipping, **options: Any):
+    """Weights after a few steps on known batches, without noise."""
+    torch.set_default_dtype(torch.float64)
+    model = make_model(seed=ranks.rank)  # the leader's weights must win
+    plan, without = plan_with(CLIPPINGS[clipping]), cast(NoiseSource, NoNoise())
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    private = PrivateStep(
+        model, sgd, plan=plan, ledger=folder / clipping, noise=without, ranks=ranks, **options
+    )
+    x, y = make_data().tensors
+    for batch in plan.batches((x.double(), y), stream=SampleStream.fresh()):
+        rng = np.random.default_rng(batch.step)  # other ranks drew other batches, which must not matter
+        mine = rng.choice(64, 13 + batch.step, replace=False) if ranks.leads else np.arange(5)
+        take(private, with_rows(batch, np.sort(mine)))
+    return {
+        "weights": [p.tolist() for p in model.parameters()],
+        "clip_norms": private.clip_norms,
+        "head": private.head,
+        "num_steps": private.num_steps,
+        "epsilon": private.epsilon().epsilon,
+    }
+
+
+def same_sums(ranks, folder):
+    return {name: trained(ranks, folder, name, physical_batch_size=4) for name in CLIPPINGS}
+
+
+def noise(ranks, folder):
+    """The noise of one step over many coordinates whose gradient is zero; one row is drawn, or none."""
+    model = nn.Linear(400, 301, bias=False)
+    nn.init.zeros_(model.weight)
+    plan = make_plan(noise_multiplier=1.7, max_norm=0.3, num_steps=2)
+    private = PrivateStep(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), plan=plan, ledger=folder / "noise", ranks=ranks
+    )
+    seen = []
+    for batch in plan.batches((torch.ones(64, 400),)):
+        before = model.weight.detach().clone()
+        take(private, with_rows(batch, np.arange(batch.step)), loss=lambda m, r: 0.0 * m(r[0]).sum(1))
+        seen.append((before - model.weight.detach()).flatten() * plan.expected_batch_size)
+    np.save(folder / f"noise-{ranks.rank}.npy", torch.stack(seen).numpy())
+    return {}
+
+
+def one_fails(ranks, folder):
+    """The last rank's loss raises in the first try; then all take the step again."""
+    model, plan = make_model(), make_plan()
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    private = PrivateStep(model, sgd, plan=plan, ledger=folder / "fails", ranks=ranks)
+    batch = with_rows(next(iter(plan.batches(make_data()))), np.arange(8))
+
+    def breaks(model, rows):
+        if ranks.rank == ranks.size - 1:
+            raise ValueError("mine")
+        return cross_entropy(model, rows)
+
+    try:
+        take(private, batch, loss=breaks)
+        error = None
+    except (ReticentError, ValueError) as e:
+        error = getattr(e, "code", str(e))
+    spent = private.num_steps
+    take(private, batch)
+    return {"error": error, "spent": spent, "then": private.num_steps}
+
+
+def out_of_memory(ranks, folder):
+    """One rank runs out of memory: all hear of it as such, so that all can try again in smaller chunks."""
+    model, plan = make_model(), make_plan()
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    private = PrivateStep(model, sgd, plan=plan, ledger=folder / "memory", ranks=ranks)
+    batch = with_rows(next(iter(plan.batches(make_data()))), np.arange(8))
+
+    def breaks(model, rows):
+        if ranks.rank == 0:
+            raise torch.OutOfMemoryError("full")
+        return cross_entropy(model, rows)
+
+    try:
+        take(private, batch, loss=breaks)
+        return {"error": None}
+    except torch.OutOfMemoryError:
+        return {"error": "out of memory"}
+
+
+def differ(ranks, folder):
+    """Plans that are not the same."""
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    try:
+        PrivateStep(
+            model, sgd, plan=make_plan(noise_multiplier=1.0 + ranks.rank), ledger=folder / "d", ranks=ranks
+        )
+    except ReticentError as e:
+        return {"error": e.code}
+    return {"error": None}
+
+
+def unnamed_group(ranks, folder):
+    """A process group that PrivateStep was not told of; and a disk that refuses the leader's entry."""
+    model, plan = make_model(), make_plan()
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    errors = []
+    try:
+        PrivateStep(model, sgd, plan=plan, ledger=folder / f"alone-{ranks.rank}")
+    except ReticentError as e:
+        errors.append(e.code)
+    private = PrivateStep(model, sgd, plan=plan, ledger=folder / "gone", ranks=ranks)
+    if ranks.leads:
+        (folder / "gone" / "ledger.jsonl").unlink()
+    before = [p.detach().clone() for p in model.parameters()]
+    try:
+        take(private, next(iter(plan.batches(make_data()))))
+    except ReticentError as e:
+        errors.append(e.code)
+    moved = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    return {"errors": errors, "moved": moved}
+
+
+def reproducible_noise(ranks, folder):
+    """The ranks' reproducible streams are apart."""
+    z = CipherNoise.reproducible(3, rank=ranks.rank).normal((4,), dtype=torch.float64)
+    return {"z": z.tolist()}
+
+
+def main():
+    task, rank, size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=60),
+    )
+    result = globals()[task](Replicas(), folder)
+    (folder / f"result-{rank}.json").write_text(json.dumps(result))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
