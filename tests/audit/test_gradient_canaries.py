@@ -1,5 +1,7 @@
 """Canaries beside a model: each is seen by itself, through the real training path."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from reticent.errors import AuditError, ConfigError
 from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.sample import FullBatchSampler, PoissonSampler
+from reticent.train import over_views
 
 
 def plan(*, num_steps=20, noise_multiplier=1.0, clipping=None, sampler=None):
@@ -112,6 +115,19 @@ def test_per_layer_clipping_gives_a_canary_its_layers_share():
     seen = record(private_training, small_subject(split), num_canaries=40, num_rows=16, num_steps=4)
     shares = seen.scores[seen.included]
     assert shares.max() - shares.min() < 2e-2 and 0.3 < shares.mean() < 0.6  # 1 / sqrt(number of tensors)
+
+
+def test_canaries_stand_beside_units_of_several_views():
+    def rows(num):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn((num, 3, 64), generator=generator), torch.arange(num).remainder(10).repeat(3, 1).T
+
+    quiet = plan(noise_multiplier=1e-3)
+    subject = small_subject(quiet)
+    of_views = replace(subject, losses=over_views(subject.losses), rows=rows)
+    seen = record(private_training, of_views, num_canaries=40, num_rows=16, num_steps=3)
+    assert seen.included.any()
+    assert np.abs(seen.scores - seen.included).max() < 6e-3
 
 
 def calibrated(epsilon, num_steps=100):
