@@ -5,7 +5,8 @@
 Both steps see the same bytes and the same views, drawn anew each round. The plain step is forward,
 mean loss, backward; the private one is the clipped sum with views averaged inside each image before
 clipping. Steps take turns in alternating order after one round that is not counted; ratios are taken within a
-round, and medians reported. `augmentation_share` is the time that drawing the views takes, over the
+round, and medians reported. Time is this process's processor time, so that others on the machine disturb
+little; give it one thread (OMP_NUM_THREADS=1). `augmentation_share` is the time that drawing the views takes, over the
 private step's with them.
 """
 
@@ -69,9 +70,9 @@ def measure(
 
 
 def _timed(step: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     step()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def main() -> None:
