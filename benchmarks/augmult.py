@@ -6,8 +6,8 @@ Both steps see the same bytes and the same views, drawn anew each round. The pla
 mean loss, backward; the private one is the clipped sum with views averaged inside each image before
 clipping. Steps take turns in alternating order after one round that is not counted; ratios are taken within a
 round, and medians reported. Time is this process's processor time, so that others on the machine disturb
-little; give it one thread (OMP_NUM_THREADS=1). `augmentation_share` is the time that drawing the views takes, over the
-private step's with them.
+little; give it one thread (OMP_NUM_THREADS=1). `augmentation_share` is the time that drawing the views takes,
+over the private step's with them.
 """
 
 import argparse
