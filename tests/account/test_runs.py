@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from reticent.account import compose_runs, epsilon, selection_epsilon
+from reticent.account import RandomTrials, choice_epsilon, compose_runs, epsilon
 from reticent.account.ledger import Ledger, read_ledger
-from reticent.errors import ConfigError, LedgerError
+from reticent.errors import LedgerError
 from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
 
 STEP = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=0.01, noise_multiplier=1.1)
@@ -56,18 +56,16 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
 
 # Papernot and Steinke's bounds for the same RDP curve, computed apart.
 @pytest.mark.parametrize(
-    ("mean", "shape", "value"),
-    [(10.0, 1.0, 10.752284929613), (100.0, 1.0, 13.52), (10.0, 0.0, 9.46), (10.0, math.inf, 14.23)],
+    ("mean", "distribution", "value"),
+    [
+        (10.0, "geometric", 10.752284929613),
+        (100.0, "geometric", 13.52),
+        (10.0, "logarithmic", 9.46),
+        (10.0, "poisson", 14.23),
+    ],
 )
-def test_the_best_of_a_random_number_of_trials(mean, shape, value):
-    chosen = selection_epsilon([(CIFAR, 2000)], mean=mean, shape=shape, delta=1e-5)
+def test_the_best_of_a_random_number_of_trials(mean, distribution, value):
+    trials = RandomTrials(distribution=distribution, mean=mean)
+    chosen = choice_epsilon([[(CIFAR, 2000)]], trials=trials, delta=1e-5)
     assert chosen.epsilon == pytest.approx(value, abs=1e-2)
     assert chosen.epsilon > epsilon([(CIFAR, 2000)], delta=1e-5).epsilon
-
-
-@pytest.mark.parametrize(
-    ("mean", "shape"), [(1.0, 1.0), (math.nan, 1.0), (math.inf, 1.0), (True, 1.0), (5.0, -0.1), (5.0, "1")]
-)
-def test_a_law_that_is_none_is_refused(mean, shape):
-    with pytest.raises(ConfigError, match="selection"):
-        selection_epsilon([(STEP, 10)], mean=mean, shape=shape, delta=1e-5)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from reticent.account import RandomTrials, TrialsDistribution, choice_epsilon, epsilon, selection_epsilon
+from reticent.account import RandomTrials, TrialsDistribution, choice_epsilon, epsilon
 from reticent.errors import ConfigError
 from reticent.records import Mechanism, SamplingScheme
 
@@ -112,14 +112,6 @@ def test_a_mean_that_means_nothing_is_refused(mean):
 def test_no_candidates_are_refused():
     with pytest.raises(ConfigError, match="at least one candidate"):
         choice_epsilon([], trials=RandomTrials(distribution="poisson", mean=2), delta=DELTA)
-
-
-@pytest.mark.parametrize("distribution", list(TrialsDistribution))
-def test_with_one_candidate_it_is_the_epsilon_of_a_selection(distribution):
-    trials, run = RandomTrials(distribution=distribution, mean=10.0), [(poisson(0.02, 1.1), 400)]
-    ours = choice_epsilon([run], trials=trials, delta=DELTA).epsilon
-    theirs = selection_epsilon(run, mean=10.0, shape=trials.shape, delta=DELTA).epsilon
-    assert ours == pytest.approx(theirs, rel=1e-9)
 
 
 def test_replace_one_is_refused():

@@ -13,10 +13,11 @@ from torch import nn
 
 import reticent
 from reticent.account import (
+    RandomTrials,
     calibrate_noise_multiplier,
+    choice_epsilon,
     compose_runs,
     epsilon,
-    selection_epsilon,
 )
 from reticent.account.ledger import Ledger, read_ledger
 from reticent.clip import ClipEngine
@@ -168,10 +169,11 @@ def test_fm_51_choosing_among_trials_is_charged():
     """
     one = epsilon([(CIFAR, 2000)], delta=1e-5)
     assert one.epsilon_rdp == pytest.approx(6.239058990515, rel=1e-9)
-    chosen = selection_epsilon([(CIFAR, 2000)], mean=10.0, shape=1.0, delta=1e-5)
+    trials = RandomTrials(distribution="geometric", mean=10.0)
+    chosen = choice_epsilon([[(CIFAR, 2000)]], trials=trials, delta=1e-5)
     assert chosen.epsilon == pytest.approx(10.752284929613, rel=1e-6)
     with pytest.raises(ConfigError, match="mean"):
-        selection_epsilon([(CIFAR, 2000)], mean=0.5, shape=1.0, delta=1e-5)
+        RandomTrials(distribution="geometric", mean=0.5)
 
 
 def test_fm_52_a_delta_that_promises_nothing_is_pointed_out():

@@ -21,7 +21,7 @@ from reticent.account._other_samplers import (
     without_replacement_epsilon,
 )
 from reticent.account._risk import Risk, risk
-from reticent.account._runs import compose_runs, selection_epsilon
+from reticent.account._runs import compose_runs
 from reticent.account._select import RandomTrials, TrialsDistribution, choice_epsilon
 from reticent.account._split import split_noise
 
@@ -45,7 +45,6 @@ __all__ = [
     "group_epsilon",
     "participation_epsilon",
     "risk",
-    "selection_epsilon",
     "split_noise",
     "truncated_poisson_epsilon",
     "without_replacement_epsilon",

@@ -153,8 +153,6 @@ def choice_epsilon(
 ) -> EpsilonReport:
     """Epsilon of releasing only the best of K runs, each of settings drawn at random from the candidates.
 
-    With one candidate this is `selection_epsilon`.
-
     Args:
         candidates: what a run with each of the possible settings spends.
         trials: the distribution that K was drawn from.

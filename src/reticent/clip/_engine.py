@@ -32,7 +32,7 @@ from reticent.clip._loop import loop_norms
 from reticent.clip._params import refuse_bypass, refuse_unseen, sizes, trainable
 from reticent.clip._passes import Clip, Consumer, FormVisitor, GroupNorms, LayoutOf, Norms, Sums, round_up
 from reticent.clip._planner import Planner, Planning
-from reticent.clip._probe import Fingerprints, probe_weights, prove_layout
+from reticent.clip._probe import Fingerprints, explained, probe_signs, probe_weights
 from reticent.clip._proven import NotProven, Proven, is_proven, mixing_error, remember, reused
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import SumsOnDemand, sum_dtype
@@ -340,13 +340,18 @@ class ClipEngine:
         half = any(p.dtype == torch.float16 for p in work.params.values())
         weights_U = probe_weights(units, half=half)
         seed = int.from_bytes(os.urandom(7), "little")
-        ones, scaled = Fingerprints(units, seed), Fingerprints(units, seed)
-        capture.begin_backward(ones)
-        run_backward(loss_R, torch.ones_like(loss_R), retain_graph=True)
-        capture.begin_backward(scaled)
-        weights_R = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
-        run_backward(loss_R, weights_R, retain_graph=True)
-        return self.layouts_of(capture, ones, scaled, weights_U, proven, has_batch=work.batch is not None)
+
+        def visited(weights_U: Tensor) -> Fingerprints:
+            prints = Fingerprints(units, seed)
+            capture.begin_backward(prints)
+            weights_R = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
+            run_backward(loss_R, weights_R, retain_graph=True)
+            return prints
+
+        ones, scaled = visited(torch.ones_like(weights_U)), visited(weights_U)
+        return self.layouts_of(
+            capture, ones, scaled, weights_U, proven, visited=visited, has_batch=work.batch is not None
+        )
 
     def layouts_of(
         self,
@@ -356,25 +361,21 @@ class ClipEngine:
         weights_U: Tensor,
         proven: Proven,
         *,
+        visited: Callable[[Tensor], Fingerprints],
         has_batch: bool,
     ) -> dict[Key, dict[int, Layout | None]]:
         """The layout of every output that received a gradient, from the prints of two backward passes.
 
+        `visited` makes further passes with other weights, which are asked for before anything is refused.
+
         Raises:
-            CoupledExamples[gradient-mixes-examples]: no layout explains both.
+            CoupledExamples[gradient-mixes-examples]: no layout explains all of them.
         """
-        found: dict[Key, dict[int, Layout | None]] = {}
-        for key, prints in ones.prints.items():
-            unique = True
-            found[key] = {}
-            for i, first in prints.items():
-                layout, only = prove_layout(
-                    ones.shapes[key][i], ones.dtypes[key], first, scaled.prints[key][i], weights_U
-                )
-                found[key][i] = layout
-                unique &= only
-            if unique:
-                remember(proven, key, found[key], ones.shapes[key], len(weights_U))
+        found, unique = explained(ones, [(scaled, weights_U)])
+        if any(None in layouts.values() for layouts in found.values()):
+            found, unique = explained(ones, [(visited(s), s) for s in probe_signs(len(weights_U))])
+        for key in unique:
+            remember(proven, key, found[key], ones.shapes[key], len(weights_U))
         for entry in capture.entries:
             if entry.key not in found:
                 proven.setdefault(entry.key, {})
