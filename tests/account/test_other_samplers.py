@@ -65,14 +65,14 @@ def test_without_replacement_has_half_the_noise_and_replace_one():
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, None])
 def test_sizes_are_whole_positive_numbers(bad):
-    with pytest.raises(ConfigError, match="must be an integer"):
+    with pytest.raises(ConfigError, match="each an integer from 1"):
         truncated_poisson_epsilon(sampling_prob=0.02, max_batch_size=bad, **SETTING)
-    with pytest.raises(ConfigError, match="must be an integer"):
+    with pytest.raises(ConfigError, match="integer of at least 1"):
         without_replacement_epsilon(batch_size=bad, **SETTING)
 
 
 def test_where_no_bound_can_be_trusted_none_is_given():
     with pytest.raises(AccountingError, match="No trustworthy epsilon"):
         truncated_poisson_epsilon(sampling_prob=0.02, max_batch_size=20, **{**SETTING, "delta": 1e-14})
-    with pytest.raises(ConfigError, match="more than num_examples"):
+    with pytest.raises(ConfigError, match="at most num_examples"):
         without_replacement_epsilon(batch_size=1001, **SETTING)

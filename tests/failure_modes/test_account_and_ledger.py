@@ -379,7 +379,7 @@ def test_fm_62_files_and_logs_hold_what_may_be_published(tmp_path):
     for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines():
         entry = json.loads(line)
         if entry.get("kind") is None:
-            assert set(entry) == {"seq", "prev", "hash"}
+            assert set(entry) == {"hash"}
 
 
 class RunningMean(nn.Module):

@@ -9,9 +9,9 @@ from reticent.plan import _plan
 
 @pytest.fixture(scope="session")
 def solved_once():
-    return cache(_plan.calibrate_noise_multiplier)
+    return cache(_plan.noise_multiplier_for)
 
 
 @pytest.fixture(autouse=True)
 def _solve_once(monkeypatch, solved_once):
-    monkeypatch.setattr(_plan, "calibrate_noise_multiplier", solved_once)
+    monkeypatch.setattr(_plan, "noise_multiplier_for", solved_once)

@@ -9,6 +9,8 @@ from reticent.account._calibrate import (
     calibrate_noise_scale,
     calibrate_num_steps,
     calibrate_sampling_prob,
+    noise_multiplier_for,
+    num_steps_for,
 )
 from reticent.account._crosscheck import Check, checked_epsilon, cross_check
 from reticent.account._epsilon import epsilon
@@ -43,6 +45,8 @@ __all__ = [
     "epsilon",
     "epsilon_floor",
     "group_epsilon",
+    "noise_multiplier_for",
+    "num_steps_for",
     "participation_epsilon",
     "risk",
     "split_noise",

@@ -11,18 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from reticent.account._epsilon import epsilon, rdp_epsilon
+from reticent.account._epsilon import epsilon, rdp_epsilon, rough_epsilon
 from reticent.account._events import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
     MIN_SAMPLING_PROB,
     Segments,
     check_num_steps,
+    check_schemes,
     round_down,
     round_up,
 )
 from reticent.errors import AccountingError, ConfigError
-from reticent.records import Budget, Mechanism, SamplingScheme
+from reticent.records import Budget, Mechanism, NeighbouringRelation, SamplingScheme
 
 _DIGITS: Final = 6
 _CLOSE_ENOUGH: Final = 0.9999  # of the target; the search stops at this
@@ -60,21 +61,51 @@ def calibrate_noise_multiplier(
         ConfigError[num-steps], ConfigError[sampling-prob], ConfigError[budget]: bad input.
         AccountingError[budget-unreachable]: not even a noise multiplier of 1e6 is enough.
     """
+
+    def mechanism(sigma: float) -> Mechanism:
+        return Mechanism(scheme=scheme, sampling_prob=sampling_prob, noise_multiplier=sigma)
+
+    return noise_multiplier_for(mechanism, budget=budget, num_steps=num_steps)
+
+
+def noise_multiplier_for(
+    mechanism: Callable[[float], Mechanism],
+    *,
+    budget: Budget,
+    num_steps: int,
+    relation: NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE,
+) -> float:
+    """The least noise that keeps `num_steps` steps of a sampler, whatever it is, inside the budget.
+
+    Args:
+        mechanism: noise multiplier -> one step, as a sampler's `mechanism` says.
+        budget: the epsilon and delta that may be spent.
+        num_steps: number of steps, at least 1.
+        relation: the neighbouring relation of the statement.
+
+    Returns, Guarantee:
+        As `calibrate_noise_multiplier`.
+
+    Raises:
+        ConfigError[relation]: no bound is known for these steps under this relation.
+        AccountingError[no-bound]: nor is one for the noise that would be needed.
+        ConfigError, AccountingError: as `calibrate_noise_multiplier`.
+    """
     _check(budget)
     _at_least_one(num_steps)
 
     def segments(sigma: float) -> list[tuple[Mechanism, int]]:
-        return [(Mechanism(scheme=scheme, sampling_prob=sampling_prob, noise_multiplier=sigma), num_steps)]
+        return [(mechanism(sigma), num_steps)]
 
     def spent(sigma: float) -> float:
-        return epsilon(segments(sigma), delta=budget.delta).epsilon
+        return epsilon(segments(sigma), delta=budget.delta, relation=relation).epsilon
 
-    def spent_rdp(sigma: float) -> float:
-        return rdp_epsilon(segments(sigma), delta=budget.delta)
+    def about(sigma: float) -> float:
+        return rough_epsilon(segments(sigma), delta=budget.delta, relation=relation)
 
     least, most = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
-    segments(1.0)  # refuses a bad mechanism before the search
-    start = _crossing(spent_rdp, budget.epsilon, safe=most, unsafe=least)
+    check_schemes(segments(1.0), relation)  # refuses a bad mechanism before the search
+    start = _crossing(about, budget.epsilon, safe=most, unsafe=least)
     found = _solve(spent, budget.epsilon, start=start, safe=most, unsafe=least, snap=_rounded_up)
     return _or_unreachable(found, budget, f"a noise multiplier of {most:g}")
 
@@ -134,16 +165,40 @@ def calibrate_num_steps(
         AccountingError[budget-unreachable]: a single step spends more than the budget.
         AccountingError[unbounded-steps]: the budget allows more than 1e9 steps.
     """
-    _check(budget)
     mechanism = Mechanism(scheme=scheme, sampling_prob=sampling_prob, noise_multiplier=noise_multiplier)
+    return num_steps_for(mechanism, budget=budget)
+
+
+def num_steps_for(
+    mechanism: Mechanism,
+    *,
+    budget: Budget,
+    relation: NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE,
+) -> int:
+    """The largest number of steps of one mechanism, whatever its sampler, that stays inside the budget.
+
+    Args:
+        mechanism: one step.
+        budget: the epsilon and delta that may be spent.
+        relation: the neighbouring relation of the statement.
+
+    Returns, Guarantee:
+        As `calibrate_num_steps`.
+
+    Raises:
+        ConfigError[relation]: no bound is known for these steps under this relation.
+        ConfigError, AccountingError: as `calibrate_num_steps`.
+    """
+    _check(budget)
+    check_schemes([(mechanism, 1)], relation)
 
     def spent(num_steps: float) -> float:
-        return epsilon([(mechanism, int(num_steps))], delta=budget.delta).epsilon
+        return epsilon([(mechanism, int(num_steps))], delta=budget.delta, relation=relation).epsilon
 
-    def spent_rdp(num_steps: float) -> float:
-        return rdp_epsilon([(mechanism, int(num_steps))], delta=budget.delta)
+    def about(num_steps: float) -> float:
+        return rough_epsilon([(mechanism, int(num_steps))], delta=budget.delta, relation=relation)
 
-    start = math.floor(_crossing(spent_rdp, budget.epsilon, safe=1.0, unsafe=_MAX_STEPS_TRIED))
+    start = math.floor(_crossing(about, budget.epsilon, safe=1.0, unsafe=_MAX_STEPS_TRIED))
     found = _solve(
         spent, budget.epsilon, start=start, safe=1.0, unsafe=_MAX_STEPS_TRIED, snap=_whole, exact=True
     )
@@ -157,13 +212,20 @@ def calibrate_num_steps(
     return num_steps
 
 
-def calibrate_sampling_prob(*, budget: Budget, noise_multiplier: float, num_steps: int) -> float:
+def calibrate_sampling_prob(
+    *,
+    budget: Budget,
+    noise_multiplier: float,
+    num_steps: int,
+    relation: NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE,
+) -> float:
     """The largest Poisson sampling probability that stays inside the budget.
 
     Args:
         budget: the epsilon and delta that may be spent.
         noise_multiplier: noise standard deviation over the bound of the sum.
         num_steps: number of steps, at least 1.
+        relation: the neighbouring relation of the statement.
 
     Returns:
         Sampling probability in (0, 1], at most 6 significant digits.
@@ -186,14 +248,14 @@ def calibrate_sampling_prob(*, budget: Budget, noise_multiplier: float, num_step
         return [(mechanism, num_steps)]
 
     def spent(q: float) -> float:
-        return epsilon(segments(q), delta=budget.delta).epsilon
+        return epsilon(segments(q), delta=budget.delta, relation=relation).epsilon
 
-    def spent_rdp(q: float) -> float:
-        return rdp_epsilon(segments(q), delta=budget.delta)
+    def about(q: float) -> float:
+        return rough_epsilon(segments(q), delta=budget.delta, relation=relation)
 
     segments(1.0)
     least = MIN_SAMPLING_PROB
-    start = _crossing(spent_rdp, budget.epsilon, safe=least, unsafe=1.0)
+    start = _crossing(about, budget.epsilon, safe=least, unsafe=1.0)
     found = _solve(spent, budget.epsilon, start=start, safe=least, unsafe=1.0, snap=_rounded_down)
     return _or_unreachable(found, budget, f"a sampling probability of {least:g}")
 

@@ -26,6 +26,7 @@ from reticent.account._events import (
     merge_phases,
     to_event,
 )
+from reticent.account._own_bounds import own_history, simplified
 from reticent.errors import AccountingError
 from reticent.records import EpsilonReport, NeighbouringRelation
 
@@ -62,6 +63,9 @@ def cross_check(report: EpsilonReport, segments: Segments, *, integral: bool = T
         The checks. One that cannot be made here (too little sampling for the integral, say) has
         `holds` None and says why.
     """
+    segments = simplified(segments)
+    if own_history(segments) is not None:
+        return ()
     phases = merge_phases(segments)
     noiseless = any(phase.noise_multiplier < MIN_NOISE_MULTIPLIER for phase in phases)
     if not phases or noiseless or report.neighbouring_relation is NeighbouringRelation.REPLACE_ONE:

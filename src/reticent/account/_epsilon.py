@@ -13,9 +13,12 @@ from reticent.account._events import (
     Phase,
     Segments,
     check_relation,
+    check_schemes,
     coarsen,
     merge_phases,
+    num_performed,
 )
+from reticent.account._own_bounds import own_epsilon, own_history, simplified
 from reticent.account._replace import replace_one_bounds
 from reticent.errors import AccountingError
 from reticent.records import EpsilonReport, NeighbouringRelation, check_delta
@@ -57,14 +60,22 @@ def epsilon(
         | all steps unsampled | exact Gaussian |
         | delta so small that PLD's rounding could matter | RDP |
         | replace-one, sampled steps | PLD, or refused |
+        | a partition: cyclic, shuffled, balls in bins | of the steps that one example takes part in |
+        | truncated Poisson, fixed size | as `_own_bounds` says, if there are no other steps |
 
     Raises:
-        AccountingError[no-bound]: replace-one of sampled steps, where PLD cannot be trusted.
+        AccountingError[no-bound]: replace-one of sampled steps, where PLD cannot be trusted; truncated or
+            fixed-size batches beside other steps.
         ConfigError[delta], ConfigError[num-steps], ConfigError[relation], ConfigError[mechanism]:
             an argument that means nothing, before any computation.
     """
     check_delta(delta)
     relation = check_relation(relation)
+    check_schemes(segments, relation)
+    segments = simplified(segments)
+    own = own_history(segments)
+    if own is not None:
+        return own_epsilon(*own, delta=delta)
     phases = merge_phases(segments)
     replaced = relation is NeighbouringRelation.REPLACE_ONE
     rdp, exact, pld, notes = _replace_bounds(phases, delta) if replaced else _bounds(phases, delta)
@@ -78,14 +89,31 @@ def epsilon(
         epsilon_pld=pld,
         neighbouring_relation=relation,
         accountant=f"{name} (dp-accounting {version('dp-accounting')})",
-        num_steps=sum(phase.num_steps for phase in phases),
+        num_steps=num_performed(segments),
         notes=tuple(notes),
     )
 
 
 def rdp_epsilon(segments: Segments, *, delta: float) -> float:
     """The RDP bound alone: loose by some percent, two orders of magnitude cheaper than PLD."""
+    return _rdp(merge_phases(segments), delta)
+
+
+def rough_epsilon(segments: Segments, *, delta: float, relation: NeighbouringRelation) -> float:
+    """About the epsilon, at little cost: where a search for the right setting may begin. No bound."""
+    segments = simplified(segments)
+    own = own_history(segments)
+    if own is not None:
+        mechanism, num_steps = own
+        noise = mechanism.noise_multiplier / (2.0 if relation is NeighbouringRelation.REPLACE_ONE else 1.0)
+        return _rdp((Phase(mechanism.sampling_prob, noise, num_steps),), delta)
     phases = merge_phases(segments)
+    if relation is NeighbouringRelation.REPLACE_ONE:
+        phases = tuple(Phase(p.sampling_prob, p.noise_multiplier / 2.0, p.num_steps) for p in phases)
+    return _rdp(phases, delta)
+
+
+def _rdp(phases: tuple[Phase, ...], delta: float) -> float:
     if not phases:
         return 0.0
     if _without_privacy(phases):

@@ -14,8 +14,8 @@ from typing import Final
 
 import dp_accounting
 
-from reticent.errors import ConfigError
-from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
+from reticent.errors import AccountingError, ConfigError
+from reticent.records import PARTITIONS, RELATIONS, Mechanism, NeighbouringRelation, SamplingScheme
 
 Segments = Sequence[tuple[Mechanism, int]]
 
@@ -69,37 +69,74 @@ def check_relation(relation: NeighbouringRelation) -> NeighbouringRelation:
     return known[relation]
 
 
+def check_schemes(segments: Segments, relation: NeighbouringRelation) -> None:
+    """Refuse a relation under which one of the samplers has no bound.
+
+    Raises:
+        ConfigError[relation]: names the sampler, and the relations that it has bounds for.
+        ConfigError[mechanism]: something that is not a `Mechanism`.
+    """
+    for scheme in {_checked(mechanism).scheme for mechanism, _ in segments}:
+        if relation not in RELATIONS[scheme]:
+            raise ConfigError(
+                f"{scheme} batches have no epsilon under {relation}: which examples are drawn together "
+                f"depends on how many there are. State it for {' or '.join(RELATIONS[scheme])}.",
+                code="relation",
+            )
+
+
+def num_performed(segments: Segments) -> int:
+    """Steps performed, whatever they count as."""
+    return sum(check_num_steps(num_steps) for _, num_steps in segments)
+
+
 def merge_phases(segments: Segments) -> tuple[Phase, ...]:
     """Equal mechanisms together, in a fixed order; empty segments dropped.
 
-    Order does not matter to composition, so sorting makes equal histories give equal numbers.
+    Order does not matter to composition, so sorting makes equal histories give equal numbers. Of batches
+    that are a partition of the examples, a segment counts as so many unsampled steps as one example takes
+    part in, if the segment begins with an epoch: segments of different runs are not to be added up before.
 
     Raises:
         ConfigError[num-steps]: a count that is not a non-negative integer.
         ConfigError[mechanism]: something that is not a `Mechanism`.
+        AccountingError[no-bound]: truncated or fixed-size batches, whose steps are no Gaussian phases.
     """
     counts: dict[tuple[float, float], int] = {}
     for mechanism, num_steps in segments:
-        if not isinstance(mechanism, Mechanism):
-            raise ConfigError(
-                f"a segment is a (Mechanism, number of steps) pair, got {type(mechanism).__name__}.",
-                code="mechanism",
-            )
-        key = _accounted_as(mechanism)
-        counts[key] = counts.get(key, 0) + check_num_steps(num_steps)
+        key, count = _accounted_as(_checked(mechanism), check_num_steps(num_steps))
+        counts[key] = counts.get(key, 0) + count
     phases = (Phase(q, sigma, num_steps) for (q, sigma), num_steps in counts.items() if num_steps)
     return tuple(sorted(phases))
 
 
-def _accounted_as(mechanism: Mechanism) -> tuple[float, float]:
-    """(q, sigma), moved to the safe side where floating point would give out.
+def _checked(mechanism: object) -> Mechanism:
+    if not isinstance(mechanism, Mechanism):
+        raise ConfigError(
+            f"a segment is a (Mechanism, number of steps) pair, got {type(mechanism).__name__}.",
+            code="mechanism",
+        )
+    return mechanism
+
+
+def _accounted_as(mechanism: Mechanism, num_steps: int) -> tuple[tuple[float, float], int]:
+    """(q, sigma) and a number of steps, moved to the safe side where floating point would give out.
 
     More sampling and less noise only raise epsilon, so both moves keep an upper bound.
     """
+    sigma = min(mechanism.noise_multiplier, MAX_NOISE_MULTIPLIER)
+    if mechanism.num_batches is not None and mechanism.scheme in PARTITIONS:
+        return (1.0, sigma), -(-num_steps // mechanism.num_batches)
+    if mechanism.scheme not in (SamplingScheme.POISSON, SamplingScheme.FULL_BATCH):
+        raise AccountingError(
+            f"No trustworthy bound of this kind is known for {mechanism.scheme} batches, alone or beside "
+            "others; their epsilon alone is. Poisson batches have all of them.",
+            code="no-bound",
+        )
     q = max(mechanism.sampling_prob, MIN_SAMPLING_PROB)
     if mechanism.scheme is SamplingScheme.FULL_BATCH or q > FULL_SAMPLING_PROB:
         q = 1.0
-    return q, min(mechanism.noise_multiplier, MAX_NOISE_MULTIPLIER)
+    return (q, sigma), num_steps
 
 
 def coarsen(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

@@ -7,6 +7,7 @@ Sources:
 """
 
 import math
+from dataclasses import replace
 from importlib.metadata import version
 from numbers import Integral
 from typing import Final
@@ -17,7 +18,16 @@ from scipy.stats import binom
 
 from reticent.account._bounds import largest_loss, pld_epsilon, pld_interval, pld_margin
 from reticent.account._epsilon import epsilon
-from reticent.account._events import MAX_PHASES, Phase, Segments, check_relation, coarsen, merge_phases
+from reticent.account._events import (
+    MAX_PHASES,
+    Phase,
+    Segments,
+    check_relation,
+    check_schemes,
+    coarsen,
+    merge_phases,
+    num_performed,
+)
 from reticent.errors import AccountingError, ConfigError
 from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme, check_delta
 
@@ -61,11 +71,12 @@ def group_epsilon(
     k = _checked_size(group_size)
     check_delta(delta)
     relation = check_relation(relation)
-    phases = merge_phases(segments)
+    check_schemes(segments, relation)
     if k == 1:
         return epsilon(segments, delta=delta, relation=relation)
+    phases = merge_phases(segments)
     if not any(phase.sampled for phase in phases):
-        return _unsampled(phases, k, delta, relation)
+        return replace(_unsampled(phases, k, delta, relation), num_steps=num_performed(segments))
     if len(phases) > MAX_PHASES:
         phases = coarsen(phases)
     margin = pld_margin(phases)
@@ -85,7 +96,7 @@ def group_epsilon(
         epsilon_pld=value,
         neighbouring_relation=relation,
         accountant=f"PLD of a group of {k} (dp-accounting {version('dp-accounting')})",
-        num_steps=sum(phase.num_steps for phase in phases),
+        num_steps=num_performed(segments),
         notes=(f"for data sets that differ in up to {k} units.",),
     )
 

@@ -2,22 +2,27 @@
 
 Room: account. May import `reticent.records` and `reticent.errors`; no torch. Touches no file.
 
-File format, version 1
+File format, version 2
     UTF-8 text, one JSON object a line, each line ended by a newline, no spaces. Every line has
     `seq` (0, 1, 2, ...), `prev` (the `hash` of the line before; 22 times "A" on the first) and, as
     its last member, `hash`: the first 128 bits of the SHA-256 of the line's text with the `hash`
     member left out (`{..., "prev":"..."}`), in base64url without padding (22 characters). Lines by kind:
 
-    header: `format` (1), `run_id`, `relation`, `delta`, `planned_steps`, `reproducible`, `public`.
+    header: `format` (2), `run_id`, `relation`, `delta`, `planned_steps`, `reproducible`, `public`.
         The first line, and only the first.
-    segment: `scheme`, `sampling_prob`, `noise_multiplier`. The mechanism of the steps that follow.
+    segment: `scheme`, `sampling_prob`, `noise_multiplier`, and the sizes that the scheme has
+        (`reticent.records.SIZES`). The mechanism of the steps that follow.
     resume: `checkpoint_step`. The run went on from a checkpoint that was made when the ledger held
         this many steps; later ones are lost, and stay spent.
     reproducible: nothing else. The noise can be regenerated: the whole run is not private.
 
-    These lines name themselves in `kind`. A line without `kind` is one more step of the last segment.
+    These lines name themselves in `kind`. A line with `hash` alone is one more step of the last segment: its
+    `seq` and `prev` go without saying, and are hashed as if they stood there (`{"seq":7,"prev":"..."}`).
     `public` is a JSON object of public settings (max_norm, expected_batch_size, versions, ...).
-    A step line takes at most 79 bytes up to a million steps.
+    A step line takes 34 bytes.
+
+    In version 1, step lines say their `seq` and `prev` (up to 79 bytes), and no scheme has sizes. A ledger is
+    gone on with in the version that it was begun in.
 
 Sources:
     [1] Haber, Stornetta 1991, "How to time-stamp a digital document" (hash chains).
@@ -35,18 +40,20 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from reticent.errors import ConfigError, LedgerError
-from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme, check_delta
+from reticent.records import SIZES, Mechanism, NeighbouringRelation, SamplingScheme, check_delta
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 GENESIS: Final = "A" * 22
 _HASH_TAIL: Final = len(',"hash":"') + 22 + len('"}')
+_STEP_START: Final = b'{"hash":"'
 _HEADER_START: Final = b'{"seq":0,"kind":"header",'
+_SEGMENT: Final = frozenset(("scheme", "sampling_prob", "noise_multiplier"))
 _MEMBERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "header": frozenset(
             ("format", "run_id", "relation", "delta", "planned_steps", "reproducible", "public")
         ),
-        "segment": frozenset(("scheme", "sampling_prob", "noise_multiplier")),
+        "segment": _SEGMENT,
         "resume": frozenset(("checkpoint_step",)),
         "reproducible": frozenset(()),
     }
@@ -103,6 +110,7 @@ class _Header:
     planned_steps: int
     reproducible: bool
     public: Mapping[str, Any]
+    format: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +151,19 @@ class Chain:
     def num_lost(self) -> int:
         return self._resumes[-1][1] if self._resumes else 0
 
+    def line_of(self, seq: int, entry: Mapping[str, Any], prev: str) -> bytes:
+        """An entry as a line of this ledger's version; {} is a step."""
+        return line_of(seq, entry, prev, version=self.header.format)
+
     def accept(self, line: bytes, path: Path) -> None:
         """Verify one line (without its newline) and take it in."""
-        step = line_of(self.seq, {}, self.head)
+        step = self.line_of(self.seq, {}, self.head)
         if self._segments and line == step[:-1]:  # nearly every line; no parsing
             self._spend(hash_of(step))
             return
+        if self.header.format > 1 and line.startswith(_STEP_START):
+            problem = "was changed, or does not follow the line before it: lines are missing or moved"
+            raise _damaged(path, self.seq + 1, problem)
         entry, digest = self._checked(line, path)
         with _damage(path, self.seq + 1, "holds something that this version cannot read"):
             self._apply(entry)
@@ -172,7 +187,8 @@ class Chain:
 
     def _apply(self, entry: dict[str, Any]) -> None:
         kind = entry.pop("kind")
-        if kind == "header" or entry.keys() != _MEMBERS[kind]:
+        sizes = SIZES[SamplingScheme(entry["scheme"])] if kind == "segment" and self.header.format > 1 else ()
+        if kind == "header" or entry.keys() != _MEMBERS[kind] | frozenset(sizes):
             raise ValueError(kind)
         if kind == "segment":
             scheme = SamplingScheme(entry.pop("scheme"))
@@ -246,11 +262,13 @@ def is_unfinished_header(data: bytes) -> bool:
     return b"\n" not in data and (data.startswith(_HEADER_START) or _HEADER_START.startswith(data))
 
 
-def line_of(seq: int, entry: Mapping[str, Any], prev: str) -> bytes:
+def line_of(seq: int, entry: Mapping[str, Any], prev: str, *, version: int = FORMAT) -> bytes:
     if entry:
         body = json.dumps({"seq": seq, **entry, "prev": prev}, separators=(",", ":"), allow_nan=False)
     else:
         body = f'{{"seq":{seq},"prev":"{prev}"}}'
+        if version > 1:
+            return f'{{"hash":"{_digest(body)}"}}\n'.encode("ascii")
     return f'{body[:-1]},"hash":"{_digest(body)}"}}\n'.encode("ascii")
 
 
@@ -290,20 +308,18 @@ def header_entry(
 
 
 def _parsed_header(entry: dict[str, Any]) -> _Header:
-    if entry.pop("kind") != "header" or entry.keys() != _MEMBERS["header"] or entry.pop("format") != FORMAT:
+    version = entry["format"]
+    if entry.pop("kind") != "header" or entry.keys() != _MEMBERS["header"] or type(version) is not int:
         raise ValueError("header")
+    if not 1 <= version <= FORMAT:
+        raise ValueError(version)
     check_delta(entry["delta"])
     relation, public = NeighbouringRelation(entry.pop("relation")), MappingProxyType(entry.pop("public"))
     return _Header(relation=relation, public=public, **entry)
 
 
 def segment_entry(mechanism: Mechanism) -> dict[str, Any]:
-    return {
-        "kind": "segment",
-        "scheme": mechanism.scheme.value,
-        "sampling_prob": float(mechanism.sampling_prob),
-        "noise_multiplier": float(mechanism.noise_multiplier),
-    }
+    return {"kind": "segment", **mechanism.describe()}
 
 
 def _refuse_newer(header_line: bytes, path: Path) -> None:

@@ -1,35 +1,21 @@
-"""Epsilon of ways to choose batches that our loops do not draw: for who brings batches of their own.
+"""Epsilon of batches that somebody else drew: what is true for a loop with a data loader of its own.
 
-Room: account. May import `reticent.records` and dp-accounting; never torch.
+Room: account. May import `reticent.records`; never torch.
 
-`participation_epsilon`: cyclic batches, shuffled ones, balls in bins. No amplification of these can be
-    trusted; what counts is how often one example takes part.
-`truncated_poisson_epsilon`: Poisson, cut at a largest size at random. PLD, with a public number of
-    examples [1].
-`without_replacement_epsilon`: a fixed number without replacement. RDP, under replace-one only [2].
+| a loader | function |
+|---|---|
+| in order, shuffled or not, each epoch once through the data | `participation_epsilon` |
+| every example into one of k batches at random | `participation_epsilon` |
+| Poisson, cut at a largest size at random | `truncated_poisson_epsilon` |
+| a fixed number without replacement, anew in each step | `without_replacement_epsilon` |
+| Poisson, or all examples in each step | `epsilon` |
 
 With replacement, and anything else: nothing is known to us, and nothing is offered.
-
-Sources:
-    [1] Chua et al. 2025, arXiv:2508.15089 (truncated Poisson).
-    [2] Wang, Balle, Kasiviswanathan 2019, arXiv:1808.00087 (subsampled RDP).
 """
 
-from importlib.metadata import version
-from numbers import Integral
-from typing import Final
-
-import dp_accounting
-from dp_accounting import dp_event
-from dp_accounting.rdp import RdpAccountant
-
-from reticent.account._bounds import largest_loss, pld_epsilon, pld_interval, pld_margin
 from reticent.account._epsilon import epsilon
-from reticent.account._events import MIN_NOISE_MULTIPLIER, Phase, check_num_steps
-from reticent.errors import AccountingError, ConfigError
-from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme, check_delta
-
-_MAX_POINTS: Final = 250_000
+from reticent.errors import ConfigError
+from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme
 
 
 def participation_epsilon(
@@ -78,7 +64,7 @@ def truncated_poisson_epsilon(
     num_steps: int,
     delta: float,
 ) -> EpsilonReport:
-    """Epsilon of Poisson batches of which a random subset is kept where they are too large [1].
+    """Epsilon of Poisson batches of which a random subset is kept where they are too large.
 
     The number of examples must be public, and the statement is for zero-out-one.
 
@@ -94,44 +80,23 @@ def truncated_poisson_epsilon(
         Not below the true epsilon, up to the measured margin of PLD (as `epsilon`).
 
     Raises:
-        ConfigError[num-examples, sampling-prob, noise-multiplier, num-steps, delta]: a bad setting.
+        ConfigError[mechanism, sampling-prob, noise-multiplier, num-steps, delta]: a bad setting.
         AccountingError[no-bound]: PLD cannot be trusted here.
     """
-    check_delta(delta)
-    steps, size = check_num_steps(num_steps), _positive("max_batch_size", max_batch_size)
-    total = _positive("num_examples", num_examples)
     step = Mechanism(
-        scheme=SamplingScheme.POISSON, sampling_prob=sampling_prob, noise_multiplier=noise_multiplier
+        scheme=SamplingScheme.TRUNCATED_POISSON,
+        sampling_prob=sampling_prob,
+        noise_multiplier=noise_multiplier,
+        num_examples=num_examples,
+        batch_size=max_batch_size,
     )
-    if steps == 0 or noise_multiplier < MIN_NOISE_MULTIPLIER or size >= total:
-        return epsilon([(step, steps)], delta=delta, relation=NeighbouringRelation.ZERO_OUT)
-    phases = (Phase(sampling_prob, noise_multiplier / 2.0, steps),)  # for the grid: a cut moves two examples
-    margin = pld_margin(phases)
-    interval = max(pld_interval(phases, 5.0), largest_loss(phases) / _MAX_POINTS)
-    if margin > delta / 4.0 or noise_multiplier < 0.1:
-        raise AccountingError(
-            f"No trustworthy epsilon is known for truncated batches here: delta {delta:.3g} is too small "
-            f"beside the rounding of PLD ({margin:.2g}), or there is hardly any noise.",
-            code="no-bound",
-        )
-    cut = dp_event.TruncatedSubsampledGaussianDpEvent(total, sampling_prob, size, noise_multiplier)
-    value = pld_epsilon(dp_accounting.SelfComposedDpEvent(cut, steps), delta - margin, interval)
-    return EpsilonReport(
-        epsilon=value,
-        delta=delta,
-        epsilon_rdp=None,
-        epsilon_pld=value,
-        neighbouring_relation=NeighbouringRelation.ZERO_OUT,
-        accountant=f"PLD of truncated Poisson (dp-accounting {version('dp-accounting')})",
-        num_steps=steps,
-        notes=(f"{total} examples are public; batches were cut at {size}.",),
-    )
+    return epsilon([(step, num_steps)], delta=delta, relation=NeighbouringRelation.ZERO_OUT)
 
 
 def without_replacement_epsilon(
     *, num_examples: int, batch_size: int, noise_multiplier: float, num_steps: int, delta: float
 ) -> EpsilonReport:
-    """Epsilon of batches of a fixed size, drawn without replacement anew for each step [2].
+    """Epsilon of batches of a fixed size, drawn without replacement anew for each step.
 
     Only replace-one has a bound: the size is public, so one example less would mean another one more. The
     sum then moves by up to twice the bound, and the accountant is given half the noise.
@@ -149,35 +114,21 @@ def without_replacement_epsilon(
     Raises:
         ConfigError[num-examples, noise-multiplier, num-steps, delta]: a bad setting.
     """
-    check_delta(delta)
-    steps = check_num_steps(num_steps)
-    total, size = _positive("num_examples", num_examples), _positive("batch_size", batch_size)
-    if size > total:
-        raise ConfigError(f"batch_size {size} is more than num_examples {total}.", code="num-examples")
-    step = Mechanism(scheme=SamplingScheme.FULL_BATCH, sampling_prob=1.0, noise_multiplier=noise_multiplier)
-    everybody = epsilon([(step, steps)], delta=delta, relation=NeighbouringRelation.REPLACE_ONE)
-    if steps == 0 or noise_multiplier < MIN_NOISE_MULTIPLIER or size == total:
-        return everybody
-    drawn = dp_accounting.SampledWithoutReplacementDpEvent(
-        total, size, dp_accounting.GaussianDpEvent(noise_multiplier / 2.0)
+    if not _whole(num_examples) or not _whole(batch_size) or batch_size > num_examples:
+        raise ConfigError(
+            f"A batch is an integer of at least 1 and at most num_examples; got batch_size {batch_size!r} "
+            f"and num_examples {num_examples!r}.",
+            code="num-examples",
+        )
+    step = Mechanism(
+        scheme=SamplingScheme.FIXED_SIZE,
+        sampling_prob=batch_size / num_examples,
+        noise_multiplier=noise_multiplier,
+        num_examples=num_examples,
+        batch_size=batch_size,
     )
-    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
-    rdp = float(accountant.compose(drawn, steps).get_epsilon(delta))
-    value = min(rdp * (1.0 + 1e-12), everybody.epsilon)  # sampling never costs more than none
-    return EpsilonReport(
-        epsilon=value,
-        delta=delta,
-        epsilon_rdp=rdp,
-        epsilon_pld=None,
-        neighbouring_relation=NeighbouringRelation.REPLACE_ONE,
-        accountant=f"RDP without replacement (dp-accounting {version('dp-accounting')})",
-        num_steps=steps,
-        notes=(f"{size} of {total} examples in each step, both public.",),
-    )
+    return epsilon([(step, num_steps)], delta=delta, relation=NeighbouringRelation.REPLACE_ONE)
 
 
-def _positive(name: str, value: int) -> int:
-    ok = isinstance(value, Integral) and not isinstance(value, bool)
-    if not ok or not 1 <= value <= 10**15:
-        raise ConfigError(f"{name} must be an integer from 1 to 1e15, got {value!r}.", code="num-examples")
-    return int(value)
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -29,6 +29,7 @@ from reticent.account._events import (
     to_event,
     unsampled_noise_multiplier,
 )
+from reticent.account._own_bounds import own_history, simplified
 from reticent.records import EpsilonReport, NeighbouringRelation
 
 ALPHAS: Final = (1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -64,6 +65,9 @@ def risk(report: EpsilonReport, segments: Segments) -> Risk:
     Guarantee:
         Each bound holds for every attack, under the report's relation, up to the measured margin of PLD.
     """
+    segments = simplified(segments)
+    if own_history(segments) is not None:
+        return _from_point(report)
     phases = merge_phases(segments)
     if len(phases) > MAX_PHASES:
         phases = coarsen(phases)
@@ -80,12 +84,16 @@ def risk(report: EpsilonReport, segments: Segments) -> Risk:
             "exact Gaussian",
         )
     if report.epsilon_pld is None:
-        points = np.array([report.epsilon]), np.array([report.delta])
-        # One point of the profile; total variation of what is (epsilon, delta)-DP.
-        advantage = 1.0 - 2.0 * (1.0 - report.delta) / (1.0 + math.exp(min(report.epsilon, 700.0)))
-        return _from_curve(lambda alpha: _beta(alpha, *points), advantage, "(epsilon, delta) alone")
+        return _from_point(report)
     profile = _profile(phases, report, replaced)
     return _from_curve(lambda alpha: _beta(alpha, *profile), float(profile[1][0]), "PLD")
+
+
+def _from_point(report: EpsilonReport) -> Risk:
+    """From one point of the profile; the advantage is the total variation of what is (epsilon, delta)-DP."""
+    points = np.array([report.epsilon]), np.array([report.delta])
+    advantage = 1.0 - 2.0 * (1.0 - report.delta) / (1.0 + math.exp(min(report.epsilon, 700.0)))
+    return _from_curve(lambda alpha: _beta(alpha, *points), advantage, "(epsilon, delta) alone")
 
 
 def _profile(phases: tuple[Phase, ...], report: EpsilonReport, replaced: bool) -> tuple[_Curve, _Curve]:

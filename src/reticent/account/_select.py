@@ -24,7 +24,14 @@ from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 
 from reticent.account._bounds import rdp_accountant
-from reticent.account._events import MIN_NOISE_MULTIPLIER, Segments, check_relation, merge_phases
+from reticent.account._events import (
+    MIN_NOISE_MULTIPLIER,
+    Segments,
+    check_relation,
+    check_schemes,
+    merge_phases,
+    num_performed,
+)
 from reticent.errors import ConfigError
 from reticent.records import EpsilonReport, NeighbouringRelation, check_delta
 
@@ -182,8 +189,10 @@ def choice_epsilon(
         raise ConfigError("No bound is known for a choice under replace-one.", code="relation")
     if not candidates:
         raise ConfigError("A selection needs at least one candidate.", code="trials")
+    for segments in candidates:
+        check_schemes(segments, relation)
     merged = [merge_phases(segments) for segments in candidates]
-    num_steps = max(sum(phase.num_steps for phase in phases) for phases in merged)
+    num_steps = max(num_performed(segments) for segments in candidates)
     value = _rdp_of_selection(merged, trials, delta)
     return EpsilonReport(
         epsilon=value,

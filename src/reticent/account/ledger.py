@@ -41,7 +41,7 @@ from reticent.account._ledger_chain import (
 )
 from reticent.account._ledger_file import open_locked, os_errors, read_bytes, sync, sync_folder, write_all
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError
-from reticent.records import Mechanism, NeighbouringRelation, check_delta
+from reticent.records import SIZES, Mechanism, NeighbouringRelation, check_delta
 
 __all__ = ["FORMAT", "Ledger", "LedgerView", "read_ledger", "read_run_ledger", "verify_contains"]
 
@@ -141,7 +141,7 @@ class Ledger:
         either all acknowledged lines, or those and the one in progress. More than the planned steps
         cannot be appended, nothing can be taken back, and a second opener is refused.
 
-    Cost: one write and one fsync a step, and less than 80 bytes.
+    Cost: one write and one fsync a step, and 34 bytes.
     """
 
     def __init__(self, path: Path, file: FileIO, unlock: Callable[[], None], scan: "Scan") -> None:
@@ -252,6 +252,7 @@ class Ledger:
             LedgerError[ledger-changed]: the file was changed, moved or deleted meanwhile.
             LedgerError[ledger-closed]: closed, or an earlier append did not finish.
             LedgerError[ledger-locked]: this is a forked copy of the process that holds it.
+            LedgerError[ledger-version]: begun by an older version, which does not know the sampler.
         """
         with self._mutex:
             if self.num_steps >= self.planned_steps:
@@ -260,6 +261,12 @@ class Ledger:
                     "planned steps; one more would spend more than the plan's epsilon. Make a new plan "
                     "to train longer.",
                     code="budget-exhausted",
+                )
+            if SIZES[mechanism.scheme] and self._chain.header.format == 1:
+                raise LedgerError(
+                    f"The ledger {self._path} has format 1, which has no words for {mechanism.scheme} "
+                    "batches. Start a new run.",
+                    code="ledger-version",
                 )
             step: dict[str, Any] = {}
             if mechanism == self._chain.current:
@@ -302,7 +309,7 @@ class Ledger:
         self._check_usable()
         lines, head = [], self._chain.head
         for offset, entry in enumerate(entries):
-            lines.append(line_of(self._chain.seq + offset, entry, head))
+            lines.append(self._chain.line_of(self._chain.seq + offset, entry, head))
             head = hash_of(lines[-1])
         self._unsure = True
         with os_errors(self._path, "append to"):

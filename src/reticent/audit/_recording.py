@@ -11,7 +11,7 @@ Sources:
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -155,10 +155,7 @@ def _best_threshold(noise: float, num_in: int, num_out: int, confidence: float) 
 def _composed(mu: float, mechanism: Mechanism, num_steps: int, delta: float) -> float:
     if mu <= 0.0:
         return 0.0
-    shown = Mechanism(
-        scheme=mechanism.scheme, sampling_prob=mechanism.sampling_prob, noise_multiplier=1.0 / mu
-    )
-    return epsilon_floor([(shown, num_steps)], delta=delta)
+    return epsilon_floor([(_with_noise(mechanism, 1.0 / mu), num_steps)], delta=delta)
 
 
 def log_likelihood_ratios(seen: Recording, *, mechanism: Mechanism) -> Float[np.ndarray, " M"]:
@@ -259,7 +256,7 @@ def _least_refuted(
 
 
 def _with_noise(mechanism: Mechanism, noise: float) -> Mechanism:
-    return Mechanism(scheme=mechanism.scheme, sampling_prob=mechanism.sampling_prob, noise_multiplier=noise)
+    return replace(mechanism, noise_multiplier=noise)
 
 
 def trade_off(mechanism: Mechanism, num_steps: int) -> BlowUp:

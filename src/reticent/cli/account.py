@@ -14,7 +14,7 @@ from reticent.account import Segments, compose_runs, epsilon, group_epsilon, ris
 from reticent.account.ledger import LedgerView, read_ledger, read_run_ledger
 from reticent.cli._show import print_json, print_table, rounded_up
 from reticent.errors import ConfigError
-from reticent.records import EpsilonReport, Mechanism, SamplingScheme
+from reticent.records import SIZES, EpsilonReport, Mechanism, SamplingScheme
 
 _OF_EACH = ("run", "run_id", "private", "epsilon", "num_steps", "reproducible")
 _NUMBERS = ("--sampler", "--sampling-prob", "--noise-multiplier", "--num-steps")
@@ -23,7 +23,9 @@ _NUMBERS = ("--sampler", "--sampling-prob", "--noise-multiplier", "--num-steps")
 @click.command("account", short_help="State the epsilon of numbers, or of one or several runs.")
 @click.argument("runs", nargs=-1, metavar="[RUN]...", type=click.Path(path_type=Path))
 @click.option(
-    "--sampler", type=click.Choice([s.value for s in SamplingScheme]), help="How each step draws examples."
+    "--sampler",
+    type=click.Choice([s.value for s in SamplingScheme if not SIZES[s]]),
+    help="How each step draws examples; others by a RUN, or in Python.",
 )
 @click.option(
     "--sampling-prob", type=float, help="Probability that an example takes part in a step (poisson)."
@@ -192,12 +194,8 @@ def _of_users(
 
 
 def _described(mechanism: Mechanism, num_steps: int) -> dict[str, Any]:
-    return {
-        "sampler": mechanism.scheme.value,
-        "sampling_prob": mechanism.sampling_prob,
-        "noise_multiplier": mechanism.noise_multiplier,
-        "num_steps": num_steps,
-    }
+    described = mechanism.describe()
+    return {"sampler": described.pop("scheme"), **described, "num_steps": num_steps}
 
 
 def _ledger_notes(view: LedgerView) -> list[str]:

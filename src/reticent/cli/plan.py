@@ -13,7 +13,7 @@ from reticent.cli._show import print_json, print_table, print_warnings, rounded_
 from reticent.clipping import FlatClipping, sensitivity
 from reticent.errors import ConfigError
 from reticent.plan import Plan, Sampler, problem, raise_together
-from reticent.records import Budget, SamplingScheme, check_delta
+from reticent.records import SIZES, Budget, SamplingScheme, check_delta
 from reticent.sample import FullBatchSampler, PoissonSampler
 
 
@@ -31,7 +31,7 @@ from reticent.sample import FullBatchSampler, PoissonSampler
 )
 @click.option(
     "--sampler",
-    type=click.Choice([s.value for s in SamplingScheme]),
+    type=click.Choice([s.value for s in SamplingScheme if not SIZES[s]]),
     help="How each step draws examples.  [default: poisson]",
 )
 @click.option("--max-norm", type=float, help="Clipping norm C.  [default: 1, or the recipe's]")

@@ -57,6 +57,7 @@ def _print_plan(asked: "Request", *, as_json: bool) -> None:
         click.echo(json.dumps(shown, allow_nan=False))
         return
     click.echo(f"Recipe {asked.recipe.name}: {asked.recipe.summary}. Nothing was read, nothing spent.")
-    for name, value in {**shown, **asked.config.public_dict()}.items():
+    of_plan = {name: shown[name] for name in ("sampler", "expected_batch_size") if name in shown}
+    for name, value in {**shown, **asked.config.public_dict(), **of_plan}.items():
         if name not in ("recipe", "config"):
             click.echo(f"  {name:22}{'none' if value is None else value}")

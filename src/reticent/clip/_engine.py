@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from reticent.bounded import BoundedSum
 from reticent.clip import _isolation
-from reticent.clip._backward import gradients_kept, graph_leaves, plain_gradients, run_backward
+from reticent.clip._backward import gradients_kept, graph_leaves, run_backward
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._capture import Capture
 from reticent.clip._entry import Entry, Key
@@ -254,19 +254,19 @@ class ClipEngine:
         return all_norms
 
     def refuse_spreading(self, losses: Losses, batch: Any, finite_U: Tensor) -> None:
-        """Refuse a unit that is not finite in its batch, and is alone: zeros do not keep infinities apart."""
+        """Refuse a unit that is not finite in its batch, and is alone: zeros do not keep infinities apart.
+
+        Alone it is measured as in the batch: a finite gradient whose squares overflow counts as zero in both.
+        """
         bad = torch.nonzero(~finite_U).flatten().tolist()
         if batch is None or not bad or len(finite_U) == 1:
             return
         k = num_rows(batch) // len(finite_U)
-        params = list(trainable(self._model).values())
+        apart = type(self)(self._model, clipping=self.clipping, method=self.method, rules=self._rules)
         with torch.random.fork_rng(devices=_cuda_devices(finite_U)):
             for unit in bad:
-                loss = losses(rows(batch, unit * k, (unit + 1) * k))
-                grads = plain_gradients(loss, params)
-                if bool(torch.isfinite(loss).all()) and all(
-                    bool(torch.isfinite(g).all()) for g in grads if g is not None
-                ):
+                alone = apart.clipped_sum(losses, rows(batch, unit * k, (unit + 1) * k), num_units=1)
+                if bool(torch.isfinite(alone.norms).all()):
                     raise CoupledExamples(
                         "An example's gradient is not finite in its batch, and is finite alone: another "
                         "example's infinity or NaN reaches it, through a product with zero (packed "

@@ -4,7 +4,8 @@ Room: plan (floor 2). May import `reticent.account`, `reticent.sample` and floor
 """
 
 from reticent.plan._batches import LogicalBatch
-from reticent.plan._checks import Sampler, problem, raise_together
+from reticent.plan._checks import problem, raise_together
 from reticent.plan._plan import ROW, Plan
+from reticent.sample import Sampler
 
 __all__ = ["ROW", "LogicalBatch", "Plan", "Sampler", "problem", "raise_together"]

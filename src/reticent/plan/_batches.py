@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reticent.errors import DataError
-from reticent.plan._checks import Sampler
+from reticent.sample import Sampler
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

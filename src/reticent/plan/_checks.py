@@ -4,14 +4,13 @@ Room: plan. May import `reticent.sample`, `reticent.records`, `reticent.clipping
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar, get_args
 
 from reticent.clipping import KINDS
 from reticent.errors import ConfigError
-from reticent.records import Budget, Mechanism, SamplingScheme
-from reticent.sample import FullBatchSampler, PoissonSampler
+from reticent.records import Budget, Mechanism, NeighbouringRelation, SamplingScheme
+from reticent.sample import Sampler
 
-Sampler: TypeAlias = PoissonSampler | FullBatchSampler
 _T = TypeVar("_T")
 UNITS: Final = ("example", "user")
 _MAX_STEPS: Final = 10**15
@@ -48,11 +47,23 @@ def is_integer(value: object) -> bool:
 
 
 def check_sampler(sampler: object) -> None:
-    if not isinstance(sampler, PoissonSampler | FullBatchSampler):
+    if not isinstance(sampler, get_args(Sampler)):
         raise ConfigError(
-            f"sampler must be a PoissonSampler or a FullBatchSampler, got {type(sampler).__name__}: only "
-            "what the accountant knows may draw examples.",
+            f"sampler must be one of {', '.join(kind.__name__ for kind in get_args(Sampler))}, got "
+            f"{type(sampler).__name__}: only what the accountant knows may draw examples.",
             code="sampler",
+        )
+
+
+def check_neighbours(neighbours: object, sampler: object) -> None:
+    if neighbours is None or not isinstance(sampler, get_args(Sampler)):
+        return
+    known: tuple[NeighbouringRelation, ...] = getattr(sampler, "relations", ())
+    if not isinstance(neighbours, str) or neighbours not in known:
+        raise ConfigError(
+            f"neighbours must be {' or '.join(known)} with a {type(sampler).__name__} of this kind, got "
+            f"{neighbours!r}.",
+            code="relation",
         )
 
 

@@ -9,19 +9,19 @@ from decimal import ROUND_FLOOR, Context
 from typing import Any, Final, Self
 
 from reticent.account import (
-    calibrate_noise_multiplier,
-    calibrate_num_steps,
     calibrate_sampling_prob,
     epsilon,
+    noise_multiplier_for,
+    num_steps_for,
     split_noise,
 )
 from reticent.clipping import AdaptiveClipping, Clipping, sensitivity
 from reticent.errors import ConfigError, DataError
 from reticent.plan._batches import LogicalBatch, num_rows
 from reticent.plan._checks import (
-    Sampler,
     check_budget,
     check_clipping,
+    check_neighbours,
     check_no_idle_setting,
     check_noise,
     check_num_steps,
@@ -34,7 +34,7 @@ from reticent.plan._checks import (
     the_unknown,
 )
 from reticent.plan._clipping import clipping_from, clipping_record
-from reticent.plan._record import bad_record, check_keys, sampler_from
+from reticent.plan._record import check_keys, sampler_from, sampler_record
 from reticent.records import (
     Budget,
     EpsilonReport,
@@ -42,7 +42,7 @@ from reticent.records import (
     NeighbouringRelation,
     check_delta,
 )
-from reticent.sample import PoissonSampler, SampleStream
+from reticent.sample import PoissonSampler, Sampler, SampleStream
 
 _KEYS: Final = ("sampler", "num_steps", "noise_multiplier", "clipping", "delta", "budget")
 ROW: Final = "example"  # the privacy unit unless a plan says otherwise
@@ -71,6 +71,8 @@ class Plan:
         budget: what the plan must keep to, if anything; its delta is the plan's.
         unit: what one item of the data set is, and so whom the guarantee speaks of: "example", or "user"
             for a data set of users. `num_examples` and `expected_batch_size` count these units.
+        neighbours: which data sets the guarantee compares, where the sampler leaves a choice: replace-one
+            instead of what `sampler.relation` says, at about twice the epsilon.
 
     Guarantee:
         `num_steps` steps that draw from `batches` and add noise of `gradient_noise_multiplier` times
@@ -91,6 +93,7 @@ class Plan:
     delta: float
     budget: Budget | None = None
     unit: str = ROW
+    neighbours: NeighbouringRelation | None = None
 
     def __post_init__(self) -> None:
         raise_together(
@@ -101,6 +104,7 @@ class Plan:
             problem(lambda: check_delta(self.delta)),
             problem(lambda: check_budget(self.budget, self.delta)),
             problem(lambda: check_unit(self.unit)),
+            problem(lambda: check_neighbours(self.neighbours, self.sampler)),
         )
         self._split()  # refuses a count that leaves no noise for the gradient
         self._check_within_budget()
@@ -129,6 +133,7 @@ class Plan:
         num_steps: int | None = None,
         noise_multiplier: float | None = None,
         unit: str = ROW,
+        neighbours: NeighbouringRelation | None = None,
     ) -> Self:
         """Solve for the one setting left out: noise, number of steps, batch size, or epsilon.
 
@@ -148,6 +153,7 @@ class Plan:
             num_steps: number of steps.
             noise_multiplier: noise standard deviation over the bound of the clipped sum.
             unit: what one item of the data set is; see the class.
+            neighbours: see the class.
 
         Returns:
             A plan.
@@ -167,6 +173,7 @@ class Plan:
             problem(lambda: check_delta(given(delta)), unless=delta is None),
             problem(lambda: check_num_steps(given(num_steps)), unless=num_steps is None),
             problem(lambda: check_noise(given(noise_multiplier)), unless=noise_multiplier is None),
+            problem(lambda: check_neighbours(neighbours, sampler)),
         )
         unknown = the_unknown(
             {
@@ -177,23 +184,21 @@ class Plan:
             }
         )
         check_no_idle_setting(unknown, num_examples=num_examples, delta=delta)
+        if unknown == "sampler":
+            sampler = _largest_batch(
+                given(budget), given(num_examples), given(noise_multiplier), given(num_steps), neighbours
+            )
+        relation = given(sampler).relation if neighbours is None else neighbours
         if unknown == "noise_multiplier":
-            noise_multiplier = calibrate_noise_multiplier(
+            noise_multiplier = noise_multiplier_for(
+                given(sampler).mechanism,
                 budget=given(budget),
-                scheme=given(sampler).scheme,
-                sampling_prob=given(sampler).sampling_prob,
                 num_steps=given(num_steps),
+                relation=relation,
             )
         elif unknown == "num_steps":
-            num_steps = calibrate_num_steps(
-                budget=given(budget),
-                scheme=given(sampler).scheme,
-                sampling_prob=given(sampler).sampling_prob,
-                noise_multiplier=given(noise_multiplier),
-            )
-        elif unknown == "sampler":
-            sampler = _largest_batch(
-                given(budget), given(num_examples), given(noise_multiplier), given(num_steps)
+            num_steps = num_steps_for(
+                given(sampler).mechanism(given(noise_multiplier)), budget=given(budget), relation=relation
             )
         return cls(
             sampler=given(sampler),
@@ -203,6 +208,7 @@ class Plan:
             delta=budget.delta if budget is not None else given(delta),
             budget=budget,
             unit=unit,
+            neighbours=neighbours,
         )
 
     @property
@@ -227,8 +233,8 @@ class Plan:
 
     @property
     def relation(self) -> NeighbouringRelation:
-        """Which data sets the guarantee compares: zero-out if the number of examples is public."""
-        return self.sampler.relation
+        """Which data sets the guarantee compares: `neighbours`, or what the sampler says."""
+        return self.sampler.relation if self.neighbours is None else NeighbouringRelation(self.neighbours)
 
     @property
     def expected_batch_size(self) -> float:
@@ -265,12 +271,7 @@ class Plan:
         """The plan as a JSON object, which `from_dict` reads back; every value in it is public."""
         budget = self.budget
         return {
-            "sampler": {
-                "kind": self.sampler.scheme.value,
-                "num_examples": self.sampler.num_examples,
-                "expected_batch_size": self.sampler.expected_batch_size,
-                "sampling_prob": self.sampler.sampling_prob,
-            },
+            "sampler": sampler_record(self.sampler),
             "num_steps": self.num_steps,
             "noise_multiplier": self.noise_multiplier,
             "clipping": clipping_record(self.clipping),
@@ -296,21 +297,18 @@ class Plan:
         clipping, budget = clipping_from(record["clipping"]), record["budget"]
         if budget is not None:
             check_keys(budget, required=("epsilon", "delta"), where="budget")
-        plan = cls(
-            sampler=sampler_from(record["sampler"]),
+        sampler = sampler_from(record["sampler"])
+        relation = record.get("neighbouring_relation", sampler.relation.value)
+        return cls(
+            sampler=sampler,
             num_steps=record["num_steps"],
             noise_multiplier=record["noise_multiplier"],
             clipping=clipping,
             delta=record["delta"],
             budget=None if budget is None else Budget(epsilon=budget["epsilon"], delta=budget["delta"]),
             unit=record.get("unit", ROW),
+            neighbours=None if relation == sampler.relation else relation,
         )
-        if record.get("neighbouring_relation", plan.relation.value) != plan.relation.value:
-            raise bad_record(
-                f"neighbouring_relation is {record['neighbouring_relation']!r}, but this sampler gives "
-                f"{plan.relation.value!r}."
-            )
-        return plan
 
     def batches(
         self, dataset: object, *, start: int = 0, stream: SampleStream | None = None
@@ -355,7 +353,7 @@ class Plan:
         for step in range(start, self.num_steps):
             yield LogicalBatch(
                 step=step,
-                indices=self.sampler.draw(num_available, stream),
+                indices=self.sampler.draw(num_available, stream, step=step),
                 dataset=dataset,
                 expected_batch_size=self.expected_batch_size,
                 sampler=self.sampler,
@@ -364,10 +362,22 @@ class Plan:
 
 
 def _largest_batch(
-    budget: Budget, num_examples: int, noise_multiplier: float, num_steps: int
+    budget: Budget,
+    num_examples: int,
+    noise_multiplier: float,
+    num_steps: int,
+    neighbours: NeighbouringRelation | None,
 ) -> PoissonSampler:
-    PoissonSampler(num_examples=num_examples, expected_batch_size=1)  # refuses a bad num_examples first
-    prob = calibrate_sampling_prob(budget=budget, noise_multiplier=noise_multiplier, num_steps=num_steps)
+    some = PoissonSampler(
+        num_examples=num_examples, expected_batch_size=1
+    )  # refuses a bad num_examples first
+    check_neighbours(neighbours, some)
+    prob = calibrate_sampling_prob(
+        budget=budget,
+        noise_multiplier=noise_multiplier,
+        num_steps=num_steps,
+        relation=some.relation if neighbours is None else neighbours,
+    )
     rounding = Context(prec=6, rounding=ROUND_FLOOR)
     size = num_examples if prob == 1.0 else float(rounding.create_decimal_from_float(prob * num_examples))
     return PoissonSampler(num_examples=num_examples, expected_batch_size=size)

@@ -4,12 +4,19 @@ Room: plan. May import `reticent.sample`, `reticent.records` and `reticent.error
 """
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from reticent.errors import ConfigError
-from reticent.plan._checks import Sampler
-from reticent.records import SamplingScheme
-from reticent.sample import FullBatchSampler, PoissonSampler
+from reticent.records import PARTITIONS, SamplingScheme
+from reticent.sample import (
+    FixedSizeSampler,
+    FullBatchSampler,
+    PartitionSampler,
+    PoissonSampler,
+    Sampler,
+    TruncatedPoissonSampler,
+)
 
 
 def bad_record(problem: str) -> ConfigError:
@@ -27,23 +34,70 @@ def check_keys(
         raise bad_record(f"in {where}, missing: {missing}, unknown: {unknown}.")
 
 
+_USUAL: Final = ("kind", "num_examples", "expected_batch_size", "sampling_prob")
+_MORE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        SamplingScheme.POISSON: (),
+        SamplingScheme.FULL_BATCH: (),
+        SamplingScheme.TRUNCATED_POISSON: ("max_batch_size",),
+        SamplingScheme.FIXED_SIZE: (),
+        **dict.fromkeys(sorted(PARTITIONS), ("num_batches", "seed")),
+    }
+)
+
+
+def sampler_record(sampler: Sampler) -> dict[str, Any]:
+    """The sampler as a JSON object; every value in it is public."""
+    return {
+        "kind": sampler.scheme.value,
+        **{name: getattr(sampler, name) for name in (*_USUAL[1:], *_MORE[sampler.scheme])},
+    }
+
+
 def sampler_from(record: Mapping[str, Any]) -> Sampler:
-    names = ("kind", "num_examples", "expected_batch_size", "sampling_prob")
-    check_keys(record, required=names, where="sampler")
-    num_examples, size, prob = (record[name] for name in names[1:])
-    sampler: Sampler
-    if record["kind"] == SamplingScheme.FULL_BATCH.value:
-        sampler = FullBatchSampler(num_examples=num_examples)
-    elif record["kind"] == SamplingScheme.POISSON.value:
-        sampler = (
-            PoissonSampler(sampling_prob=prob, expected_batch_size=size)
-            if num_examples is None
-            else PoissonSampler(num_examples=num_examples, expected_batch_size=size)
-        )
-    else:
-        raise bad_record(f"sampler kind {record['kind']!r} is not known.")
+    """Read back what `sampler_record` wrote.
+
+    Raises:
+        ConfigError[plan-record]: a key is missing or unknown, or the kind is, or they contradict each other.
+        ConfigError: a value is not one that the sampler may have.
+    """
+    kind = record.get("kind") if isinstance(record, Mapping) else None
+    more = _MORE.get(kind, ()) if isinstance(kind, str) else ()
+    check_keys(record, required=(*_USUAL, *more), where="sampler")
+    sampler = _made(record)
+    size, prob = record["expected_batch_size"], record["sampling_prob"]
     if (sampler.expected_batch_size, sampler.sampling_prob) != (size, prob):
         raise bad_record(
-            f"the sampler's batch size {size!r}, probability {prob!r} and N {num_examples!r} disagree."
+            f"the sampler's batch size {size!r}, probability {prob!r} and N {record['num_examples']!r} "
+            "disagree."
         )
     return sampler
+
+
+def _made(record: Mapping[str, Any]) -> Sampler:
+    num_examples, size, prob = (record[name] for name in _USUAL[1:])
+    match record["kind"]:
+        case SamplingScheme.FULL_BATCH.value:
+            return FullBatchSampler(num_examples=num_examples)
+        case SamplingScheme.POISSON.value if num_examples is None:
+            return PoissonSampler(sampling_prob=prob, expected_batch_size=size)
+        case SamplingScheme.POISSON.value:
+            return PoissonSampler(num_examples=num_examples, expected_batch_size=size)
+        case SamplingScheme.TRUNCATED_POISSON.value:
+            return TruncatedPoissonSampler(
+                num_examples=num_examples,
+                expected_batch_size=size,
+                max_batch_size=record["max_batch_size"],
+            )
+        case SamplingScheme.FIXED_SIZE.value:
+            whole = isinstance(size, float) and size.is_integer()
+            return FixedSizeSampler(num_examples=num_examples, batch_size=int(size) if whole else size)
+        case kind if isinstance(kind, str) and kind in PARTITIONS:
+            return PartitionSampler(
+                num_examples=num_examples,
+                num_batches=record["num_batches"],
+                order=SamplingScheme(kind),
+                seed=record["seed"],
+            )
+        case kind:
+            raise bad_record(f"sampler kind {kind!r} is not known.")

@@ -14,10 +14,10 @@ from reticent.account.ledger import read_run_ledger
 from reticent.clipping import Clipping
 from reticent.errors import ConfigError
 from reticent.plan import Plan
-from reticent.sample import PoissonSampler
 from reticent.train import TrainSettings, check_ledger, finite, ledger_epsilon
 
 from ._clipping import clipping_of
+from ._sampling import sampler_of
 from ._training_config import TrainingConfig
 
 
@@ -61,7 +61,7 @@ def _not_of_plan(num_examples: int, config: TrainingConfig, plan: Plan | None) -
     """Names of settings in which a private run's plan differs from its config."""
     if plan is None or plan.budget is None:
         return ["epsilon"]
-    sampler = PoissonSampler(num_examples=num_examples, expected_batch_size=config.expected_batch_size)
+    sampler = sampler_of(config, num_examples=num_examples)
     pairs = {
         "epsilon": (config.epsilon, plan.budget.epsilon),
         "delta": (config.delta, plan.delta),

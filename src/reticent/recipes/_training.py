@@ -22,7 +22,7 @@ from reticent.errors import CheckpointError, DataError
 from reticent.optim import Lamb, decayed_sgd
 from reticent.plan import Plan
 from reticent.records import Budget
-from reticent.sample import PoissonSampler, SampleStream
+from reticent.sample import SampleStream
 from reticent.train import (
     ClipNorms,
     Evaluation,
@@ -55,6 +55,7 @@ from ._origin import refuse_same_data
 from ._plain import PlainStep
 from ._ranks import fetched_by, ranks_of
 from ._recipe import Recipe, Request
+from ._sampling import sampler_of
 from ._table import recipes
 from ._training_config import TrainingConfig
 
@@ -154,6 +155,7 @@ class TrainingRecipe(Recipe):
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "num_steps": plan.num_steps,
+            "sampler": plan.sampler.scheme.value,
             "expected_batch_size": plan.expected_batch_size,
             "neighbouring_relation": str(plan.relation),
         }
@@ -220,9 +222,7 @@ def plan_of(asked: Request) -> Plan:
         AccountingError, ConfigError: no noise multiplier meets the budget.
     """
     recipe, config = _training(asked)
-    sampler = PoissonSampler(
-        num_examples=recipe.num_examples(config), expected_batch_size=config.expected_batch_size
-    )
+    sampler = sampler_of(config, num_examples=recipe.num_examples(config))
     clipping = clipping_of(config)
     if math.isinf(config.epsilon):
         return Plan(

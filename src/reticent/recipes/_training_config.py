@@ -83,6 +83,15 @@ class TrainingConfig(RecipeConfig):
         Field(description="decay of the weights' average; 0 turns it off; polyak: the plain mean"),
     ] = 0.99
     ema_start: Annotated[int, Field(ge=0, description="updates before the average begins")] = 0
+    sampler: Annotated[
+        Literal[
+            "poisson", "truncated-poisson", "fixed-size", "cyclic", "shuffled", "balls-in-bins", "full-batch"
+        ],
+        Field(description="how a step draws examples; poisson costs the least noise"),
+    ] = "poisson"
+    max_batch_size: Annotated[
+        int | None, Field(ge=1, description="of truncated-poisson: the largest batch, cut at random")
+    ] = None
     noise_multiplier: Annotated[
         float | None,
         Field(
@@ -171,6 +180,11 @@ class TrainingConfig(RecipeConfig):
             raise ValueError(
                 "twin is a run without privacy beside a private one; with epsilon = inf leave it out"
             )
+        if (self.max_batch_size is None) == (self.sampler == "truncated-poisson"):
+            raise ValueError(
+                "max_batch_size is a setting of sampler = truncated-poisson, which needs one: sampler is "
+                f"{self.sampler} and max_batch_size {self.max_batch_size}"
+            )
         for name, rate in (("lr", self.lr), ("twin_lr", self.twin_lr)):
             if rate > _LARGEST_RATE:
                 raise ValueError(f"{name} must be at most {_LARGEST_RATE:g} to fit in the weights' numbers")
@@ -185,6 +199,10 @@ class TrainingConfig(RecipeConfig):
             )
         if self.weight_decay is not None and self.optimizer == "adam":
             problems.append("weight_decay would be ignored by adam: set optimizer = adamw, or leave it out")
+        if "expected_batch_size" in settings and self.sampler == "full-batch":
+            problems.append(
+                "expected_batch_size would be ignored: a full batch is all examples. Leave it out"
+            )
         if "ema_start" in settings and not self.ema:
             problems.append("ema_start would be ignored: ema is 0. Leave it out")
         if math.isinf(self.epsilon):

@@ -8,13 +8,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
-Segment = tuple[tuple[str, float, float], int]
+_SIZES: Final = ("num_", "batch_")
+# (scheme, sampling probability, noise multiplier, then (name, value) of each size), steps.
+Segment = tuple[tuple[Any, ...], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainLedger:
-    """What a ledger says: ((scheme, sampling probability, noise multiplier), steps) in order."""
+    """What a ledger says: (mechanism, steps) in order."""
 
     segments: list[Segment]
     head: str
@@ -28,11 +31,13 @@ def spent_by_plain_reading(path: Path) -> PlainLedger:
         ValueError: a line was changed, or does not follow the one before it.
     """
     head, reproducible = "A" * 22, False
-    spent: list[tuple[tuple[str, float, float], int]] = []
+    spent: list[Segment] = []
     text = path.read_text(encoding="ascii")
     lines = text.split("\n")
     whole = lines if lines[-1].endswith('"}') else lines[:-1]
     for number, line in enumerate(whole):
+        if line.startswith('{"hash":"'):  # a step, which says neither its number nor what it follows
+            line = f'{{"seq":{number},"prev":"{head}",{line[1:]}'
         content, separator, digest = line.rpartition(',"hash":"')
         hashed = base64.urlsafe_b64encode(hashlib.sha256(f"{content}}}".encode()).digest()[:16])
         entry = json.loads(content + "}")
@@ -46,8 +51,10 @@ def spent_by_plain_reading(path: Path) -> PlainLedger:
                 mechanism, count = spent[-1]
                 spent[-1] = (mechanism, count + 1)
             case "segment":
-                mechanism = (entry["scheme"], entry["sampling_prob"], entry["noise_multiplier"])
-                spent.append((mechanism, 0))
+                sizes = [(name, entry[name]) for name in sorted(entry) if name.startswith(_SIZES)]
+                spent.append(
+                    ((entry["scheme"], entry["sampling_prob"], entry["noise_multiplier"], *sizes), 0)
+                )
             case "header" | "reproducible":
                 reproducible = reproducible or bool(entry.get("reproducible", True))
     return PlainLedger(segments=[s for s in spent if s[1]], head=head, reproducible=reproducible)

@@ -9,7 +9,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +19,7 @@ from reticent.account import cross_check, epsilon
 from reticent.account.ledger import LedgerView
 from reticent.errors import ReticentError
 from reticent.plan import Plan
-from reticent.records import EpsilonReport, Mechanism, SamplingScheme
+from reticent.records import SIZES, EpsilonReport, Mechanism, SamplingScheme
 from reticent.report._plain_ledger import spent_by_plain_reading
 from reticent.report._run import Run, read_run
 from reticent.report._statement import Statement, first_steps, state
@@ -169,7 +169,9 @@ def _verification(
 
 def _check_ledger(folder: Path, ledger: LedgerView, found: _Findings) -> None:
     plain = spent_by_plain_reading(folder / "ledger.jsonl")
-    ours = [((m.scheme.value, m.sampling_prob, m.noise_multiplier), n) for m, n in ledger.segments()]
+    ours = [
+        ((m.scheme.value, m.sampling_prob, m.noise_multiplier, *_sizes(m)), n) for m, n in ledger.segments()
+    ]
     same = plain.segments == ours and (plain.head, plain.reproducible) == (ledger.head, ledger.reproducible)
     found.expect(
         "ledger",
@@ -179,6 +181,11 @@ def _check_ledger(folder: Path, ledger: LedgerView, found: _Findings) -> None:
     )
     within = ledger.num_steps <= ledger.planned_steps
     found.expect("steps", within, "within the plan", "more steps were entered than were planned.")
+
+
+def _sizes(mechanism: Mechanism) -> list[tuple[str, int]]:
+    known = mechanism.describe()
+    return [(name, known[name]) for name in sorted(known) if name in SIZES[mechanism.scheme]]
 
 
 def _check_plan(run: Run, ledger: LedgerView, found: _Findings) -> None:
@@ -348,7 +355,7 @@ def _stated(run: Run, ledger: LedgerView, statement: Statement) -> dict[str, Any
         "num_steps": ledger.num_steps,
         "num_lost": ledger.num_lost,
         "accountant": report.accountant if report else None,
-        "mechanisms": [{**asdict(m), "num_steps": n} for m, n in ledger.segments()],
+        "mechanisms": [{**m.describe(), "num_steps": n} for m, n in ledger.segments()],
         "public": json.loads(json.dumps(dict(ledger.public))),
         "ledger_head": ledger.head,
         "ledger_sha256": _sha256(run.folder / "ledger.jsonl"),

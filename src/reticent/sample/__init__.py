@@ -1,9 +1,25 @@
-"""Samplers: which examples take part in a step, drawn exactly and in secret.
+"""Samplers: which examples take part in a step, drawn exactly and, where it matters, in secret.
 
 Room: sample (floor 1). May import NumPy and floor 0, never torch.
 """
 
+from typing import TypeAlias
+
+from reticent.sample._partitions import PartitionSampler
+from reticent.sample._sizes import FixedSizeSampler, TruncatedPoissonSampler
 from reticent.sample.samplers import FullBatchSampler, PoissonSampler
 from reticent.sample.stream import SampleStream
 
-__all__ = ["FullBatchSampler", "PoissonSampler", "SampleStream"]
+Sampler: TypeAlias = (
+    PoissonSampler | FullBatchSampler | TruncatedPoissonSampler | FixedSizeSampler | PartitionSampler
+)
+
+__all__ = [
+    "FixedSizeSampler",
+    "FullBatchSampler",
+    "PartitionSampler",
+    "PoissonSampler",
+    "SampleStream",
+    "Sampler",
+    "TruncatedPoissonSampler",
+]

@@ -7,18 +7,15 @@ Sources:
     [2] Kairouz et al. 2021, arXiv:2103.00039, definition 1.1 ("zero-out" neighbours).
 """
 
-import sys
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from reticent.errors import ConfigError
 from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
+from reticent.sample._checks import check_available, check_num_examples, checked_batch_size, checked_prob
 from reticent.sample.stream import SampleStream
-
-_MAX_EXAMPLES: Final = 10**15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, init=False)
@@ -61,7 +58,7 @@ class PoissonSampler:
                 "number of examples stays secret), and expected_batch_size.",
                 code="sampler-parameters",
             )
-        size = _checked_batch_size(expected_batch_size, num_examples)
+        size = checked_batch_size(expected_batch_size, num_examples)
         if num_examples is not None:
             derived = size / num_examples
             if sampling_prob is not None and sampling_prob != derived:
@@ -73,7 +70,7 @@ class PoissonSampler:
             sampling_prob = derived
         object.__setattr__(self, "num_examples", num_examples)
         object.__setattr__(self, "expected_batch_size", size)
-        object.__setattr__(self, "sampling_prob", _checked_prob(sampling_prob))
+        object.__setattr__(self, "sampling_prob", checked_prob(sampling_prob))
 
     @property
     def scheme(self) -> SamplingScheme:
@@ -83,8 +80,14 @@ class PoissonSampler:
     @property
     def relation(self) -> NeighbouringRelation:
         """Zero-out if the number of examples is public, add-or-remove otherwise."""
+        return self.relations[0]
+
+    @property
+    def relations(self) -> tuple[NeighbouringRelation, ...]:
+        """Which statements can be made of batches drawn so; `relation` is the first."""
         secret = self.num_examples is None
-        return NeighbouringRelation.ADD_OR_REMOVE if secret else NeighbouringRelation.ZERO_OUT
+        usual = NeighbouringRelation.ADD_OR_REMOVE if secret else NeighbouringRelation.ZERO_OUT
+        return usual, NeighbouringRelation.REPLACE_ONE
 
     def mechanism(self, noise_multiplier: float) -> Mechanism:
         """What one step of this sampler does to the data, for the ledger and the accountant."""
@@ -92,7 +95,7 @@ class PoissonSampler:
             scheme=self.scheme, sampling_prob=self.sampling_prob, noise_multiplier=noise_multiplier
         )
 
-    def draw(self, num_available: int, stream: SampleStream) -> npt.NDArray[np.int64]:
+    def draw(self, num_available: int, stream: SampleStream, *, step: int = 0) -> npt.NDArray[np.int64]:
         """Draw one step's examples.
 
         A Binomial(num_available, q) count, then a uniform subset of that size: the same law as one
@@ -102,6 +105,7 @@ class PoissonSampler:
         Args:
             num_available: number of examples there are; equal to `num_examples` if that is set.
             stream: where the randomness comes from.
+            step: not used; every step is drawn alike.
 
         Returns:
             Sorted distinct indices in [0, num_available), int64; empty when no example was drawn.
@@ -115,7 +119,7 @@ class PoissonSampler:
             ConfigError[data-size]: `num_available` differs from the public `num_examples`, or is
                 negative.
         """
-        _check_available(num_available, self.num_examples)
+        check_available(num_available, self.num_examples)
         rng = stream.generator()
         count = rng.binomial(num_available, self.sampling_prob)
         drawn = rng.choice(num_available, size=count, replace=False, shuffle=False)
@@ -136,7 +140,7 @@ class FullBatchSampler:
     num_examples: int
 
     def __post_init__(self) -> None:
-        _check_num_examples(self.num_examples)
+        check_num_examples(self.num_examples)
 
     @property
     def sampling_prob(self) -> float:
@@ -156,68 +160,22 @@ class FullBatchSampler:
     @property
     def relation(self) -> NeighbouringRelation:
         """Zero-out: the number of examples is public."""
-        return NeighbouringRelation.ZERO_OUT
+        return self.relations[0]
+
+    @property
+    def relations(self) -> tuple[NeighbouringRelation, ...]:
+        """Which statements can be made of full batches; `relation` is the first."""
+        return NeighbouringRelation.ZERO_OUT, NeighbouringRelation.REPLACE_ONE
 
     def mechanism(self, noise_multiplier: float) -> Mechanism:
         """What one step of this sampler does to the data, for the ledger and the accountant."""
         return Mechanism(scheme=self.scheme, sampling_prob=1.0, noise_multiplier=noise_multiplier)
 
-    def draw(self, num_available: int, stream: SampleStream) -> npt.NDArray[np.int64]:
-        """All indices, 0 to N - 1; `stream` is not used.
+    def draw(self, num_available: int, stream: SampleStream, *, step: int = 0) -> npt.NDArray[np.int64]:
+        """All indices, 0 to N - 1; neither `stream` nor `step` is used.
 
         Raises:
             ConfigError[data-size]: `num_available` differs from `num_examples`.
         """
-        _check_available(num_available, self.num_examples)
+        check_available(num_available, self.num_examples)
         return np.arange(num_available, dtype=np.int64)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_num_examples(num_examples: int) -> None:
-    if not _is_integer(num_examples) or not 1 <= num_examples <= _MAX_EXAMPLES:
-        raise ConfigError(
-            f"num_examples must be an integer from 1 to {_MAX_EXAMPLES:.0e}, got {num_examples!r}.",
-            code="num-examples",
-        )
-
-
-def _checked_batch_size(size: float | int | None, num_examples: int | None) -> float:
-    if num_examples is not None:
-        _check_num_examples(num_examples)
-    if size is None or not _is_real(size) or not 0 < size <= sys.float_info.max:
-        raise ConfigError(
-            f"expected_batch_size must be a finite number > 0, got {size!r}. It divides the noised "
-            "sum, so it has to be public and fixed.",
-            code="expected-batch-size",
-        )
-    if num_examples is not None and size > num_examples:
-        raise ConfigError(
-            f"expected_batch_size {size!r} is more than num_examples {num_examples}.",
-            code="expected-batch-size",
-        )
-    return float(size)
-
-
-def _checked_prob(prob: float | int | None) -> float:
-    if prob is None or not _is_real(prob) or not 0.0 < prob <= 1.0:
-        raise ConfigError(f"sampling_prob must be in (0, 1], got {prob!r}.", code="sampling-prob")
-    return float(prob)
-
-
-def _check_available(num_available: int, num_examples: int | None) -> None:
-    if num_examples is not None and num_available != num_examples:
-        raise ConfigError(
-            f"The plan declares num_examples = {num_examples} public, but the data set holds "
-            f"{num_available} examples. The privacy statement would be false: make a plan for this "
-            "data set, or give sampling_prob instead of num_examples.",
-            code="data-size",
-        )
-    if num_available < 0:
-        raise ConfigError(f"num_available must be >= 0, got {num_available}.", code="data-size")

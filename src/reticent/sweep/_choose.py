@@ -18,6 +18,7 @@ from rich.console import Console
 from reticent.account import Segments, choice_epsilon
 from reticent.account.ledger import read_run_ledger
 from reticent.errors import ConfigError
+from reticent.records import SIZES
 
 from ._choice import Choice, what_each_spends
 from ._pool import run_all
@@ -45,6 +46,12 @@ def choose(
     """Run a choice to its end, or go on with one; see `sweep`."""
     candidates = asked.private_settings()
     spends = what_each_spends(asked, candidates)
+    if sizes := sorted({str(m.scheme) for segments in spends for m, _ in segments if SIZES[m.scheme]}):
+        raise ConfigError(
+            f"What the best of several runs costs is not known for {', '.join(sizes)} batches: use "
+            "sampler = poisson, or full-batch.",
+            code="sweep",
+        )
     hidden = out / "not-for-publication"
     wanted = {
         "format": _FORMAT,

@@ -211,7 +211,7 @@ def _batches(
     for step in range(start, planned.num_steps):
         yield LogicalBatch(
             step=step,
-            indices=sampler.draw(len(split), stream),
+            indices=sampler.draw(len(split), stream, step=step),
             dataset=split,
             expected_batch_size=sampler.expected_batch_size,
             sampler=sampler,
