@@ -128,7 +128,7 @@ class Mechanism:
             takes part once.
 
     Raises:
-        ConfigError[mechanism]: no scheme that we know, or a size that is missing, idle or no positive integer.
+        ConfigError[mechanism]: no scheme that we know; a size that is missing, idle or no positive integer.
         ConfigError[sampling-prob]: not in (0, 1], or not what the scheme and its sizes make it.
         ConfigError[noise-multiplier]: negative or not finite. Zero is allowed: it means no
             privacy, and every accountant answers infinity.
@@ -167,8 +167,8 @@ class Mechanism:
             size = getattr(self, name)
             _require(
                 (size is None) if name not in needed else _is_size(size),
-                f"a {self.scheme} step has {', '.join(needed) or 'no sizes'}, each an integer from 1 to 1e15; "
-                f"got {name} {size!r}.",
+                f"a {self.scheme} step has {', '.join(needed) or 'no sizes'}, each an integer from 1 to "
+                f"1e15; got {name} {size!r}.",
                 "mechanism",
             )
         implied = self.sampling_prob

@@ -66,7 +66,8 @@ class PartitionSampler:
         cyclic = self.order is SamplingScheme.CYCLIC
         if (self.seed is not None) if cyclic else not is_integer(self.seed):
             raise ConfigError(
-                f"{self.order} batches take {'no seed' if cyclic else 'a seed, an integer'}; got {self.seed!r}.",
+                f"{self.order} batches take {'no seed' if cyclic else 'a seed, an integer'}; got "
+                f"{self.seed!r}.",
                 code="seed",
             )
 
