@@ -11,7 +11,7 @@ import sys
 
 def read(path):
     """(header, [[mechanism, number of steps], ...], head); raises ValueError if the chain is broken."""
-    head, header, spent = "A" * 22, None, []
+    head, header, spent = "A" * 22, {}, []
     with open(path, encoding="ascii") as file:
         for seq, line in enumerate(file):
             if not line.endswith("\n") and not line.endswith('"}'):

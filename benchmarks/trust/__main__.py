@@ -10,7 +10,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.trust import faults, fuzz, mutants, plans
+from benchmarks.trust import cost, faults, fuzz, mutants, plans
 
 
 def main():
@@ -34,6 +34,8 @@ def main():
         ("ledgers", faults.ledgers),
         ("settings", faults.settings),
         ("neighbours", faults.neighbours),
+        ("ledger cost", cost.ledger),
+        ("calibration", cost.calibration),
     ):
         if name not in kept:
             kept[name] = make()
@@ -51,7 +53,7 @@ def main():
             keep()
     keep()
     figures = {**kept["ledgers"], **kept["settings"], **kept["neighbours"], **kept.get("fuzz", {})}
-    figures |= plans.table(kept["plans"])
+    figures |= {**kept["ledger cost"], **kept["calibration"], **plans.table(kept["plans"])}
     for name, value in figures.items():
         print(f"| {name} | {json.dumps(value)} |")
     for found in kept.get("mutants", ()):

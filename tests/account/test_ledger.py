@@ -2,6 +2,7 @@
 
 Each test attacks one sentence of the module's docstring.
 """
+# pyright: reportArgumentType=false
 
 import json
 import os

@@ -1,4 +1,5 @@
 """Epsilon under each sampler, against computations that share no code with ours or with dp-accounting."""
+# pyright: reportArgumentType=false
 
 import math
 

@@ -1,4 +1,5 @@
 """The best of a random number of runs: the theorems again from the paper, and what must hold at the edges."""
+# pyright: reportArgumentType=false
 
 import math
 

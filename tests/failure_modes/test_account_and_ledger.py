@@ -1,4 +1,5 @@
 """Failure modes 47 to 65: what is public, what is counted, and the number. Each test plants the fault."""
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportCallIssue=false
 
 import inspect
 import json

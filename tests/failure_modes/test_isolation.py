@@ -3,6 +3,7 @@
 The first paragraph of a docstring says what goes wrong elsewhere, `Severity` how bad it is, `Prevented` how
 it cannot happen here: `docs/failure-modes.md` is made from them.
 """
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import numpy as np
 import pytest

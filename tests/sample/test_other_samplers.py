@@ -2,6 +2,7 @@
 
 False alarms: secret draws are unseeded, so each statistical check is set to a rate of at most 1e-6.
 """
+# pyright: reportArgumentType=false
 
 import math
 

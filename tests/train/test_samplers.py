@@ -1,4 +1,5 @@
 """Every sampler through training: the ledger says how steps were drawn, and is verified by it."""
+# pyright: reportArgumentType=false
 
 import json
 
@@ -52,7 +53,7 @@ def test_a_run_is_verified_by_its_samplers_own_account(tmp_path, case):
     assert view.segments() == ((plan.mechanism, 4),) and view.relation is plan.relation
     assert result.epsilon == plan.epsilon().epsilon
     found = verify_run(out)
-    assert found.sound, found.problems
+    assert found.sound and found.statement is not None, found.problems
     assert found.statement["mechanisms"] == [{**plan.mechanism.describe(), "num_steps": 4}]
     assert Plan.from_dict(json.loads((out / "run.json").read_text())["plan"]) == plan
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from reticent.clipping import AdaptiveClipping, GroupedClipping, sensitivity
 from reticent.errors import AuditError, ConfigError
 from reticent.plan import ROW, Plan
-from reticent.records import SamplingScheme
+from reticent.records import SIZES, SamplingScheme
 from reticent.sample import FullBatchSampler, PoissonSampler
 from reticent.train import TrainSettings, silent_or_bar, train
 
@@ -137,6 +137,8 @@ def check_subject(subject: Subject) -> None:
         raise _unfit("its clipping norm adapts, so what a canary puts into a step is not known")
     if isinstance(plan.clipping, GroupedClipping):
         raise _unfit("its clipping names groups of parameters, and the canaries' are in none of them")
+    if SIZES[plan.mechanism.scheme]:
+        raise _unfit(f"its batches are {plan.mechanism.scheme}, and canaries are drawn into Poisson batches")
     if plan.unit != ROW:
         raise _unfit(f"its privacy unit is '{plan.unit}', and canaries are single rows")
     if plan.noise_multiplier <= 0.0:

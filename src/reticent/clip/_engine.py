@@ -256,13 +256,13 @@ class ClipEngine:
     def refuse_spreading(self, losses: Losses, batch: Any, finite_U: Tensor) -> None:
         """Refuse a unit that is not finite in its batch, and is alone: zeros do not keep infinities apart.
 
-        Alone it is measured as in the batch: a finite gradient whose squares overflow counts as zero in both.
+        Alone it is measured by the engine too: finite, with squares that overflow, it counts as zero in both.
         """
         bad = torch.nonzero(~finite_U).flatten().tolist()
         if batch is None or not bad or len(finite_U) == 1:
             return
         k = num_rows(batch) // len(finite_U)
-        apart = type(self)(self._model, clipping=self.clipping, method=self.method, rules=self._rules)
+        apart = type(self)(self._model, clipping=self.clipping, rules=self._rules)
         with torch.random.fork_rng(devices=_cuda_devices(finite_U)):
             for unit in bad:
                 alone = apart.clipped_sum(losses, rows(batch, unit * k, (unit + 1) * k), num_units=1)

@@ -90,8 +90,8 @@ def _made(record: Mapping[str, Any]) -> Sampler:
                 max_batch_size=record["max_batch_size"],
             )
         case SamplingScheme.FIXED_SIZE.value:
-            whole = isinstance(size, float) and size.is_integer()
-            return FixedSizeSampler(num_examples=num_examples, batch_size=int(size) if whole else size)
+            whole: Any = int(size) if isinstance(size, float) and size.is_integer() else size
+            return FixedSizeSampler(num_examples=num_examples, batch_size=whole)
         case kind if isinstance(kind, str) and kind in PARTITIONS:
             return PartitionSampler(
                 num_examples=num_examples,
