@@ -137,6 +137,10 @@ class TrainingRecipe(Recipe):
         """File or folder of the weights that a run begins with, if they are not random or known ones."""
         return None
 
+    def reasons(self, asked: Request) -> Mapping[str, str]:
+        """Setting -> why it is as it is, of those that the recipe chose by itself from public facts."""
+        return {}
+
     def assess(self, config: Any, model: nn.Module, test: Any) -> dict[str, Any]:
         """More of the trained model on the public test rows than means over rows; as JSON values."""
         return {}
@@ -163,6 +167,7 @@ class TrainingRecipe(Recipe):
             "expected_batch_size": plan.expected_batch_size,
             "neighbouring_relation": str(plan.relation),
             "unit": plan.unit,
+            **({"chosen": dict(reasons)} if (reasons := self.reasons(asked)) else {}),
         }
 
     def spends(self, asked: Request) -> Segments:
