@@ -137,10 +137,6 @@ class TrainingRecipe(Recipe):
         """File or folder of the weights that a run begins with, if they are not random or known ones."""
         return None
 
-    def reasons(self, asked: Request) -> Mapping[str, str]:
-        """Setting -> why it is as it is, of those that the recipe chose by itself from public facts."""
-        return {}
-
     def assess(self, config: Any, model: nn.Module, test: Any) -> dict[str, Any]:
         """More of the trained model on the public test rows than means over rows; as JSON values."""
         return {}

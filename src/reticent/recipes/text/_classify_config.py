@@ -197,5 +197,6 @@ class TextClassifyConfig(TrainingConfig):
         """Steps, batch, rates and delta as suit the data's public size and the budget."""
         found = self.suggestion().values
         left = {name: value for name, value in found.items() if name not in settings}
-        changed = self.model_copy(update=left)
-        return changed if math.isfinite(self.epsilon) else TrainingConfig.completed(changed, settings)
+        if math.isinf(self.epsilon) and "lr" not in settings:
+            left["lr"] = found["twin_lr"]
+        return self.model_copy(update=left)

@@ -185,5 +185,5 @@ def _numbers(column: Sequence[Any]) -> np.ndarray | None:
 
 
 def _taken(rows: Labelled, chosen: np.ndarray) -> Labelled:
-    seconds = None if rows.seconds is None else [rows.seconds[k] for k in chosen]
-    return Labelled(texts=[rows.texts[k] for k in chosen], seconds=seconds, y=rows.y[chosen])
+    seconds = None if rows.seconds is None else [rows.seconds[int(k)] for k in chosen]
+    return Labelled(texts=[rows.texts[int(k)] for k in chosen], seconds=seconds, y=rows.y[chosen])

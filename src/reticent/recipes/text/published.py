@@ -20,7 +20,6 @@ from reticent.data import read_table
 from reticent.errors import DataError
 
 from .._config import with_defaults
-from .._training_config import TrainingConfig
 from ._classify_config import TextClassifyConfig
 from ._labelled import Splits
 from .classify import TextClassifyRecipe
@@ -31,7 +30,7 @@ class PublishedClassifyConfig(TextClassifyConfig):
     """Settings of `text-classify`, none of which is derived."""
 
     def completed(self, settings: Collection[str]) -> Self:
-        return TrainingConfig.completed(self, settings)
+        return super(TextClassifyConfig, self).completed(settings)
 
 
 class PublishedClassify(TextClassifyRecipe):
