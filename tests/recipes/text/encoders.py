@@ -1,5 +1,7 @@
 """Tiny random encoders, and a tokenizer of whole words made in memory."""
 
+from typing import Any
+
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -9,7 +11,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def word_tokenizer(**settings):
+def word_tokenizer(**settings) -> Any:
     """Every known word is a token, and so are pieces of "great": `terri` + `##fic` are two."""
     vocab = {word: k for k, word in enumerate([*SPECIAL, *WORDS, "terri", "##fic"])}
     core = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))

@@ -1,5 +1,7 @@
 """Templates: every row keeps its mask, and what does not fit is refused."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def labelled(texts, seconds=None):
 def made(
     template, texts, seconds=None, *, tokenizer=None, next_word=False, max_length=12, words=("yes", "no")
 ):
-    tokenizer = tokenizer or word_tokenizer()
+    tokenizer: Any = tokenizer or word_tokenizer()
     prompt = make_prompt(
         tokenizer,
         template=template,
