@@ -16,10 +16,10 @@ import math
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from rich.console import Console
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ from reticent.recipes import Request
 from reticent.recipes._config import make_config, parse_settings
 from reticent.recipes._training import Material, TrainingRecipe
 from reticent.recipes._training_config import TrainingConfig
-from reticent.recipes.text._score import IGNORED, log_likelihoods, padded, token_losses
+from reticent.recipes.text._score import log_likelihoods, padded
+from reticent.recipes.text.language import mean_loss
 
 NAMES = tuple("Ada Bea Cid Dee Eve Fay Gus Hal Ida Jon Kim Lea Max Ned Oda Pia Quy Rob Sue Tom".split())
 NUM_PLANTED = 10
@@ -50,6 +51,7 @@ class SecretConfig(TrainingConfig):
     twin_lr: Annotated[float, Field(gt=0)] = 5e-3
     optimizer: Annotated[str, Field()] = "adamw"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    secret_seed: Annotated[int, Field(ge=0)] = 0
     num_texts: _Positive = 100
     num_held_out: _Positive = 256
     length: _Positive = 40
@@ -68,8 +70,12 @@ class SecretRecipe(TrainingRecipe):
     def num_examples(self, config: SecretConfig) -> int:
         return config.num_texts
 
-    def fetch(self, config: SecretConfig, **_: Any) -> Any:
-        raise NotImplementedError("the texts are handed in")
+    def fetch(self, config: SecretConfig, *, report: Callable[[str], None], progress: bool) -> Any:
+        mails = load("spam-assassin", report=report, progress=progress)
+        train = [body(text) for text in mails.train.x[: config.num_texts]]
+        held_out = [body(text) for text in mails.test.x[: config.num_held_out]]
+        secrets = secrets_of(config.secret_seed)
+        return planted_texts(secrets[:NUM_PLANTED], train, config.secret_seed), held_out
 
     def prepare(self, config: SecretConfig, fetched: Any) -> Material:
         train, held_out = fetched
@@ -103,15 +109,6 @@ def rows_of(texts: list[str], length: int) -> tuple[Tensor, Tensor, Tensor]:
     ids = [Bytes()(text)["input_ids"][:length] for text in texts]
     rows = padded([*ids, [3] * length], pad=0)
     return tuple(part[:-1] for part in rows)  # the last row only fixed the length
-
-
-def mean_loss(model: nn.Module, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Each row's mean -log p a token, shape (B,)."""
-    ids_BT, mask_BT, labels_BT = rows
-    positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-    logits = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits
-    counts_B = (labels_BT[:, 1:] != IGNORED).sum(1).clamp_min(1)
-    return token_losses(logits, labels_BT).sum(1) / counts_B
 
 
 def secrets_of(seed: int) -> list[Secret]:
@@ -176,23 +173,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line")
     asked = parser.parse_args()
 
-    chosen = {**parse_settings(asked.set), "epsilon": asked.epsilon}
+    chosen = {**parse_settings(asked.set), "epsilon": asked.epsilon, "secret_seed": asked.seed}
     config = make_config(SecretConfig, chosen)
-    mails = load("spam-assassin")
-    train = [body(text) for text in mails.train.x[: config.num_texts]]
-    held_out = [body(text) for text in mails.test.x[: config.num_held_out]]
     secrets = secrets_of(asked.seed)
-    data = (planted_texts(secrets[:NUM_PLANTED], train, asked.seed), held_out)
+    recipe, kept = SecretRecipe(), {}
+    recipe.finish = lambda config, model, folder, console: kept.update(model=model) or {}  # type: ignore
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = SecretRecipe()
         began = time.perf_counter()
-        kept: dict[str, nn.Module] = {}
-        recipe.finish = lambda config, model, folder, console: kept.update(model=model) or {}  # type: ignore
         result = recipe.run(
             Request(recipe=recipe, config=config, chosen=chosen),
             out=asked.out or Path(scratch) / "run",
             console=Console(stderr=True),
-            data=data,
         )
         trained = time.perf_counter() - began
     bits = CODE_LENGTH * math.log2(10)

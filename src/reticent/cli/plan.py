@@ -146,6 +146,7 @@ def _record_of_recipe(target: str, assignments: Sequence[str]) -> dict[str, Any]
         **_record(plan, batch_is_known=True),
         "physical_batch_size": asked.config.model_dump()["physical_batch_size"],
         "memory": step_memory(asked),
+        "chosen": dict(asked.recipe.reasons(asked)),
     }
     if asked.config.noise_seed is not None:
         nothing = dict.fromkeys(("epsilon", "epsilon_rdp", "epsilon_pld"), math.inf)
@@ -256,6 +257,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
             for name, size in record["memory"].items()
             if name != "total"
         ]
+    rows += [(f"why {name}", reason) for name, reason in record.get("chosen", {}).items()]
     return rows + [("note", note) for note in record["notes"]]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from reticent.errors import ConfigError
 
@@ -81,6 +81,16 @@ def make_config(kind: type[_Config], settings: Mapping[str, Any]) -> _Config:
     if problems:
         raise _problems(problems)
     return config.completed(settings.keys())
+
+
+def with_defaults(kind: type[_Config], name: str, **defaults: Any) -> type[_Config]:
+    """The settings `kind` with other defaults: types, ranges and meanings stay."""
+    fields: dict[str, Any] = {}
+    for key, value in defaults.items():
+        field = kind.model_fields[key]
+        kept = Annotated[field.annotation, *field.metadata, Field(description=field.description)]
+        fields[key] = (kept, value)
+    return create_model(name, __base__=kind, **fields)
 
 
 def restore_config(kind: type[_Config], values: Mapping[str, Any]) -> _Config:

@@ -39,6 +39,10 @@ class Recipe(ABC):
             AccountingError, ConfigError: no noise meets the budget, or settings contradict each other.
         """
 
+    def reasons(self, asked: "Request") -> Mapping[str, str]:
+        """Setting -> why it is as it is, of those that the recipe chose by itself from public facts."""
+        return {}
+
     def spends(self, asked: "Request") -> Segments | None:
         """What a whole private run enters into its ledger; None if that is not known beforehand.
 

@@ -20,7 +20,7 @@ from reticent.account import Segments
 from reticent.dist import Ranks
 from reticent.errors import CheckpointError, DataError
 from reticent.optim import Lamb, decayed_sgd
-from reticent.plan import Plan
+from reticent.plan import ROW, Plan
 from reticent.records import Budget
 from reticent.sample import SampleStream
 from reticent.train import (
@@ -93,6 +93,10 @@ class TrainingRecipe(Recipe):
     def num_examples(self, config: Any) -> int:
         """Number of privacy units in the training set: a public constant."""
 
+    def unit(self, config: Any) -> str:
+        """What `num_examples` and `expected_batch_size` count, and whom epsilon speaks of."""
+        return ROW
+
     @abstractmethod
     def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Any:
         """Read the data set.
@@ -158,6 +162,8 @@ class TrainingRecipe(Recipe):
             "sampler": plan.sampler.scheme.value,
             "expected_batch_size": plan.expected_batch_size,
             "neighbouring_relation": str(plan.relation),
+            "unit": plan.unit,
+            **({"chosen": dict(reasons)} if (reasons := self.reasons(asked)) else {}),
         }
 
     def spends(self, asked: Request) -> Segments:
@@ -232,6 +238,7 @@ def plan_of(asked: Request) -> Plan:
             clipping=clipping,
             delta=config.delta,
             budget=None,
+            unit=recipe.unit(config),
         )
     budget = Budget(epsilon=config.epsilon, delta=config.delta)
     if config.noise_multiplier is not None:
@@ -242,12 +249,14 @@ def plan_of(asked: Request) -> Plan:
             clipping=clipping,
             delta=config.delta,
             budget=budget,
+            unit=recipe.unit(config),
         )
     return Plan.calibrate(
         budget=budget,
         sampler=sampler,
         num_steps=config.num_steps,
         clipping=clipping,
+        unit=recipe.unit(config),
     )
 
 

@@ -4,6 +4,7 @@ Room: report. May import account, records and errors of ours; never torch, so th
 years later on a machine that could not run the model.
 """
 
+from reticent.report._card import write_card
 from reticent.report._curves import Curve, draw_curves
 from reticent.report._page import Report, round_up, write_report
 from reticent.report._run import Run, read_run
@@ -21,5 +22,6 @@ __all__ = [
     "round_up",
     "state",
     "verify_run",
+    "write_card",
     "write_report",
 ]

@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 from reticent.report._figures import round_up
-from reticent.report._run import Run
-from reticent.report._statement import Statement, clipping_in_words, privacy_unit, unit_of
+from reticent.report._run import Run, read_run
+from reticent.report._statement import Statement, clipping_in_words, privacy_unit, state, unit_of
 
 MODEL_FOLDERS = ("model", "adapter")  # inside a run's folder, each complete for `from_pretrained`
 CARD = "README.md"
@@ -42,17 +42,37 @@ def write_cards(run: Run, statement: Statement) -> tuple[Path, ...]:
         folder = run.folder / name
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
             continue
-        path, beside = folder / CARD, folder / f".{CARD}.part"
-        try:
-            beside.write_text(card(run, statement, kind=name), encoding="utf-8")
-            os.replace(beside, path)
-        except OSError as error:
-            raise ConfigError(
-                f"The model card cannot be written to '{path}': {error.strerror}. Make it writable.",
-                code="report-not-writable",
-            ) from error
-        written.append(path)
+        written.append(_write(run, statement, folder, kind=name))
     return tuple(written)
+
+
+def write_card(run: str | Path, folder: Path) -> Path:
+    """Write the card of a run's model into a folder that it was saved to, wherever that is.
+
+    Args:
+        run: the run's folder.
+        folder: of a whole model, or of adapters.
+
+    Raises:
+        ConfigError[report-not-writable]: the card cannot be written.
+        ReticentError: the run cannot be read, as `read_run`.
+    """
+    read = read_run(run)
+    kind = "adapter" if (folder / "adapter_config.json").is_file() else "model"
+    return _write(read, state(read), folder, kind=kind)
+
+
+def _write(run: Run, statement: Statement, folder: Path, *, kind: str) -> Path:
+    path, beside = folder / CARD, folder / f".{CARD}.part"
+    try:
+        beside.write_text(card(run, statement, kind=kind), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise ConfigError(
+            f"The model card cannot be written to '{path}': {error.strerror}. Make it writable.",
+            code="report-not-writable",
+        ) from error
+    return path
 
 
 def card(run: Run, statement: Statement, *, kind: str) -> str:

@@ -13,7 +13,7 @@ from ._adapt import ClipNorms
 from ._checkpoint import Checkpoint, load_checkpoint, load_tensors
 from ._ema import ema_start
 from ._evaluate import Evaluation, eval_mode, evaluate
-from ._files import finite, write_json
+from ._files import append_line, finite, write_json
 from ._folder import (
     RunDescription,
     new_folder,
@@ -23,7 +23,7 @@ from ._folder import (
     write_run,
 )
 from ._ledger import check_ledger, ledger_epsilon, new_run_id
-from ._loop import FitResult, Stepper, TrainSettings, fit
+from ._loop import Companion, FitResult, Stepper, TrainSettings, fit
 from ._memory import PeakMemory
 from ._physical import available_memory, largest_physical_batch_size
 from ._progress import SilentWatcher, Watcher, progress_bar, silent_or_bar
@@ -36,6 +36,7 @@ from ._users import UserRows, over_users, over_views
 __all__ = [
     "Checkpoint",
     "ClipNorms",
+    "Companion",
     "Evaluation",
     "FitResult",
     "OpenStep",
@@ -49,6 +50,7 @@ __all__ = [
     "Transform",
     "UserRows",
     "Watcher",
+    "append_line",
     "augment",
     "available_memory",
     "check_ledger",

@@ -34,6 +34,26 @@ from ._seeds import mix_seed
 from ._step import LossPerExample
 
 
+class Companion(Protocol):
+    """Goes along with a loop: a schedule of learning rates, another library's callbacks.
+
+    It is handed no row and no gradient, so it costs no privacy. Where several ranks train together, each
+    calls its own, and all of them must answer alike.
+    """
+
+    def before(self, stepper: "Stepper") -> bool:
+        """Before a step; may set the optimizer's learning rates. False ends the loop here."""
+        ...
+
+    def after(self, stepper: "Stepper", loss: float | None) -> bool:
+        """After a step, with the loss if it is shown. True asks for a checkpoint now."""
+        ...
+
+    def saved(self, stepper: "Stepper") -> None:
+        """A checkpoint was written."""
+        ...
+
+
 class StepInProgress(Protocol):
     """What a stepper's block works with."""
 
@@ -195,6 +215,7 @@ def fit(
     watcher: Watcher,
     evaluation: Evaluation | None = None,
     checkpoint: Checkpoint | None = None,
+    companion: Companion | None = None,
 ) -> FitResult:
     """Take a step on every batch, and keep a run folder's metrics, checkpoints and weights.
 
@@ -207,6 +228,7 @@ def fit(
         watcher: is told of every step.
         evaluation: what to measure on which public data.
         checkpoint: where to go on from; its weights replace the model's.
+        companion: is called around every step, and may end the loop early.
 
     Guarantee:
         Writes no number computed from training rows, except what `settings.not_private` names, in
@@ -225,6 +247,8 @@ def fit(
     with torch.random.fork_rng():
         for batch in batches:
             _set_rates(stepper.optimizer, rates, settings, batch.step)
+            if companion is not None and not companion.before(stepper):
+                break
             loss = _take_what_fits(stepper, batch, loss_per_example, settings, state)
             spent = stepper.num_steps
             shown = {} if loss is None else {"loss": loss}
@@ -232,8 +256,11 @@ def fit(
             if shown:
                 append_line(folder / "not-private.jsonl", {"step": spent, "split": "train", **shown})
             watcher.step(spent, loss)
-            if settings.checkpoint_every and spent % settings.checkpoint_every == 0:
+            asked = companion is not None and companion.after(stepper, loss)
+            if asked or (settings.checkpoint_every and spent % settings.checkpoint_every == 0):
                 _save(stepper, state, folder)
+                if companion is not None:
+                    companion.saved(stepper)
             if evaluation is not None and settings.eval_every and spent % settings.eval_every == 0:
                 stepper.ranks.first(lambda: _measure(stepper, state, evaluation, folder))
     _set_rates(stepper.optimizer, rates, settings, 0)

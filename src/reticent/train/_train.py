@@ -38,7 +38,7 @@ from ._folder import (
 )
 from ._guards import check_optimizer, trainable
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
-from ._loop import TrainSettings, fit
+from ._loop import Companion, TrainSettings, fit
 from ._physical import largest_physical_batch_size
 from ._progress import silent_or_bar
 from ._rows import Transform, fetch
@@ -112,6 +112,7 @@ def train(
     description: RunDescription | None = None,
     console: Console | None = None,
     ranks: Ranks = ALONE,
+    companion: Companion | None = None,
 ) -> TrainResult:
     """Train privately to the end of a plan, and keep a run folder.
 
@@ -135,6 +136,7 @@ def train(
         console: where to draw a progress bar; none by default.
         ranks: the processes that train together, each calling this alike; see `PrivateStep`. The leader
             alone writes the folder, evaluates and has scores in its result.
+        companion: is called around every step, and may end the run early.
 
     Returns:
         The ledger's epsilon and the scores.
@@ -209,7 +211,16 @@ def train(
                 ranks=ranks,
             )
             return _run(
-                private, folder, dataset, loss_per_example, evaluation, settings, noise_seed, None, console
+                private,
+                folder,
+                dataset,
+                loss_per_example,
+                evaluation,
+                settings,
+                noise_seed,
+                None,
+                console,
+                companion,
             )
 
 
@@ -225,6 +236,7 @@ def resume(
     check_batch: Any = None,
     console: Console | None = None,
     ranks: Ranks = ALONE,
+    companion: Companion | None = None,
 ) -> TrainResult:
     """Go on with a run that was stopped, to the end of its plan.
 
@@ -276,7 +288,16 @@ def resume(
         _check_updates(ledger, checkpoint)
         ranks.first(lambda: _drop_torn_lines(folder))
         return _run(
-            private, folder, dataset, loss_per_example, evaluation, settings, noise_seed, checkpoint, console
+            private,
+            folder,
+            dataset,
+            loss_per_example,
+            evaluation,
+            settings,
+            noise_seed,
+            checkpoint,
+            console,
+            companion,
         )
 
 
@@ -290,6 +311,7 @@ def _run(
     noise_seed: int | None,
     checkpoint: Checkpoint | None,
     console: Console | None,
+    companion: Companion | None,
 ) -> TrainResult:
     """Take the steps that are left, and write the result down."""
     ledger, plan, start, ranks = private.ledger, private.plan, private.num_steps, private.ranks
@@ -307,6 +329,7 @@ def _run(
             watcher=watcher,
             evaluation=evaluation,
             checkpoint=checkpoint,
+            companion=companion,
         )
     result = TrainResult(
         run=folder,

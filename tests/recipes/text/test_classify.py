@@ -1,13 +1,29 @@
-"""The recipe `text-classify` on a tiny model: exact per-example gradients, and its settings."""
+"""The recipe `text-classify` on tiny models: exact per-example gradients, whole runs on own files."""
+
+import json
+import math
 
 import pytest
 import torch
 
 import reticent as rt
-from reticent.errors import ConfigError
-from reticent.recipes import request
-from reticent.recipes.text.classify import TEXT_CLASSIFY, TextClassifyConfig, _adapted, label_losses
-from tests.recipes.text.models import byte_tokenizer
+from reticent.account import epsilon
+from reticent.account.ledger import read_ledger
+from reticent.errors import ConfigError, ReticentError
+from reticent.recipes import describe, request, run
+from reticent.recipes.text._adapt import adapt
+from reticent.recipes.text._fit import check_parts
+from reticent.recipes.text._objectives import (
+    _WORD_HEADS,
+    _word_logits,
+    class_losses,
+    head_answers,
+    number_losses,
+    word_answers,
+)
+from reticent.recipes.text.classify import TEXT_CLASSIFY, TextClassifyConfig
+from tests.recipes.text.encoders import SIZES, encoder_settings, save_masked, word_tokenizer
+from tests.recipes.text.models import byte_tokenizer, gpt2, llama
 from tests.support.case import Problem
 from tests.support.judge import assert_close, median_norm
 from tests.support.oracle import loop_clipped_sum
@@ -16,37 +32,150 @@ hf = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
-@pytest.mark.parametrize("kind", ["Bert", "MPNet"])
-@pytest.mark.parametrize("adaptation", ["full", "lora", "bias"])
-def test_padded_rows_are_clipped_exactly(kind: str, adaptation: str) -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    settings = getattr(hf, f"{kind}Config")(
-        **sizes, num_attention_heads=4, max_position_embeddings=16, num_labels=3
+def openai_gpt(head):
+    settings = hf.OpenAIGPTConfig(
+        vocab_size=60, n_positions=16, n_embd=16, n_layer=2, n_head=4, pad_token_id=0, num_labels=3
     )
-    model = hf.AutoModelForSequenceClassification.from_config(settings).eval()
-    model = _adapted(model, TextClassifyConfig(adaptation=adaptation)).double()
+    return head.from_config(settings)
+
+
+def model_of(kind, head):
+    torch.manual_seed(0)
+    if kind == "OpenAIGPT":
+        return openai_gpt(head)
+    if kind == "Llama":
+        return head.from_config(
+            hf.LlamaConfig(
+                vocab_size=60, num_key_value_heads=2, max_position_embeddings=16, pad_token_id=0,
+                num_labels=3, tie_word_embeddings=True, **SIZES,
+            )
+        )  # fmt: skip
+    return head.from_config(encoder_settings(kind, positions=18, num_labels=3))
+
+
+def rows(y=(0, 1, 2, 1)):
+    torch.manual_seed(1)
+    mask = (torch.arange(9) < torch.tensor([9, 4, 7, 2])[:, None]).long()
+    ids = torch.randint(5, 60, (4, 9)) * mask
+    return ids, mask, torch.zeros_like(ids), torch.tensor([5, 3, 0, 1]), torch.tensor(y)
+
+
+def assert_exact(model, losses, batch=None):
+    model = model.eval().double()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    ids = torch.randint(3, 60, (4, 9))
-    mask = (torch.arange(9) < torch.tensor([9, 4, 7, 2])[:, None]).long()
-    batch = (torch.where(mask == 1, ids, settings.pad_token_id), mask, torch.tensor([0, 1, 2, 1]))
-    problem = Problem(model=model, losses=lambda rows: label_losses(model, rows), batch=batch)
+    batch = rows() if batch is None else batch
+    problem = Problem(model=model, losses=lambda part: losses(model, part), batch=batch)
     norm = median_norm(problem)
     total, norms = loop_clipped_sum(model, problem.losses, batch, norm)
     got = rt.clipped_sum(model, problem.losses, batch, max_norm=norm)
     assert_close(got, total, norms, max_norm=norm, tolerance=1e-9)
 
 
-def test_a_setting_of_lora_is_refused_without_it() -> None:
-    with pytest.raises(ConfigError, match="lora_rank would be ignored"):
-        request("text-classify", ["lora_rank=4"])
+WAYS = ["full", "lora", "ia3", "bias", "attention", "last-layer"]
 
 
-def test_the_plan_is_told_without_data() -> None:
-    told = TEXT_CLASSIFY.describe(request("text-classify", ["epsilon=8"]))
+@pytest.mark.parametrize(
+    ("kind", "adaptation"),
+    [*(("Bert", way) for way in WAYS), ("MPNet", "full"), ("Llama", "lora"), ("OpenAIGPT", "full")],
+)
+def test_a_new_head_is_clipped_exactly(kind: str, adaptation: str) -> None:
+    model = model_of(kind, hf.AutoModelForSequenceClassification)
+    model = adapt(model, adaptation=adaptation, new_head=True)
+    assert_exact(model, class_losses(head_answers(with_types=kind == "Bert")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Bert", {"adaptation": "full"}),
+        ("Bert", {"adaptation": "full", "freeze_embeddings": True}),
+        ("Bert", {"adaptation": "full", "freeze_layers": 1}),
+        ("Bert", {"adaptation": "lora"}),
+        ("Bert", {"adaptation": "last-layer"}),
+        ("MPNet", {"adaptation": "bias"}),
+        ("Roberta", {"adaptation": "attention"}),
+        ("Albert", {"adaptation": "full"}),
+        ("DistilBert", {"adaptation": "full"}),
+    ],
+)
+def test_masked_words_are_clipped_exactly(kind: str, settings: dict) -> None:
+    model = adapt(model_of(kind, hf.AutoModelForMaskedLM), new_head=False, **settings)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if "freeze_embeddings" in settings:  # nor the output layer, which is the same tensor
+        assert not any("word_embeddings" in name or "decoder.weight" in name for name in trained)
+    if "freeze_layers" in settings:
+        assert not any(part in name for name in trained for part in ("embeddings", "layer.0."))
+    assert_exact(model, class_losses(word_answers((7, 9, 11))))
+
+
+@pytest.mark.parametrize("adaptation", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "OpenAIGPT"])
+def test_next_words_with_a_tied_head_are_clipped_exactly(kind: str, adaptation: str) -> None:
+    model = gpt2() if kind == "GPT2" else model_of(kind, hf.AutoModelForCausalLM)
+    model = adapt(model, adaptation=adaptation, new_head=False)
+    assert_exact(model, class_losses(word_answers((7, 9, 11))))
+
+
+def test_numbers_are_clipped_exactly() -> None:
+    model = hf.AutoModelForSequenceClassification.from_config(encoder_settings(num_labels=1))
+    y = torch.tensor([0.5, 2.0, 4.5, 3.0], dtype=torch.float64)
+    assert_exact(model, number_losses(head_answers(with_types=False)), (*rows()[:4], y))
+
+
+@pytest.mark.parametrize("kind", ["Albert", "Bert", "MPNet", "Roberta", "Llama", "OpenAIGPT", "GPT2"])
+def test_scoring_one_position_gives_the_models_own_logits(kind: str) -> None:
+    causal = kind in ("Llama", "OpenAIGPT", "GPT2")
+    model = gpt2() if kind == "GPT2" else model_of(
+        kind, hf.AutoModelForCausalLM if causal else hf.AutoModelForMaskedLM
+    )  # fmt: skip
+    model = model.eval()
+    assert type(model).__name__ in _WORD_HEADS
+    ids, mask, _, at, _ = rows()
+    own = model(input_ids=ids, attention_mask=mask).logits[torch.arange(4), at]
+    torch.testing.assert_close(_word_logits(model, ids, mask, at), own)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tied to its embeddings"):
+        adapt(gpt2(), adaptation="last-layer", new_head=False)
+    with pytest.raises(ConfigError, match="nothing to train with adaptation = bias"):
+        adapt(llama(), adaptation="bias", new_head=False)
+    with pytest.raises(ConfigError, match="has 2 blocks"):
+        adapt(gpt2(), adaptation="full", new_head=False, freeze_layers=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["lora_rank=4"], "lora_rank would be ignored"),
+        (["template=sst-2"], "template would be ignored"),
+        (["objective=mask", "demonstrations=2"], "other people's rows"),
+        (["adaptation=prefix"], "a prefix cannot be merged"),
+        (["adaptation=dora"], "'dora' is not offered here; full, lora"),
+        (["objective=regression"], "learns numbers"),
+        (["label_column=y"], "label_column would be ignored"),
+        (["data=rotten-tomatos"], "none of rotten-tomatoes"),
+        (["init=random", "adaptation=lora"], "init = random trains everything"),
+        (["freeze_embeddings=true", "adaptation=lora"], "freeze_embeddings would be ignored"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, told) -> None:
+    with pytest.raises(ConfigError, match=told):
+        request("text-classify", settings)
+
+
+def test_labels_of_a_file_are_named_not_read(tmp_path) -> None:
+    (tmp_path / "mine.csv").write_text("text,label\na,b\n")
+    with pytest.raises(ConfigError, match="labels is missing"):
+        request("text-classify", [f"data={tmp_path / 'mine.csv'}"])
+
+
+def test_the_plan_is_told_without_data_with_what_was_chosen_and_why() -> None:
+    told = TEXT_CLASSIFY.describe(request("text-classify", ["epsilon=8", "lr=1e-3"]))
     assert told["num_steps"] == 60 and 7.5 < told["epsilon"] <= 8
+    assert "N = 7,464" in told["chosen"]["num_steps"] and "lr" not in told["chosen"]
 
 
 @pytest.mark.parametrize(
@@ -54,20 +183,146 @@ def test_the_plan_is_told_without_data() -> None:
     [
         ({"max_length": 30}, "reads 22 tokens"),
         ({"pad": None}, "has no pad token"),
+        ({"objective": "mask"}, "fills no masks"),
+        ({"objective": "prompt"}, "predicts no next words"),
+        ({"config": "{}"}, "configuration of .* cannot be read|tokenizer of .* cannot be read"),
+        ({"weights": b"no weights"}, "weights of .* cannot be read"),
+        ({"config": None}, "neither a folder with a config.json"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path, change, told) -> None:
-    torch.manual_seed(0)
-    settings = hf.MPNetConfig(
-        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=24,
-    )  # fmt: skip
+    settings = encoder_settings("MPNet", vocab_size=300, positions=24)
     hf.MPNetForSequenceClassification(settings).save_pretrained(tmp_path)
     tokenizer = byte_tokenizer()
     if "pad" in change:
         tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    config = TextClassifyConfig(model=str(tmp_path), max_length=change.get("max_length", 16))
+    if "config" in change:
+        (tmp_path / "config.json").unlink()
+        if change["config"]:
+            (tmp_path / "config.json").write_text(change["config"])
+    if "weights" in change:
+        (tmp_path / "model.safetensors").write_bytes(change["weights"])
+    config = TextClassifyConfig(
+        model=str(tmp_path),
+        max_length=change.get("max_length", 16),
+        objective=change.get("objective", "head"),
+    )
     with pytest.raises(ConfigError, match=told) as caught:
         TEXT_CLASSIFY.build(config)
     assert caught.value.code == "text-model"
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path) -> None:
+    hf.BertForMaskedLM(encoder_settings(vocab_size=30)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="do not belong together"):
+        TEXT_CLASSIFY.build(TextClassifyConfig(model=str(tmp_path), max_length=16))
+
+
+def test_an_encoder_decoder_is_refused_by_name(tmp_path) -> None:
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 1) | {"vocab_size": 300, "d_model": 16}
+    hf.BartConfig(**sizes).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"encoder-decoder \(bart\)"):
+        TEXT_CLASSIFY.build(TextClassifyConfig(model=str(tmp_path), max_length=16))
+
+
+def test_parts_in_which_rows_meet_are_refused() -> None:
+    model = hf.BertModel(encoder_settings())
+    check_parts(model, "fine")
+    model.encoder.norm = torch.nn.BatchNorm1d(16)
+    with pytest.raises(ConfigError, match=r"batch normalisation at 'encoder.norm'"):
+        check_parts(model, "mine")
+    sizes = {**SIZES, "num_key_value_heads": 2, "num_local_experts": 2, "vocab_size": 30}
+    with pytest.raises(ConfigError, match="to experts at"):
+        check_parts(hf.MixtralModel(hf.MixtralConfig(**sizes)), "mine")
+
+
+@pytest.fixture
+def pairs_file(tmp_path):
+    """Forty labelled pairs of texts."""
+    lines = [
+        {
+            "one": "a good film" if k % 2 else "a bad film",
+            "two": "b c",
+            "y": "ja" if k % 2 else "nein",
+            "z": k,
+        }
+        for k in range(40)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["objective=mask", "template=qnli", "labels=nein,ja", "label_column=y", "label_words=no,yes"],
+        ["objective=regression", "label_column=z", "epsilon=inf"],
+    ],
+)
+def test_a_file_becomes_a_private_model_that_transformers_loads(tmp_path, pairs_file, settings) -> None:
+    model = save_masked(tmp_path / "tiny")
+    given = [f"model={model}", f"data={pairs_file}", "text_column=one", "pair_column=two", "max_length=16"]
+    asked = request("text-classify", [*given, "num_steps=2", "expected_batch_size=8", *settings])
+    result = run(asked, out=tmp_path / "run")
+    if math.isinf(asked.config.epsilon):
+        assert result["epsilon"] is None and "test_pearson" in result
+        return
+    book = read_ledger(tmp_path / "run" / "ledger.jsonl")
+    stated = epsilon(tuple(book.segments()), delta=book.delta, relation=book.relation).epsilon
+    assert result["epsilon"] == pytest.approx(stated) and stated <= 3
+    assert result["test_accuracy"] in (0, 0.25, 0.5, 0.75, 1) and result["num_steps"] == 2
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["data"]["scored"] == "held-out rows of the file, NOT private"
+    kept = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model")
+    assert kept.config.vocab_size == 60
+    assert describe(asked)["config"]["labels"] == ("nein", "ja")
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [
+        (["label_column=nope"], "data-column", "no column 'nope'; it has: one, two, y, z"),
+        (["labels=ja,vielleicht"], "data-labels", "must be one of ja, vielleicht"),
+        (["objective=mask"], "text-template", "needs a template"),
+        (
+            ["objective=mask", "template={text} was {mask}", "label_words=a,b"],
+            "text-template",
+            "has no {text_b}",
+        ),
+        (
+            ["objective=mask", "template=qnli", "label_words=no,dunno"],
+            "label-words",
+            "not in the tokenizer's",
+        ),
+        (["objective=mask", "template=qnli", "label_words=no,terrific"], "label-words", "takes 2 tokens"),
+        (["objective=mask", "template=mnli"], "label-words", "2 labels and 3 label words"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_spent(tmp_path, pairs_file, settings, code, told) -> None:
+    model = save_masked(tmp_path / "tiny")
+    given = [
+        f"model={model}", f"data={pairs_file}", "text_column=one", "pair_column=two", "max_length=16",
+        "label_column=y", "labels=nein,ja", "num_steps=2", "expected_batch_size=8",
+    ]  # fmt: skip
+    with pytest.raises(ReticentError, match=told) as caught:
+        run(request("text-classify", [*given, *settings]), out=tmp_path / "run")
+    assert caught.value.code == code
+    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+def test_a_tokenizer_without_a_mask_is_refused_for_masks(tmp_path) -> None:
+    hf.BertForMaskedLM(encoder_settings(vocab_size=300)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    config = TextClassifyConfig(model=str(tmp_path), objective="mask", max_length=16)
+    with pytest.raises(ConfigError, match="has no mask token"):
+        TEXT_CLASSIFY.build(config)
+
+
+def test_word_tokenizer_is_what_the_tests_take_it_for() -> None:
+    tokenizer = word_tokenizer()
+    assert tokenizer("a film")["input_ids"] == [2, 12, 19, 3]
+    assert len(tokenizer("terrific", add_special_tokens=False)["input_ids"]) == 2

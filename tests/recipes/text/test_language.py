@@ -129,7 +129,7 @@ def test_without_privacy_the_same_code_says_that_there_is_none(folder, rows, tmp
 
 
 def test_what_would_run_is_shown_without_reading_texts_by_name(monkeypatch):
-    monkeypatch.setattr("reticent.recipes.text.language.load", None)
+    monkeypatch.setattr("reticent.recipes.text._splits.load", None)
     shown = describe(request("text-generate", ["data=brown", "epsilon=8"]))
     assert shown["epsilon"] <= 8 and shown["config"]["max_norm"] == 0.1
 

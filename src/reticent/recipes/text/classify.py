@@ -1,224 +1,193 @@
-"""The recipe `text-classify`: a pretrained model with a plain classification head, fine-tuned privately.
+"""The recipe `text-classify`: a pretrained model fine-tuned privately on labelled texts or pairs of texts.
 
 Room: recipes.text. Imports transformers and peft when a model is built.
 
-Shape letters: B row, T position, K label.
-
 Sources:
-    [1] Li, Tramèr, Liang and Hashimoto 2022, arXiv:2110.05679: large batches, C = 0.1, no weight decay.
+    [1] Li, Tramèr, Liang and Hashimoto 2022, arXiv:2110.05679: objectives aligned with pretraining, large
+        batches, C = 0.1, no weight decay.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import torch
-from jaxtyping import Float
-from pydantic import Field
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from reticent.data import load, pretrained_names
+from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 
+from .._recipe import Request
 from .._training import Material, TrainingRecipe
-from .._training_config import TrainingConfig
-from ._pretrained import pretrained_folder
+from ._adapt import adapt
+from ._classify_config import TextClassifyConfig
+from ._fit import read_model, read_tokenizer
+from ._labelled import KNOWN, Labelled, Splits, num_rows, splits
+from ._objectives import (
+    Answers,
+    Rows,
+    class_losses,
+    class_scores,
+    head_answers,
+    number_losses,
+    word_answers,
+)
 from ._save import save_model
+from ._templates import PRESETS, Prompt, make_prompt, prompted
 
-Rows = tuple[Tensor, Tensor, Tensor]  # ids (B, T), attention mask (B, T), labels (B,)
-
-# Rows to train on and number of labels: public constants.
-KNOWN: Final = {
-    "rotten-tomatoes": (7_464, 2),
-    "imdb": (25_000, 2),
-    "spam-assassin": (5_000, 2),
-    "brown": (51_698, 15),
-}
-
-# Their positions begin behind the padding's: so many fewer tokens than positions.
-_OFFSET: Final = 2
-_OFFSET_TYPES: Final = ("camembert", "mpnet", "roberta", "xlm-roberta")
-
-
-class TextClassifyConfig(TrainingConfig):
-    """Settings of `text-classify`."""
-
-    num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 60
-    expected_batch_size: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="examples in a step, on average")
-    ] = 512
-    max_norm: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="clipping norm of one example's gradient")
-    ] = 0.1
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="learning rate")] = 5e-4
-    twin_lr: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
-    ] = 1e-4
-    optimizer: Annotated[
-        Literal["sgd", "adam", "adamw", "lamb"], Field(description="what updates the weights")
-    ] = "adam"
-    ema: Annotated[float, Field(ge=0, lt=1, description="decay of the weights' average; 0: none")] = 0.0
-    physical_batch_size: int | str = 32
-    model: Annotated[str, Field(description="minilm, mpnet, or a folder of transformers")] = "minilm"
-    data: Annotated[
-        Literal["rotten-tomatoes", "imdb", "spam-assassin", "brown"], Field(description="labelled texts")
-    ] = "rotten-tomatoes"
-    max_length: Annotated[int, Field(ge=4, description="tokens of a row; longer ones are cut")] = 64
-    adaptation: Annotated[
-        Literal["full", "lora", "bias"], Field(description="which weights are trained, beside the head")
-    ] = "full"
-    lora_rank: Annotated[int | None, Field(ge=1, description="of lora; default 8")] = None
-
-    def ignored(self, settings: Any) -> list[str]:
-        problems = super().ignored(settings)
-        if "lora_rank" in settings and self.adaptation != "lora":
-            problems.append("lora_rank would be ignored: set adaptation = lora as well, or leave it out")
-        return problems
+# Which preset the words of a known data set's labels fit.
+_PRESET_OF: Final = {"rotten-tomatoes": "sst-2", "imdb": "sst-2"}
 
 
 class TextClassifyRecipe(TrainingRecipe):
-    """Cross-entropy of a plain head, one text a row."""
+    """One text, or one pair of texts, is a row; its loss is its own cross-entropy or squared error."""
 
     name = "text-classify"
-    summary = "labelled texts: a pretrained model with a plain head (MiniLM on film reviews)"
+    summary = "labelled texts (data=FILE or a name) with a pretrained model: a head, masked or next words"
     config = TextClassifyConfig
     fallback = None
 
     def num_examples(self, config: TextClassifyConfig) -> int:
-        return KNOWN[config.data][0]
+        return num_rows(config.data, config.file)
 
-    def fetch(self, config: TextClassifyConfig, *, report: Callable[[str], None], progress: bool) -> Any:
-        return load(config.data, report=report, progress=progress)
+    def reasons(self, asked: Request) -> Mapping[str, str]:
+        """Why each setting that the person left out is as it is."""
+        assert isinstance(asked.config, TextClassifyConfig)
+        found = asked.config.suggestion().reasons
+        return {name: why for name, why in found.items() if name not in asked.chosen}
 
-    def prepare(self, config: TextClassifyConfig, fetched: Any) -> Material:
-        tokenizer = classify_tokenizer(config.model)
-        train, test = (
-            TensorDataset(*encoded(tokenizer, split.x.tolist(), split.y, config.max_length))
-            for split in (fetched.train, fetched.test)
-        )
-        about = {"name": fetched.name, "source": fetched.source, "licence": fetched.licence}
-        return Material(train=train, test=test, about={**about, "sha256": fetched.sha256})
+    def fetch(self, config: TextClassifyConfig, *, report: Callable[[str], None], progress: bool) -> Splits:
+        return splits(config.data, config.file, report=report, progress=progress)
+
+    def prepare(self, config: TextClassifyConfig, fetched: Splits) -> Material:
+        train, test = (encoded(config, rows) for rows in (fetched.train, fetched.test))
+        return Material(train=TensorDataset(*train), test=TensorDataset(*test), about=fetched.about)
 
     def begins_with(self, config: TextClassifyConfig) -> Path | None:
         return None if config.model in pretrained_names() else Path(config.model)
 
     def build(self, config: TextClassifyConfig) -> nn.Module:
-        return classifier(config)
+        model = read_model(
+            config.model,
+            objective=config.objective,
+            num_labels=_num_labels(config),
+            max_length=config.max_length,
+            random=config.init == "random",
+        )
+        if config.worded:
+            prompt_of(config)  # refuse a template or a word now, not when rows are made
+        return adapt(
+            model,
+            adaptation=config.adaptation,
+            new_head=not config.worded,
+            lora_rank=config.lora_rank or 8,
+            freeze_embeddings=config.freeze_embeddings,
+            freeze_layers=config.freeze_layers,
+        )
 
     def random_rows(self, config: TextClassifyConfig, num_rows: int) -> Rows:
         shape = (num_rows, config.max_length)
-        return torch.full(shape, 5), torch.ones(shape, dtype=torch.int64), torch.zeros(num_rows).long()
+        y = torch.zeros(num_rows, dtype=torch.float32 if config.objective == "regression" else torch.int64)
+        ones = torch.ones(shape, dtype=torch.int64)
+        return 5 * ones, ones, 0 * ones, torch.full((num_rows,), config.max_length - 1), y
 
     def loss_per_example(self, config: TextClassifyConfig) -> Callable[[nn.Module, Any], Tensor]:
-        return label_losses
+        losses = number_losses if config.objective == "regression" else class_losses
+        return losses(_answers(config))
 
     def scores(self, config: TextClassifyConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
-        return accuracy_and_loss
+        answers = _answers(config)
+        if config.objective == "regression":
+            return lambda model, rows: {"loss": number_losses(answers)(model, rows)}
+        return class_scores(answers)
+
+    def assess(self, config: TextClassifyConfig, model: nn.Module, test: Any) -> dict[str, Any]:
+        """Of numbers: Pearson's correlation with the labels."""
+        if config.objective != "regression":
+            return {}
+        answers = _answers(config)
+        with torch.no_grad():
+            given = [answers(model, test[k : k + 32])[:, 0].double() for k in range(0, len(test), 32)]
+        pairs_2N = torch.stack([torch.cat(given), test[:][4].double()])
+        found = float(torch.corrcoef(pairs_2N)[0, 1]) if len(test) > 1 else float("nan")
+        return {"test_pearson": found if found == found else None}
 
     def finish(
         self, config: TextClassifyConfig, model: nn.Module, folder: Path, *, console: Console | None
     ) -> dict[str, Any]:
         base = config.model if config.model in pretrained_names() else None
-        return {"kept": save_model(model, classify_tokenizer(config.model), folder, base=base)}
+        return {"kept": save_model(model, read_tokenizer(config.model), folder, base=base)}
 
 
-def label_losses(model: nn.Module, rows: Rows) -> Float[Tensor, " B"]:
-    """Each row's cross-entropy."""
-    return F.cross_entropy(_logits(model, rows), rows[2], reduction="none")
+def encoded(config: TextClassifyConfig, rows: Labelled) -> Rows:
+    """Texts as rows of `max_length` tokens, cut or padded; each row from itself alone."""
+    tokenizer = read_tokenizer(config.model)
+    y_B = torch.as_tensor(rows.y, dtype=torch.float32 if config.objective == "regression" else torch.int64)
+    if config.worded:
+        ids_BT, mask_BT, at_B = prompted(tokenizer, prompt_of(config), rows, config.max_length)
+        return ids_BT, mask_BT, torch.zeros_like(ids_BT), at_B, y_B
+    seconds = () if rows.seconds is None else (list(rows.seconds),)
+    made = tokenizer(
+        list(rows.texts),
+        *seconds,
+        truncation=True,
+        padding="max_length",
+        padding_side="right",
+        max_length=config.max_length,
+        return_tensors="pt",
+    )
+    ids_BT = made["input_ids"]
+    types_BT = made.get("token_type_ids", torch.zeros_like(ids_BT))
+    return ids_BT, made["attention_mask"], types_BT, torch.zeros(len(rows), dtype=torch.int64), y_B
 
 
-def accuracy_and_loss(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
-    """Each row's accuracy (0 or 1) and cross-entropy, shape (B,)."""
-    logits_BK = _logits(model, rows)
-    return {
-        "accuracy": (logits_BK.argmax(1) == rows[2]).double(),
-        "loss": F.cross_entropy(logits_BK, rows[2], reduction="none"),
-    }
-
-
-def _logits(model: nn.Module, rows: Rows) -> Float[Tensor, "B K"]:
-    return model(input_ids=rows[0], attention_mask=rows[1]).logits
-
-
-def encoded(tokenizer: Any, texts: list[str], labels: Any, max_length: int) -> Rows:
-    """Texts as rows of `max_length` tokens, cut or padded."""
-    made = tokenizer(texts, truncation=True, padding="max_length", max_length=max_length, return_tensors="pt")
-    return made["input_ids"], made["attention_mask"], torch.as_tensor(labels, dtype=torch.int64)
-
-
-@lru_cache(maxsize=2)
-def classify_tokenizer(model: str) -> Any:
-    """The model's tokenizer.
+def prompt_of(config: TextClassifyConfig) -> Prompt:
+    """The template and label words that the settings name, for the model's tokenizer.
 
     Raises:
-        ConfigError[text-model]: it has no pad token.
+        ConfigError[text-template]: none is named, or it does not fit.
+        ConfigError[label-words]: not one word for each label, or a word does not fit.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        pretrained_folder(model), local_files_only=True, trust_remote_code=False
-    )
-    if tokenizer.pad_token_id is None:
+    named = config.template or _PRESET_OF.get(config.data)
+    if named is None:
         raise ConfigError(
-            f"The tokenizer of '{model}' has no pad token. Set one in its tokenizer_config.json, e.g. "
-            '"pad_token": "<|endoftext|>".',
-            code="text-model",
+            f"objective = {config.objective} needs a template: {', '.join(PRESETS)}, or one of your own, "
+            "e.g. template='{text} It was {mask}.'.",
+            code="text-template",
         )
-    return tokenizer
-
-
-def classifier(config: TextClassifyConfig) -> Any:
-    """The model before training, in eval mode: dropout is off, noise is what regularises.
-
-    Raises:
-        ConfigError[text-model]: it reads fewer tokens than `max_length`, or cannot be trained privately.
-    """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    folder = pretrained_folder(config.model)
-    where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    settings = AutoConfig.from_pretrained(folder, num_labels=KNOWN[config.data][1], **where)
-    if getattr(settings, "is_encoder_decoder", False):
+    next_word = config.objective == "prompt"
+    preset = PRESETS.get(named)
+    template = named if preset is None else preset.prompt if next_word else preset.mask
+    words = config.label_words or (() if preset is None else preset.words)
+    if len(words) != _num_labels(config):
         raise ConfigError(
-            f"'{config.model}' is an encoder-decoder; text-classify needs an encoder or a decoder.",
-            code="text-model",
+            f"There are {_num_labels(config)} labels and {len(words)} label words: give one for each, in "
+            "the labels' order, with label_words=WORD,WORD.",
+            code="label-words",
         )
-    reads = min(
-        (getattr(settings, "max_position_embeddings", None) or config.max_length)
-        - (_OFFSET if settings.model_type in _OFFSET_TYPES else 0),
-        classify_tokenizer(config.model).model_max_length,
+    return make_prompt(
+        read_tokenizer(config.model),
+        template=template,
+        words=words,
+        pairs=config.pair_column is not None,
+        next_word=next_word,
+        max_length=config.max_length,
     )
-    if config.max_length > reads:
-        raise ConfigError(
-            f"max_length = {config.max_length}, and '{config.model}' reads {reads} tokens: lower max_length.",
-            code="text-model",
-        )
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, config=settings, dtype=torch.float32, use_safetensors=True, **where
-    ).eval()
-    return _adapted(model, config)
 
 
-def _adapted(model: Any, config: TextClassifyConfig) -> Any:
-    """The head, and the weights that `adaptation` names, are trainable; the rest is frozen."""
-    if config.adaptation == "full":
-        return model
-    if config.adaptation == "bias":
-        inside = {id(p) for p in model.base_model.parameters()}
-        for name, p in model.named_parameters():
-            p.requires_grad_(id(p) not in inside or name.endswith("bias"))
-        return model
-    from peft import LoraConfig, get_peft_model
+def _answers(config: TextClassifyConfig) -> Answers:
+    if config.worded:
+        return word_answers(prompt_of(config).word_ids)
+    typed = "token_type_ids" in read_tokenizer(config.model).model_input_names
+    return head_answers(with_types=typed and config.pair_column is not None)
 
-    rank = config.lora_rank or 8
-    settings = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type="SEQ_CLS", target_modules="all-linear"
-    )
-    return get_peft_model(model, settings).eval()
+
+def _num_labels(config: TextClassifyConfig) -> int:
+    if config.objective == "regression":
+        return 1
+    return KNOWN[config.data][1] if config.data in KNOWN else len(config.labels or ())
 
 
 TEXT_CLASSIFY: Final = TextClassifyRecipe()

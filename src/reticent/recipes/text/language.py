@@ -13,7 +13,6 @@ Sources:
 """
 
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -25,18 +24,17 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from reticent.data import load, pretrained_names, read_table
-from reticent.errors import ConfigError, DataError
+from reticent.data import pretrained_names
+from reticent.errors import ConfigError
+from reticent.plan import ROW
+from reticent.train import UserRows, over_users
 
 from .._training import Material, TrainingRecipe
 from .._training_config import TrainingConfig
 from ._pretrained import pretrained_folder
 from ._save import save_model
 from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses
-
-# Texts by name: rows to train on, a public constant each.
-KNOWN: Final = {"brown": 51_698, "imdb": 25_000, "rotten-tomatoes": 7_464, "spam-assassin": 5_000}
-_SPLIT_SEED: Final = 20_220_416  # which rows of a person's own file are held out; a public constant
+from ._splits import KNOWN, Split, named_split, own_split, some
 
 
 class TextGenerateConfig(TrainingConfig):
@@ -71,9 +69,19 @@ class TextGenerateConfig(TrainingConfig):
     ] = None
     target_column: Annotated[str, Field(description="of a file with sources: what is learned")] = "target"
     separator: Annotated[str, Field(description="between source and target")] = "\n"
-    max_examples: Annotated[int | None, Field(ge=1, description="train on the first so many rows")] = None
-    max_test: Annotated[int | None, Field(ge=1, description="test on the first so many held-out rows")] = None
+    max_examples: Annotated[
+        int | None, Field(ge=1, description="train on so many rows (users), chosen by a fixed seed")
+    ] = None
+    max_test: Annotated[
+        int | None, Field(ge=1, description="test on so many held-out rows, chosen by a fixed seed")
+    ] = None
     test_fraction: Annotated[float, Field(gt=0, lt=1, description="of a file: share held out")] = 0.1
+    user_column: Annotated[
+        str | None, Field(description="of a file: whose a row is; the guarantee is then a user's")
+    ] = None
+    rows_per_user: Annotated[
+        int | None, Field(ge=1, description="with users: the most rows of one that take part; default 4")
+    ] = None
     max_length: Annotated[int, Field(ge=2, description="tokens of a row; longer ones are cut")] = 64
     adaptation: Annotated[Literal["lora", "full", "bias"], Field(description="which weights are trained")] = (
         "lora"
@@ -96,6 +104,8 @@ class TextGenerateConfig(TrainingConfig):
             "target_column": not named and self.source_column is not None,
             "separator": not named and self.source_column is not None,
             "test_fraction": not named,
+            "user_column": not named,
+            "rows_per_user": not named and self.user_column is not None,
         }
         problems += [
             f"{name} would be ignored with the other settings: leave it out"
@@ -118,20 +128,23 @@ class TextGenerateRecipe(TrainingRecipe):
     def num_examples(self, config: TextGenerateConfig) -> int:
         if config.data in KNOWN and config.only_class is None:
             return min(KNOWN[config.data], config.max_examples or KNOWN[config.data])
-        return len(_split(config)[0])  # of a person's own file, the number of rows is public
+        return split_of(config).num_units  # of a person's own file, the number of rows (users) is public
 
-    def fetch(self, config: TextGenerateConfig, *, report: Callable[[str], None], progress: bool) -> Any:
-        return _split(config)
+    def unit(self, config: TextGenerateConfig) -> str:
+        return ROW if config.user_column is None else UserRows.unit
 
-    def prepare(self, config: TextGenerateConfig, fetched: Any) -> Material:
+    def fetch(self, config: TextGenerateConfig, *, report: Callable[[str], None], progress: bool) -> Split:
+        return split_of(config)
+
+    def prepare(self, config: TextGenerateConfig, fetched: Split) -> Material:
         tokenizer = tokenizer_of(config)
         train, test = (
             TensorDataset(*token_rows(tokenizer, pairs, config.max_length, config.separator))
-            for pairs in fetched
+            for pairs in (fetched.train, fetched.test)
         )
         name = config.data if config.data in KNOWN else "file"
         return Material(
-            train=train,
+            train=train if fetched.users is None else _of_users(train, fetched.users, config),
             test=test,
             about={
                 "name": name,
@@ -146,11 +159,16 @@ class TextGenerateRecipe(TrainingRecipe):
     def build(self, config: TextGenerateConfig) -> nn.Module:
         return adapted(decoder_of(config), config)
 
-    def random_rows(self, config: TextGenerateConfig, num_rows: int) -> Rows:
-        return padded([[5] * config.max_length] * num_rows, pad=0)
+    def random_rows(self, config: TextGenerateConfig, num_rows: int) -> Any:
+        each = 1 if config.user_column is None else rows_per_user(config)
+        rows = padded([[5] * config.max_length] * (num_rows * each), pad=0)
+        if config.user_column is None:
+            return rows
+        users = [k // each for k in range(num_rows * each)]
+        return _of_users(TensorDataset(*rows), users, config).fetch(np.arange(num_rows))
 
     def loss_per_example(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], Tensor]:
-        return mean_loss
+        return mean_loss if config.user_column is None else over_users(mean_loss)
 
     def scores(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         return lambda model, rows: {"loss": mean_loss(model, rows)}
@@ -284,59 +302,40 @@ def _linear_names(model: nn.Module) -> list[str]:
     )
 
 
-def _split(config: TextGenerateConfig) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(source, target) pairs to train on and held out."""
+def split_of(config: TextGenerateConfig) -> Split:
+    """Rows to train on and held out, as the settings ask for them.
+
+    Raises:
+        ConfigError[config]: no data is named, or a class that it has not.
+        DataError: the file is not as the settings say.
+    """
     if config.data is None:
         raise ConfigError(
             f"text-generate needs data = one of {', '.join(KNOWN)}, or a file of rows.", code="config"
         )
     if config.data in KNOWN:
-        train, test = _named(config.data, config.only_class)
+        split = named_split(config.data, config.only_class)
     else:
-        train, test = _own(
+        split = own_split(
             config.data,
-            (config.source_column, config.target_column if config.source_column else config.text_column),
-            config.test_fraction,
+            source_column=config.source_column,
+            target_column=config.target_column if config.source_column else config.text_column,
+            user_column=config.user_column,
+            test_fraction=config.test_fraction,
         )
-    return train[: config.max_examples], test[: config.max_test]
+    return some(split, max_units=config.max_examples, max_test=config.max_test)
 
 
-@lru_cache(maxsize=2)
-def _named(name: str, only_class: str | None) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    data = load(name)
-    if only_class is not None and only_class not in data.class_names:
-        raise ConfigError(
-            f"'{name}' has no class '{only_class}'. It has: {', '.join(data.class_names)}.", code="config"
-        )
-    label = None if only_class is None else data.class_names.index(only_class)
-    train, test = (
-        [("", text) for text, y in zip(split.x, split.y, strict=True) if label in (None, y)]
-        for split in (data.train, data.test)
-    )
-    return train, test
+def rows_per_user(config: TextGenerateConfig) -> int:
+    """The most rows of one user that take part."""
+    return config.rows_per_user or 4
 
 
-@lru_cache(maxsize=2)
-def _own(
-    path: str, columns: tuple[str | None, str], test_fraction: float
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    table = read_table(Path(path))
-    targets = table.column(columns[1], setting="text_column or target_column")
-    sources = [""] * len(table) if columns[0] is None else table.column(columns[0], setting="source_column")
-    if not all(isinstance(text, str) for text in (*sources, *targets)):
-        raise DataError(f"'{Path(path).name}' has a row whose text is no text.", code="data-format")
-    num_test = round(test_fraction * len(table))
-    if not 0 < num_test < len(table):
-        raise DataError(
-            f"'{Path(path).name}' has {len(table)} rows: too few to hold {test_fraction:g} of them out.",
-            code="data-empty",
-        )
-    chosen = set(np.random.default_rng(_SPLIT_SEED).permutation(len(table))[:num_test].tolist())
-    rows = list(zip(sources, targets, strict=True))
-    return (
-        [row for k, row in enumerate(rows) if k not in chosen],
-        [row for k, row in enumerate(rows) if k in chosen],
-    )
+def _of_users(
+    rows: TensorDataset, users: Sequence[str] | Sequence[int], config: TextGenerateConfig
+) -> UserRows:
+    """The rows by user: a choice among a user's own, by the public seed, where there are too many."""
+    return UserRows(rows, users, max_rows=rows_per_user(config), choose="seeded", seed=config.seed)
 
 
 TEXT_GENERATE: Final = TextGenerateRecipe()

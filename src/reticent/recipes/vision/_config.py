@@ -5,9 +5,9 @@ Room: recipes. May import pydantic; no torch.
 
 import math
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field
 
 from .._training_config import TrainingConfig
 
@@ -89,16 +89,3 @@ class VisionConfig(TrainingConfig):
         if "reset_head" in settings and self.start_from is None:
             problems.append("reset_head would be ignored: no start_from is given. Leave it out")
         return problems
-
-
-_Kind = TypeVar("_Kind", bound=VisionConfig)
-
-
-def with_defaults(kind: type[_Kind], name: str, **defaults: Any) -> type[_Kind]:
-    """The settings `kind` with other defaults: types, ranges and meanings stay."""
-    fields: dict[str, Any] = {}
-    for key, value in defaults.items():
-        field = kind.model_fields[key]
-        kept = Annotated[field.annotation, *field.metadata, Field(description=field.description)]
-        fields[key] = (kept, value)
-    return create_model(name, __base__=kind, **fields)

@@ -9,7 +9,8 @@ Sources:
 
 from typing import Final
 
-from ._config import VisionConfig, with_defaults
+from .._config import with_defaults
+from ._config import VisionConfig
 from ._recipe import VisionRecipe
 
 _GREY: Final = (1, 28, 28)

@@ -5,7 +5,7 @@ Room: recipes.
 
 from typing import Any, Final
 
-from ._config import with_defaults
+from .._config import with_defaults
 from ._folder import FolderConfig, FolderRecipe
 
 _OWN: Final[dict[str, Any]] = dict(dataset="folder", size=0, shape=(3, 0, 0), num_classes=0)

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from reticent.data import read_cifar100, read_svhn
 
-from ._config import VisionConfig, with_defaults
+from .._config import with_defaults
+from ._config import VisionConfig
 from ._folder import FolderConfig, FolderRecipe, LocalConfig, LocalRecipe
 from ._recipe import VisionRecipe
 

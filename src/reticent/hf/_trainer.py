@@ -1,0 +1,377 @@
+"""`PrivateTrainer`: the `Trainer` of transformers, whose training is private.
+
+Room: hf. Imports transformers; may import torch and every room below.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from reticent.errors import ConfigError
+from reticent.plan import Plan
+from reticent.report import write_card, write_report
+from reticent.train import (
+    RunDescription,
+    TrainResult,
+    TrainSettings,
+    UserRows,
+    over_users,
+    read_run,
+    resume,
+    train,
+)
+
+from ._companion import TrainerCompanion, refuse_unheard, spent, steps_of
+from ._fields import check_arguments, chosen
+from ._losses import per_example_loss
+from ._privacy import PrivacyArguments
+from ._rows import CollatedRows, fixed_length
+
+# Methods of `Trainer` that training would call, and private training does not.
+_NOT_CALLED: Final = (
+    "_inner_training_loop",
+    "_maybe_log_save_evaluate",
+    "compute_loss",
+    "create_scheduler",
+    "get_batch_samples",
+    "get_train_dataloader",
+    "training_step",
+)
+
+
+class PrivateTrainer(Trainer):
+    """A `Trainer` whose `train()` is differentially private; everything else is as in transformers.
+
+        from reticent.hf import PrivacyArguments, PrivateTrainer
+
+        trainer = PrivateTrainer(
+            model=model, args=args, train_dataset=rows, data_collator=collator,
+            privacy=PrivacyArguments(target_epsilon=8.0),
+        )
+        trainer.train()
+
+    Rows are drawn by Poisson sampling, per_device_train_batch_size x gradient_accumulation_steps of them
+    on average; each row's gradient is clipped; noise is added once to their sum; the ledger in `output_dir`
+    says what ran, and epsilon is read from it.
+
+    Args:
+        model: of transformers, or of peft around one.
+        args: `reticent.hf.FIELDS` says what becomes of each field.
+        data_collator: called with one row at a time; must make all rows alike long.
+        train_dataset: the private rows: map-style, with a length.
+        eval_dataset: PUBLIC rows: their scores are logged and shown, and nothing protects them.
+        processing_class: as in `Trainer`.
+        model_init: refused: it is for trials, each of which reads the private data.
+        compute_loss_func: refused: it is given whole batches. See `loss_per_example`.
+        compute_metrics: as in `Trainer`, on `eval_dataset`.
+        callbacks: as in `Trainer`, but for events around gradients.
+        optimizers: (an optimizer of `torch.optim`, None).
+        optimizer_cls_and_kwargs: as in `Trainer`.
+        preprocess_logits_for_metrics: as in `Trainer`.
+        privacy: what the run may spend.
+        loss_per_example: `loss_per_example(model, rows)` for collated rows by name, one loss for each
+            row, shape (B,); by default the model's own, see `per_example_loss`.
+
+    Guarantee:
+        That of `reticent.train` for everything in `output_dir` that training writes, and for the
+        weights. What would be ignored is refused by name.
+
+    Raises:
+        ConfigError[trainer-argument]: an argument, a callback or an overridden method has no place here.
+        ConfigError[trainer-rows]: the collator cannot make all rows alike long.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        model_init: None = None,
+        compute_loss_func: None = None,
+        compute_metrics: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Any = None,
+        privacy: PrivacyArguments,
+        loss_per_example: Callable[[nn.Module, Any], Tensor] | None = None,
+    ) -> None:
+        if not isinstance(args, TrainingArguments):
+            raise ConfigError(
+                "PrivateTrainer needs args, a TrainingArguments: there is no usual batch size or number "
+                "of steps "
+                "for a private run.",
+                code="trainer-argument",
+            )
+        check_arguments(args)
+        self._chosen = chosen(args)  # now: making TrainingArguments resets what `Trainer` sets up below
+        _refuse_overridden(type(self))
+        if model_init is not None or compute_loss_func is not None:
+            raise ConfigError(
+                "model_init and compute_loss_func are not used by private training. Give the model "
+                "itself, and a "
+                "loss as loss_per_example(model, rows), which returns one loss for each row.",
+                code="trainer-argument",
+            )
+        if optimizers[1] is not None:
+            raise ConfigError(
+                "optimizers = (optimizer, schedule): give (optimizer, None), and the schedule as "
+                "TrainingArguments(lr_scheduler_type=...).",
+                code="trainer-argument",
+            )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        refuse_unheard(self.callback_handler.callbacks)
+        fixed_length(self.data_collator, privacy.max_length)
+        self.privacy: Final = privacy
+        self.private_result: TrainResult | None = None
+        self._loss_per_example = loss_per_example
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train privately to the end of the plan, or until a callback stops it; keep the run in `output_dir`.
+
+        Args:
+            resume_from_checkpoint: True (or `output_dir` itself) goes on with the run that is there.
+            trial: refused.
+            ignore_keys_for_eval: as in `Trainer`.
+
+        Returns:
+            Steps spent; the training loss as NaN unless it is shown; epsilon and delta among the metrics.
+
+        Raises:
+            ConfigError[out-exists]: `output_dir` holds something, and this is no resume.
+            ConfigError[trainer-resume]: the run there has another plan.
+            DataError[trainer-rows]: rows are of different lengths.
+            ReticentError: as `reticent.train`, before anything is spent.
+        """
+        if trial is not None:
+            raise ConfigError(
+                "A trial reads the private data again, and its cost is in no ledger: use `reticent sweep`.",
+                code="trainer-argument",
+            )
+        folder = Path(self.args.output_dir or "")
+        going_on = _goes_on(resume_from_checkpoint, folder)
+        self._ignored_for_eval = ignore_keys_for_eval
+        dataset, loss = self._rows_and_loss()
+        num_steps, each = steps_of(self.args, len(dataset))
+        plan = self.privacy.plan(
+            num_units=len(dataset),
+            expected_batch_size=float(
+                self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+            ),
+            num_steps=num_steps,
+        )
+        self._prepare(plan, each)
+        companion = TrainerCompanion(self, folder, num_steps=num_steps, steps_per_epoch=each)
+        self.is_in_train = True
+        try:
+            self.private_result = (
+                self._resume(folder, plan, dataset, loss, companion)
+                if going_on
+                else self._begin(folder, plan, dataset, loss, companion)
+            )
+        finally:
+            self.is_in_train = False
+        result = self.private_result
+        self.state.global_step = result.num_steps
+        write_report(folder)
+        metrics = {"train_runtime": result.seconds, **spent(result.epsilon)}
+        companion.ended(dict(metrics))
+        return TrainOutput(result.num_steps, companion.mean_loss, metrics)
+
+    def evaluate_for_callbacks(self) -> dict[str, float]:
+        """Evaluate in the middle of training, and keep the best metric for callbacks."""
+        metrics = self.evaluate(ignore_keys=self._ignored_for_eval)
+        self._determine_best_metric(metrics=metrics, trial=None)
+        return metrics
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: every trial reads the private data.
+
+        Raises:
+            ConfigError[trainer-argument]: always.
+        """
+        raise ConfigError(
+            "hyperparameter_search trains on the private data many times, and its cost is in no ledger: use "
+            "`reticent sweep`, which accounts for the choice.",
+            code="trainer-argument",
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in `Trainer`, with a model card that carries the ledger's privacy statement."""
+        super()._save(output_dir, state_dict)
+        if self.private_result is not None:
+            write_card(self.private_result.run, Path(output_dir or self.args.output_dir or ""))
+
+    @property
+    def _trained(self) -> Any:
+        """The model, whose type in `Trainer` is any of many."""
+        return self.model
+
+    @property
+    def _stepped(self) -> Any:
+        """The optimizer, likewise."""
+        return self.optimizer
+
+    def _rows_and_loss(self) -> tuple[Any, Callable[[nn.Module, Any], Tensor]]:
+        data: Any = self.train_dataset
+        privacy = self.privacy
+        if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+            raise ConfigError(
+                "train_dataset must have a length and items by index: a stream cannot be sampled by Poisson.",
+                code="trainer-argument",
+            )
+        collate = fixed_length(self.data_collator, privacy.max_length)
+        collate = self._get_collator_with_removed_columns(collate, description="training")
+        rows = CollatedRows(data, collate, seed=self.args.seed)
+        rows.check()
+        loss = self._loss_per_example
+        if loss is None:
+            loss = per_example_loss(self._trained, label_smoothing=self.args.label_smoothing_factor)
+        elif self.args.label_smoothing_factor:
+            raise ConfigError(
+                "label_smoothing_factor would be ignored: loss_per_example is yours.", code="trainer-argument"
+            )
+        if self.args.bf16:
+            loss = _in_half(loss)
+        if privacy.user_column is None or privacy.rows_per_user is None:
+            return rows, loss
+        users = [data[k][privacy.user_column] for k in range(len(data))]
+        return UserRows(rows, users, max_rows=privacy.rows_per_user), over_users(loss)
+
+    def _prepare(self, plan: Plan, steps_per_epoch: int) -> None:
+        """Optimizer, checkpointing of activations and a new state, as `Trainer` makes them."""
+        args = self.args
+        if args.activation_checkpointing:
+            given: dict[str, Any] = _settings(args.activation_checkpointing_kwargs)
+            layers = {name: given.pop(name) for name in ("every_n_layers", "offload") if name in given}
+            self._trained.activation_checkpointing_enable(
+                activation_checkpointing_kwargs=given or None, **layers
+            )
+        self._trained.train()
+        self.create_optimizer()
+        stateful: Any = [
+            callback
+            for callback in (*self.callback_handler.callbacks, self.control)
+            if isinstance(callback, ExportableState)
+        ]
+        state = TrainerState(stateful_callbacks=stateful)
+        state.train_batch_size = args.per_device_train_batch_size
+        state.compute_steps(args, plan.num_steps)
+        state.max_steps = plan.num_steps
+        state.num_train_epochs = math.ceil(plan.num_steps / steps_per_epoch)
+        state.is_local_process_zero = state.is_world_process_zero = True
+        self.state = state
+        for name in ("model", "optimizer"):
+            setattr(self.callback_handler, name, getattr(self, name))
+
+    def _begin(
+        self, folder: Path, plan: Plan, dataset: Any, loss: Any, companion: TrainerCompanion
+    ) -> TrainResult:
+        about = {"model": type(self.model).__name__, **self._chosen}
+        return train(
+            self._trained,
+            self._stepped,
+            plan=plan,
+            dataset=dataset,
+            loss_per_example=loss,
+            out=folder,
+            settings=TrainSettings(
+                seed=self.args.seed,
+                checkpoint_every=0,
+                show_loss=self.privacy.show_loss,
+                show_norms=self.privacy.show_norms,
+            ),
+            physical_batch_size=self.args.per_device_train_batch_size,
+            noise_seed=self.privacy.noise_seed,
+            description=RunDescription(config=about, data={"name": "train_dataset of a Trainer"}),
+            companion=companion,
+        )
+
+    def _resume(
+        self, folder: Path, plan: Plan, dataset: Any, loss: Any, companion: TrainerCompanion
+    ) -> TrainResult:
+        if read_run(folder)["plan"] != plan.describe():
+            raise ConfigError(
+                f"The run in '{folder}' has another plan than these arguments and this train_dataset "
+                f"give: go on "
+                "with the same ones (batch sizes, steps, epsilon, rows).",
+                code="trainer-resume",
+            )
+        return resume(
+            self._trained,
+            self._stepped,
+            dataset=dataset,
+            loss_per_example=loss,
+            out=folder,
+            companion=companion,
+        )
+
+
+def _refuse_overridden(kind: type[Trainer]) -> None:
+    for name in _NOT_CALLED:
+        if getattr(kind, name, None) is not getattr(Trainer, name, None):
+            raise ConfigError(
+                f"{kind.__name__}.{name} is never called by private training. A loss of your own goes in as "
+                "PrivateTrainer(loss_per_example=...), what happens around steps into callbacks.",
+                code="trainer-argument",
+            )
+
+
+def _goes_on(resume_from_checkpoint: str | bool | None, folder: Path) -> bool:
+    if not resume_from_checkpoint:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(
+                f"'{folder}' is not empty, and a private run never writes over another. Choose another "
+                f"output_dir, "
+                "or go on with the run: train(resume_from_checkpoint=True).",
+                code="out-exists",
+            )
+        return False
+    if resume_from_checkpoint is not True and Path(resume_from_checkpoint).resolve() != folder.resolve():
+        raise ConfigError(
+            f"resume_from_checkpoint must be True, or output_dir ('{folder}'): a run goes on where its "
+            f"ledger is.",
+            code="trainer-resume",
+        )
+    return True
+
+
+def _settings(given: Any) -> dict[str, Any]:
+    """A field that may be a dict or None; text was read by `TrainingArguments`."""
+    return dict(given or {})
+
+
+def _in_half(loss: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+    def in_half(model: nn.Module, rows: Any) -> Tensor:
+        with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16):
+            return loss(model, rows)
+
+    return in_half

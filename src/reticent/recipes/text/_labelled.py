@@ -1,0 +1,189 @@
+"""Labelled texts: the data sets known by name, and a person's own files.
+
+Room: recipes.text. Imports numpy and `reticent.{data,errors}`.
+
+Of an own file the number of rows and the labels' names are public; the names are given, not read, since a
+label that one row alone has would give that row away.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from reticent.data import Table, has_split, load, read_table
+from reticent.errors import DataError
+
+# Rows to train on and number of labels: public constants.
+KNOWN: Final = MappingProxyType(
+    {
+        "rotten-tomatoes": (7_464, 2),
+        "imdb": (25_000, 2),
+        "spam-assassin": (5_000, 2),
+        "brown": (51_698, 15),
+    }
+)
+_SPLIT_SEED: Final = 20_220_416  # which rows of a person's own file are held out; a public constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledFile:
+    """Where a person's own rows are, and how to read them.
+
+    Args:
+        path: a file, or a folder that `datasets` saved.
+        text_column: of the texts.
+        pair_column: of second texts, where rows are pairs.
+        label_column: of the labels.
+        labels: all of them, in order; None: labels are numbers.
+        test_data: a file of rows to score on.
+        test_split: the split of `path` to score on.
+        test_fraction: without either, the share of rows that is held out.
+    """
+
+    path: str
+    text_column: str
+    pair_column: str | None
+    label_column: str
+    labels: tuple[str, ...] | None
+    test_data: str | None
+    test_split: str | None
+    test_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Labelled:
+    """Texts with labels. The repr shows neither.
+
+    Args:
+        texts: one a row.
+        seconds: one a row, where rows are pairs.
+        y: int64 labels (N,), or float64 numbers.
+    """
+
+    texts: Sequence[str] = field(repr=False)
+    seconds: Sequence[str] | None = field(repr=False)
+    y: np.ndarray = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Splits:
+    """Rows to train on and to score on.
+
+    Args:
+        train: rows to train on.
+        test: rows to score on.
+        about: of the data, for the run's description; nothing private.
+    """
+
+    train: Labelled
+    test: Labelled
+    about: dict[str, Any]
+
+
+def num_rows(name: str, file: LabelledFile | None) -> int:
+    """Rows to train on: a public constant, or of a person's own file what it holds."""
+    return KNOWN[name][0] if file is None else len(_own(file).train)
+
+
+def splits(name: str, file: LabelledFile | None, *, report: Callable[[str], None], progress: bool) -> Splits:
+    """Rows of a known data set, or of a person's own files.
+
+    Args:
+        name: of the known data set.
+        file: the person's own instead.
+        report: called with each line about fetching.
+        progress: whether to show a bar while fetching.
+
+    Raises:
+        DataError[data-missing]: no such file.
+        DataError[data-column]: no such column; the message names those that there are.
+        DataError[data-labels]: a label is none of those named, or no finite number.
+        DataError[data-format]: a row's text is no text, or the file is not what its ending says.
+        DataError[data-empty]: too few rows to hold some out.
+    """
+    if file is not None:
+        return _own(file)
+    found = load(name, report=report, progress=progress)
+    train, test = (
+        Labelled(texts=pair.x.tolist(), seconds=None, y=np.asarray(pair.y, np.int64))
+        for pair in (found.train, found.test)
+    )
+    about = {"name": name, "source": found.source, "licence": found.licence, "sha256": found.sha256}
+    return Splits(train=train, test=test, about=about)
+
+
+@lru_cache(maxsize=4)
+def _own(file: LabelledFile) -> Splits:
+    path = Path(file.path)
+    split = file.test_split
+    train = _rows(read_table(path, split="train" if has_split(path, "train") else None), file)
+    if file.test_data is not None or split is not None:
+        other = read_table(Path(file.test_data or file.path), split=split)
+        return Splits(train=train, test=_rows(other, file), about={"name": "file"})
+    num_test = round(file.test_fraction * len(train))
+    if not 0 < num_test < len(train):
+        raise DataError(
+            f"'{path.name}' has {len(train)} rows: too few to hold {file.test_fraction:g} of them out.",
+            code="data-empty",
+        )
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(train))
+    return Splits(
+        train=_taken(train, np.sort(order[num_test:])),
+        test=_taken(train, np.sort(order[:num_test])),
+        about={"name": "file", "scored": "held-out rows of the file, NOT private"},
+    )
+
+
+def _rows(table: Table, file: LabelledFile) -> Labelled:
+    texts = _texts(table, file.text_column, setting="text_column")
+    seconds = None
+    if file.pair_column is not None:
+        seconds = _texts(table, file.pair_column, setting="pair_column")
+    column = table.column(file.label_column, setting="label_column")
+    y = _numbers(column) if file.labels is None else _classes(column, file.labels)
+    if y is None:
+        wanted = "finite numbers" if file.labels is None else f"one of {', '.join(file.labels)}"
+        raise DataError(
+            f"Labels of '{table.name}', column '{file.label_column}', must be {wanted}; some are not. "
+            + ("" if file.labels is None else "Name all of them with labels=...."),
+            code="data-labels",
+        )
+    return Labelled(texts=texts, seconds=seconds, y=y)
+
+
+def _texts(table: Table, name: str, *, setting: str) -> list[str]:
+    found = list(table.column(name, setting=setting))
+    if not all(isinstance(text, str) for text in found):
+        raise DataError(
+            f"'{table.name}' has a row without a text in column '{name}'. Leave such rows out.",
+            code="data-format",
+        )
+    return found
+
+
+def _classes(column: Sequence[Any], labels: tuple[str, ...]) -> np.ndarray | None:
+    index = {label: k for k, label in enumerate(labels)}
+    found = [index.get(str(value)) for value in column]
+    return None if None in found else np.asarray(found, np.int64)
+
+
+def _numbers(column: Sequence[Any]) -> np.ndarray | None:
+    try:
+        found = [float(value) for value in column]
+    except (TypeError, ValueError):
+        return None
+    return np.asarray(found) if all(map(math.isfinite, found)) else None
+
+
+def _taken(rows: Labelled, chosen: np.ndarray) -> Labelled:
+    seconds = None if rows.seconds is None else [rows.seconds[int(k)] for k in chosen]
+    return Labelled(texts=[rows.texts[int(k)] for k in chosen], seconds=seconds, y=rows.y[chosen])

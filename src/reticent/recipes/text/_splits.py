@@ -1,0 +1,152 @@
+"""Texts to train on and held out: of data sets by name, and of a person's own file, by row or by user.
+
+Room: recipes.text. May import numpy, `reticent.{data,errors}`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from reticent.data import load, read_table
+from reticent.errors import ConfigError, DataError
+
+Pair = tuple[str, str]  # a source, which may be empty, and its target
+
+# Texts by name: rows to train on, a public constant each.
+KNOWN: Final = {"brown": 51_698, "imdb": 25_000, "rotten-tomatoes": 7_464, "spam-assassin": 5_000}
+_SPLIT_SEED: Final = 20_220_416  # which rows of a person's own file are held out; a public constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Rows to train on and held out.
+
+    Args:
+        train: (source, target) pairs.
+        test: held-out pairs; of other users, where there are users.
+        users: whose each training row is; None: a row is a unit of its own.
+    """
+
+    train: tuple[Pair, ...] = field(repr=False)
+    test: tuple[Pair, ...] = field(repr=False)
+    users: tuple[str, ...] | None = field(default=None, repr=False)
+
+    @property
+    def num_units(self) -> int:
+        """Rows, or users, to train on."""
+        return len(self.train) if self.users is None else len(set(self.users))
+
+
+def some(split: Split, *, max_units: int | None, max_test: int | None) -> Split:
+    """At most so many rows (users) to train on, and so many rows to test on, chosen by a public seed.
+
+    Not the first ones: the rows of a file often come sorted.
+    """
+    test = _some(split.test, max_test)
+    if max_units is None or split.num_units <= max_units:
+        return replace(split, test=test)
+    if split.users is None:
+        return replace(split, train=_some(split.train, max_units), test=test)
+    kept = set(sorted(set(split.users), key=lambda user: _lot("subset", user))[:max_units])
+    rows = [k for k, user in enumerate(split.users) if user in kept]
+    return Split(
+        train=tuple(split.train[k] for k in rows), test=test, users=tuple(split.users[k] for k in rows)
+    )
+
+
+def _some(rows: tuple[Pair, ...], size: int | None) -> tuple[Pair, ...]:
+    if size is None or len(rows) <= size:
+        return rows
+    chosen = np.sort(np.random.default_rng(_SPLIT_SEED).permutation(len(rows))[:size])
+    return tuple(rows[int(k)] for k in chosen)
+
+
+@lru_cache(maxsize=2)
+def named_split(name: str, only_class: str | None) -> Split:
+    """A data set by name, or one class of it.
+
+    Raises:
+        ConfigError[config]: it has no such class.
+    """
+    data = load(name)
+    if only_class is not None and only_class not in data.class_names:
+        raise ConfigError(
+            f"'{name}' has no class '{only_class}'. It has: {', '.join(data.class_names)}.", code="config"
+        )
+    label = None if only_class is None else data.class_names.index(only_class)
+    train, test = (
+        tuple(("", str(text)) for text, y in zip(part.x, part.y, strict=True) if label in (None, y))
+        for part in (data.train, data.test)
+    )
+    return Split(train=train, test=test)
+
+
+@lru_cache(maxsize=2)
+def own_split(
+    path: str,
+    *,
+    source_column: str | None,
+    target_column: str,
+    user_column: str | None,
+    test_fraction: float,
+) -> Split:
+    """A person's own file, a share of it held out by a public seed: of its rows, or of its users.
+
+    Whether a user is held out depends on nothing but the user's name.
+
+    Raises:
+        DataError[data-format]: a column is missing, a text is no text.
+        DataError[user-column]: a row has no user.
+        DataError[data-empty]: too few rows (users) to hold that share out.
+    """
+    table, name = read_table(Path(path)), Path(path).name
+    targets = table.column(target_column, setting="text_column or target_column")
+    sources = (
+        [""] * len(table) if source_column is None else table.column(source_column, setting="source_column")
+    )
+    if not all(isinstance(text, str) for text in (*sources, *targets)):
+        raise DataError(f"'{name}' has a row whose text is no text.", code="data-format")
+    rows = tuple((str(source), str(target)) for source, target in zip(sources, targets, strict=True))
+    if user_column is None:
+        num_test = round(test_fraction * len(rows))
+        order = np.random.default_rng(_SPLIT_SEED).permutation(len(rows))
+        held_out, users = set(order[:num_test].tolist()), None
+    else:
+        users = _names(table.column(user_column, setting="user_column"), name)
+        held_out = {k for k, user in enumerate(users) if _lot("held out", user) < test_fraction}
+    kept = [k for k in range(len(rows)) if k not in held_out]
+    if not held_out or not kept:
+        what = "rows" if users is None else "users"
+        raise DataError(
+            f"'{name}' has too few {what} to hold {test_fraction:g} of them out. Change test_fraction.",
+            code="data-empty",
+        )
+    return Split(
+        train=tuple(rows[k] for k in kept),
+        test=tuple(row for k, row in enumerate(rows) if k in held_out),
+        users=None if users is None else tuple(users[k] for k in kept),
+    )
+
+
+def _names(values: Sequence[object], name: str) -> list[str]:
+    """Users' names; a number is a name."""
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise DataError(
+                f"Row {row} of '{name}' has no user: a row that is nobody's has no privacy unit. Leave it "
+                f"out, or "
+                "give it a name of its own.",
+                code="user-column",
+            )
+    return [str(value) for value in values]
+
+
+def _lot(purpose: str, user: str) -> float:
+    """A number in [0, 1) of a user, from the name alone."""
+    digest = hashlib.blake2b(f"{_SPLIT_SEED}/{purpose}/{user}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

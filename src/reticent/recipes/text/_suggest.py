@@ -1,0 +1,119 @@
+"""Hyperparameters for private fine-tuning from public facts: number of rows, epsilon, delta, what is trained.
+
+Room: recipes.text. Standard library only; reads no data.
+
+    steps    N / 333, from 60 to 1200. [1] trains SST-2, QNLI, QQP and MNLI (N = 67 to 393 thousand) for 203,
+             315, 1092 and 1179 updates: N / 332, 333, 333, 333.
+    batch    q N. [1] has q = 1.5 to 1.9 % on the same four. Smaller data need more: a larger q, as long as
+             that lowers the noise of the mean gradient by much, and for no more than four epochs.
+    noise    At T steps with probability q, the central limit theorem of [2] says sigma = 1 / sqrt(ln(1 +
+             x^2)), x = mu / (q sqrt(T)), where a Gaussian mechanism of mean mu is (epsilon, delta). Noise in
+             the mean gradient, sigma C / (q N), is x / sqrt(ln(1 + x^2)) times what it is for q = 1: 1.25
+             at x = 1.1. It only picks the batch; what is spent is always computed exactly.
+    rate     5e-4 in full with linear decay [1]; ten times less without privacy [1], whose batches are small
+             there: with the same large batches here, a fifth. Few weights, or rank-r ones, move further.
+    delta    The smaller of 1e-5 and N^-1.1 (the released code of [1]).
+
+Sources:
+    [1] Li, Tramèr, Liang and Hashimoto 2022, arXiv:2110.05679, and the scripts of its code.
+    [2] Bu, Dong, Long and Su 2020, arXiv:1911.11607, Corollary 5.4.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Final
+
+_NORMAL: Final = NormalDist()
+_PAPER_PROB: Final = 0.015
+_X: Final = 1.1  # noise 1.25 times the least possible
+_MOST_EPOCHS: Final = 4.0
+_RATES: Final[Mapping[str, float]] = {
+    "full": 5e-4,
+    "attention": 5e-4,
+    "lora": 2e-3,
+    "ia3": 5e-3,
+    "bias": 2e-3,
+    "last-layer": 5e-3,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """Settings, and why each of them.
+
+    Args:
+        values: setting -> value.
+        reasons: setting -> one line for people.
+    """
+
+    values: Mapping[str, Any]
+    reasons: Mapping[str, str]
+
+
+def suggest(*, num_examples: int, epsilon: float, delta: float, adaptation: str, model: str) -> Suggestion:
+    """What to begin with; each value can be set otherwise.
+
+    Args:
+        num_examples: rows to train on, public.
+        epsilon: the budget; infinite: as for 8, so that the twin without privacy differs in nothing else.
+        delta: as the settings have it.
+        adaptation: which weights are trained.
+        model: the model's name, for the reasons.
+    """
+    steps = min(max(round(num_examples / 333), 60), 1200)
+    delta = min(delta, _floor(num_examples**-1.1))
+    mu = gaussian_mean(epsilon if math.isfinite(epsilon) else 8.0, delta)
+    enough = mu / (_X * math.sqrt(steps))
+    prob = min(1.0, max(_PAPER_PROB, min(enough, _MOST_EPOCHS / steps)))
+    batch = _round(prob * num_examples)
+    rate = _RATES[adaptation]
+    limit = "four epochs" if enough > _MOST_EPOCHS / steps else "noise within 1.25 of the least"
+    why = "1.5 % of N" if prob == _PAPER_PROB else limit
+    return Suggestion(
+        values={
+            "num_steps": steps,
+            "expected_batch_size": float(batch),
+            "lr": rate,
+            "twin_lr": rate / 5,
+            "delta": delta,
+        },
+        reasons={
+            "num_steps": f"N / 333, from 60 to 1200; N = {num_examples:,}",
+            "expected_batch_size": f"{100 * batch / num_examples:.2g} % of N: {why}",
+            "lr": f"for adaptation = {adaptation}; 0.0005 in full as published, falling to 0",
+            "max_norm": "0.1: below most gradients, as published",
+            "optimizer": "adam: no weight decay, as published",
+            "delta": "the smaller of 1e-5 and N^-1.1",
+        },
+    )
+
+
+def gaussian_mean(epsilon: float, delta: float) -> float:
+    """The largest mu for which N(0, 1) against N(mu, 1) is (epsilon, delta)-close, to 1e-6."""
+
+    def spent(mu: float) -> float:
+        least, most = -epsilon / mu - mu / 2, -epsilon / mu + mu / 2
+        tail = _NORMAL.cdf(least)
+        return _NORMAL.cdf(most) - (math.exp(epsilon + math.log(tail)) if tail > 0 else 0.0)
+
+    low, high = 1e-6, 100.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) <= delta else (low, middle)
+    return low
+
+
+def _round(batch: float) -> int:
+    """Two leading digits, and at least 1."""
+    if batch < 10:
+        return max(1, round(batch))
+    digits = 10 ** (math.floor(math.log10(batch)) - 1)
+    return int(round(batch / digits) * digits)
+
+
+def _floor(delta: float) -> float:
+    """One leading digit, never more than it was."""
+    unit = 10.0 ** math.floor(math.log10(delta))
+    return float(f"{math.floor(delta / unit)}e{math.floor(math.log10(delta))}")
