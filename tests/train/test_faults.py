@@ -58,5 +58,5 @@ def test_a_clock_that_runs_backwards_changes_nothing_that_is_counted(tmp_path, m
     result = run(tmp_path / "run")
     monkeypatch.undo()
     assert result.num_steps == NUM_STEPS
-    assert result.epsilon == make_plan(num_steps=NUM_STEPS).epsilon().epsilon
+    assert result.epsilon.epsilon == make_plan(num_steps=NUM_STEPS).epsilon().epsilon
     assert verify_run(tmp_path / "run").sound

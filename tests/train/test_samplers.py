@@ -51,7 +51,7 @@ def test_a_run_is_verified_by_its_samplers_own_account(tmp_path, case):
     result = train(model, optimizer, plan=plan, dataset=make_data(), loss_per_example=cross_entropy, out=out)
     view = read_ledger(out / "ledger.jsonl")
     assert view.segments() == ((plan.mechanism, 4),) and view.relation is plan.relation
-    assert result.epsilon == plan.epsilon().epsilon
+    assert result.epsilon.epsilon == plan.epsilon().epsilon
     found = verify_run(out)
     assert found.sound and found.statement is not None, found.problems
     assert found.statement["mechanisms"] == [{**plan.mechanism.describe(), "num_steps": 4}]
