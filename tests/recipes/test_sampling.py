@@ -26,7 +26,7 @@ def test_a_recipe_draws_as_asked(settings, batch):
     plan = plan_of(request("digits", [*LOOSE, *settings]))
     kind = settings[0].removeprefix("sampler=")
     assert plan.sampler.scheme == kind
-    assert plan.expected_batch_size == (batch or plan.sampler.num_examples)
+    assert plan.expected_batch_size == (plan.sampler.num_examples if batch is None else batch)
     replaced = plan.relation is NeighbouringRelation.REPLACE_ONE
     assert replaced == (kind == "fixed-size")
     assert Plan.from_dict(plan.describe()) == plan
