@@ -275,6 +275,7 @@ def test_a_file_becomes_a_private_model_that_transformers_loads(tmp_path, pairs_
     stated = epsilon(tuple(book.segments()), delta=book.delta, relation=book.relation).epsilon
     assert result["epsilon"] == pytest.approx(stated) and stated <= 3
     assert result["test_accuracy"] in (0, 0.25, 0.5, 0.75, 1) and result["num_steps"] == 2
+    assert 0 <= result["test_f1"] <= 1
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["data"]["scored"] == "held-out rows of the file, NOT private"
     kept = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model")

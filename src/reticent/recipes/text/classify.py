@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from reticent.data import pretrained_names
 from reticent.errors import ConfigError
+from reticent.train import chunks_of, eval_mode
 
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
@@ -25,6 +27,7 @@ from ._adapt import adapt
 from ._classify_config import TextClassifyConfig
 from ._fit import read_model, read_tokenizer
 from ._labelled import KNOWN, Labelled, Splits, num_rows, splits
+from ._metrics import f1
 from ._objectives import (
     Answers,
     Rows,
@@ -104,13 +107,16 @@ class TextClassifyRecipe(TrainingRecipe):
         return class_scores(answers)
 
     def assess(self, config: TextClassifyConfig, model: nn.Module, test: Any) -> dict[str, Any]:
-        """Of numbers: Pearson's correlation with the labels."""
+        """Of classes: macro F1. Of numbers: Pearson's correlation with the labels."""
+        answers, device = _answers(config), next(model.parameters()).device
+        indices = np.arange(len(test))
+        with torch.no_grad(), eval_mode(model):
+            chunks = chunks_of(test, indices, size=32, device=device)
+            given = torch.cat([answers(model, rows).cpu() for rows in chunks])
+        y_N = test[:][4]
         if config.objective != "regression":
-            return {}
-        answers = _answers(config)
-        with torch.no_grad():
-            given = [answers(model, test[k : k + 32])[:, 0].double() for k in range(0, len(test), 32)]
-        pairs_2N = torch.stack([torch.cat(given), test[:][4].double()])
+            return {"test_f1": f1(given.argmax(1).tolist(), y_N.tolist())}
+        pairs_2N = torch.stack([given[:, 0].double(), y_N.double()])
         found = float(torch.corrcoef(pairs_2N)[0, 1]) if len(test) > 1 else float("nan")
         return {"test_pearson": found if found == found else None}
 
