@@ -9,7 +9,7 @@ Sources:
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class TextClassifyRecipe(TrainingRecipe):
         indices = np.arange(len(test))
         with torch.no_grad(), eval_mode(model):
             chunks = chunks_of(test, indices, size=32, device=device)
-            given = torch.cat([answers(model, rows).cpu() for rows in chunks])
+            given = torch.cat([answers(model, cast(Rows, rows)).cpu() for rows in chunks])
         y_N = test[:][4]
         if config.objective != "regression":
             return {"test_f1": f1(given.argmax(1).tolist(), y_N.tolist())}
