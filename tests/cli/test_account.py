@@ -162,7 +162,8 @@ def test_numbers_beside_a_ledger_are_refused(tmp_path):
     assert "A run's ledger already says --num-steps" in message
 
 
-def test_several_runs_are_stated_together_and_alone(tmp_path):
+def test_several_runs_are_stated_together_and_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # the folders' names are long
     runs = [make_ledger(tmp_path / name, run_id=name, steps=n) for name, n in (("a", 3), ("b", 5))]
     found = numbers("", *runs)
     assert found["epsilon"] == epsilon([(STEP, 8)], delta=1e-5).epsilon

@@ -17,6 +17,7 @@ from reticent.clipping import (
     PerLayerClipping,
     sensitivity,
 )
+from reticent.dist import Alone
 from reticent.errors import CheckpointError, ConfigError, LedgerError, StepError
 from reticent.train import TrainSettings, resume, train
 from reticent.train import _step as step_module
@@ -521,7 +522,7 @@ def test_what_is_shown_is_what_the_norms_were(tmp_path):
 
 def stop_at(monkeypatch, point):
     """Kill the run in its sixth step (the checkpoint holds four) at a point of the release."""
-    from reticent.train import _adapt, _loop
+    from reticent.train import _loop
 
     def stopping(real, is_time):
         def call(*args, **options):
@@ -542,9 +543,10 @@ def stop_at(monkeypatch, point):
     sixth = lambda args: spent["entries"] == 6  # noqa: E731
     match point:
         case "before the noise":
-            monkeypatch.setattr(step_module, "add_noise", stopping(step_module.add_noise, sixth))
+            monkeypatch.setattr(Alone, "add_noise", stopping(Alone.add_noise, sixth))
         case "before the count's noise":
-            monkeypatch.setattr(_adapt, "add_noise", stopping(_adapt.add_noise, sixth))
+            of_count = lambda args: sixth(args) and list(args[1].total) == ["count"]  # noqa: E731
+            monkeypatch.setattr(Alone, "add_noise", stopping(Alone.add_noise, of_count))
         case "before the update":
             monkeypatch.setattr(torch.optim.SGD, "step", stopping(torch.optim.SGD.step, sixth))
         case "before the checkpoint":

@@ -34,7 +34,7 @@ from reticent.plan._checks import (
     the_unknown,
 )
 from reticent.plan._clipping import clipping_from, clipping_record
-from reticent.plan._record import check_keys, sampler_from, sampler_record
+from reticent.plan._record import bad_record, check_keys, sampler_from, sampler_record
 from reticent.records import (
     Budget,
     EpsilonReport,
@@ -72,7 +72,7 @@ class Plan:
         unit: what one item of the data set is, and so whom the guarantee speaks of: "example", or "user"
             for a data set of users. `num_examples` and `expected_batch_size` count these units.
         neighbours: which data sets the guarantee compares, where the sampler leaves a choice: replace-one
-            instead of what `sampler.relation` says, at about twice the epsilon.
+            instead of what `sampler.relation` says, at up to about twice the noise.
 
     Guarantee:
         `num_steps` steps that draw from `batches` and add noise of `gradient_noise_multiplier` times
@@ -299,6 +299,8 @@ class Plan:
             check_keys(budget, required=("epsilon", "delta"), where="budget")
         sampler = sampler_from(record["sampler"])
         relation = record.get("neighbouring_relation", sampler.relation.value)
+        if relation not in [known.value for known in sampler.relations]:
+            raise bad_record(f"neighbouring_relation is {relation!r}, and this sampler has no bound for it.")
         return cls(
             sampler=sampler,
             num_steps=record["num_steps"],
