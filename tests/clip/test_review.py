@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reticent as rt
-from reticent.errors import UnsupportedModel
+from reticent.clip import ClipEngine
+from reticent.errors import CoupledExamples, UnsupportedModel
 from tests.support import oracle
 from tests.support.judge import assert_close
 
@@ -354,3 +355,28 @@ def test_two_uses_of_a_tied_table_that_cancel_stay_bounded(dtype: torch.dtype, s
     g[0, 0, 3] = scale
     batch = (torch.tensor([[3]]), h, g, -h * scale * (1 + 1e-9))
     assert _moved(model, lambda b: model(*b), batch, 1e-3) <= 1 + 1e-5
+
+
+class Leaks(nn.Module):
+    """Every unit's hidden row takes a very small share of all the others'."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.first, self.last, self.share = nn.Linear(6, 5), nn.Linear(5, 3), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(h + self.share * h.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-4), (torch.float64, 1e-13)], ids=str
+)
+def test_a_share_of_others_below_the_precision_is_mixing_too(dtype: torch.dtype, share: float) -> None:
+    """Small in this batch, it would be all there is beside a unit without gradient in a later one."""
+    model = Leaks(share).to(dtype)
+    batch = (draw(8, 6, seed=1).to(dtype), torch.arange(8) % 3)
+    with pytest.raises(CoupledExamples):
+        ClipEngine(model, max_norm=1.0).clipped_sum(
+            lambda b: F.cross_entropy(model(b[0]), b[1], reduction="none"), batch
+        )

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from reticent.bounded import BoundedSum
 from reticent.clip import _isolation
-from reticent.clip._backward import gradients_kept, graph_leaves, run_backward
+from reticent.clip._backward import gradients_kept, graph_leaves, plain_gradients, run_backward
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._capture import Capture
 from reticent.clip._entry import Entry, Key
@@ -32,7 +32,7 @@ from reticent.clip._loop import loop_norms
 from reticent.clip._params import refuse_bypass, refuse_unseen, sizes, trainable
 from reticent.clip._passes import Clip, Consumer, FormVisitor, GroupNorms, LayoutOf, Norms, Sums, round_up
 from reticent.clip._planner import Planner, Planning
-from reticent.clip._probe import Fingerprints, explained, probe_signs, probe_weights
+from reticent.clip._probe import Fingerprints, probe_weights, prove_layout
 from reticent.clip._proven import NotProven, Proven, is_proven, mixing_error, remember, reused
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import SumsOnDemand, sum_dtype
@@ -254,19 +254,19 @@ class ClipEngine:
         return all_norms
 
     def refuse_spreading(self, losses: Losses, batch: Any, finite_U: Tensor) -> None:
-        """Refuse a unit that is not finite in its batch, and is alone: zeros do not keep infinities apart.
-
-        Alone it is measured by the engine too: finite, with squares that overflow, it counts as zero in both.
-        """
+        """Refuse a unit that is not finite in its batch, and is alone: zeros do not keep infinities apart."""
         bad = torch.nonzero(~finite_U).flatten().tolist()
         if batch is None or not bad or len(finite_U) == 1:
             return
         k = num_rows(batch) // len(finite_U)
-        apart = type(self)(self._model, clipping=self.clipping, rules=self._rules)
+        params = list(trainable(self._model).values())
         with torch.random.fork_rng(devices=_cuda_devices(finite_U)):
             for unit in bad:
-                alone = apart.clipped_sum(losses, rows(batch, unit * k, (unit + 1) * k), num_units=1)
-                if bool(torch.isfinite(alone.norms).all()):
+                loss = losses(rows(batch, unit * k, (unit + 1) * k))
+                grads = plain_gradients(loss, params)
+                if bool(torch.isfinite(loss).all()) and all(
+                    bool(torch.isfinite(g).all()) for g in grads if g is not None
+                ):
                     raise CoupledExamples(
                         "An example's gradient is not finite in its batch, and is finite alone: another "
                         "example's infinity or NaN reaches it, through a product with zero (packed "
@@ -340,18 +340,13 @@ class ClipEngine:
         half = any(p.dtype == torch.float16 for p in work.params.values())
         weights_U = probe_weights(units, half=half)
         seed = int.from_bytes(os.urandom(7), "little")
-
-        def visited(weights_U: Tensor) -> Fingerprints:
-            prints = Fingerprints(units, seed)
-            capture.begin_backward(prints)
-            weights_R = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
-            run_backward(loss_R, weights_R, retain_graph=True)
-            return prints
-
-        ones, scaled = visited(torch.ones_like(weights_U)), visited(weights_U)
-        return self.layouts_of(
-            capture, ones, scaled, weights_U, proven, visited=visited, has_batch=work.batch is not None
-        )
+        ones, scaled = Fingerprints(units, seed), Fingerprints(units, seed)
+        capture.begin_backward(ones)
+        run_backward(loss_R, torch.ones_like(loss_R), retain_graph=True)
+        capture.begin_backward(scaled)
+        weights_R = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
+        run_backward(loss_R, weights_R, retain_graph=True)
+        return self.layouts_of(capture, ones, scaled, weights_U, proven, has_batch=work.batch is not None)
 
     def layouts_of(
         self,
@@ -361,21 +356,25 @@ class ClipEngine:
         weights_U: Tensor,
         proven: Proven,
         *,
-        visited: Callable[[Tensor], Fingerprints],
         has_batch: bool,
     ) -> dict[Key, dict[int, Layout | None]]:
         """The layout of every output that received a gradient, from the prints of two backward passes.
 
-        `visited` makes further passes with other weights, which are asked for before anything is refused.
-
         Raises:
-            CoupledExamples[gradient-mixes-examples]: no layout explains all of them.
+            CoupledExamples[gradient-mixes-examples]: no layout explains both.
         """
-        found, unique = explained(ones, [(scaled, weights_U)])
-        if any(None in layouts.values() for layouts in found.values()):
-            found, unique = explained(ones, [(visited(s), s) for s in probe_signs(len(weights_U))])
-        for key in unique:
-            remember(proven, key, found[key], ones.shapes[key], len(weights_U))
+        found: dict[Key, dict[int, Layout | None]] = {}
+        for key, prints in ones.prints.items():
+            unique = True
+            found[key] = {}
+            for i, first in prints.items():
+                layout, only = prove_layout(
+                    ones.shapes[key][i], ones.dtypes[key], first, scaled.prints[key][i], weights_U
+                )
+                found[key][i] = layout
+                unique &= only
+            if unique:
+                remember(proven, key, found[key], ones.shapes[key], len(weights_U))
         for entry in capture.entries:
             if entry.key not in found:
                 proven.setdefault(entry.key, {})

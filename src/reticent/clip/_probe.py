@@ -5,11 +5,6 @@ weighted s[u], a power of two. Backward is linear in these weights, and scaling 
 commutes with rounding: an entry that only unit u's loss depends on has exactly s[u] times its first
 gradient. If units mix anywhere downstream, no assignment of entries to units fits.
 
-A gradient near the ends of its type's range may overflow or vanish under such a weight, and then nothing
-fits either, for no fault of the model. So before anything is refused, units are told apart by signs: as
-many passes as it takes to give each its own row of them. A sign changes no magnitude, and commutes with
-every rounding.
-
 No gradient is kept for the comparison: each index along each axis that may carry the units keeps a
 few random projections of its slice, the same in both passes. A slice that changed otherwise than by
 its unit's weight has other projections too, but for a chance that the operating system's entropy
@@ -22,7 +17,6 @@ Shape letters (this file): U unit, n size of an axis, K projections.
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -57,17 +51,6 @@ def probe_weights(num_units: int, *, half: bool = False) -> Tensor:
     span = 16 if half else 64
     rounds = [torch.randperm(span, generator=generator) for _ in range(0, num_units, span)]
     return torch.pow(2.0, (torch.cat(rounds)[:num_units] - span // 2).double())
-
-
-def probe_signs(num_units: int) -> list[Tensor]:
-    """1 or -1 for each unit, in passes of which at least one differs between any two units.
-
-    Returns:
-        The fewest passes that do, each of shape (U,), float64; units in random order.
-    """
-    generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
-    code = torch.randperm(num_units, generator=generator)
-    return [1.0 - 2.0 * (code >> bit & 1).double() for bit in range((num_units - 1).bit_length())]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,12 +106,9 @@ class Fingerprints:
         if bool(torch.isfinite(made).all()):
             return Print(made, None)
         good = torch.isfinite(g)
-        finite = torch.where(good, g, 0).to(torch.complex128 if g.is_complex() else torch.float64)
-        if bool(good.all()):  # the products overflowed, not the gradient
-            return Print(self._project(finite, axis), None)
         others = [a for a in range(g.dim()) if a != axis]
         bad = (~good).sum(others) if others else (~good).long()
-        return Print(self._project(finite, axis), bad)
+        return Print(self._project(torch.where(good, g, 0), axis), bad)
 
     def _directions(self, size: int, axis: int, like: Tensor) -> Tensor:
         """(size, K): the same in every pass."""
@@ -187,19 +167,16 @@ def _holds(layout: Layout, ones: Print, scaled: Print, weights: Tensor, toleranc
 
 
 def prove_layout(
-    shape: torch.Size,
-    dtype: torch.dtype,
-    ones: dict[int, Print],
-    scaled: Sequence[tuple[dict[int, Print], Tensor]],
+    shape: torch.Size, dtype: torch.dtype, ones: dict[int, Print], scaled: dict[int, Print], weights: Tensor
 ) -> tuple[Layout | None, bool]:
-    """The layout that explains all gradients of one output.
+    """The layout that explains both gradients of one output.
 
     Args:
         shape: of the output.
         dtype: of its gradients.
         ones: axis -> print of the gradient with every loss weighted 1.
-        scaled: (axis -> print of the gradient with unit u's loss weighted `weights[u]`, weights) of each
-            further pass; weights of shape (U,), U >= 2.
+        scaled: axis -> print of the gradient with unit u's loss weighted `weights[u]`.
+        weights: shape (U,), U >= 2.
 
     Returns:
         The layout (None if units mix, or lie in no regular way), and whether it is the only one
@@ -209,43 +186,10 @@ def prove_layout(
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     fitting = [
         layout
-        for layout in _candidates(shape, scaled[0][1].shape[0])
-        if all(
-            _holds(layout, ones[layout.axis], prints[layout.axis], weights, tolerance)
-            for prints, weights in scaled
-        )
+        for layout in _candidates(shape, weights.shape[0])
+        if _holds(layout, ones[layout.axis], scaled[layout.axis], weights, tolerance)
     ]
     if not fitting:
         return None, True
     finite = all(p.bad is None for p in ones.values())
     return fitting[0], len(fitting) == 1 and finite
-
-
-def explained(
-    ones: Fingerprints, scaled: Sequence[tuple[Fingerprints, Tensor]]
-) -> tuple[dict[Key, dict[int, Layout | None]], list[Key]]:
-    """The layout of every output in a first pass that explains the others; and which are the only ones.
-
-    Args:
-        ones: the pass with every loss weighted 1.
-        scaled: the others, each with its weights.
-
-    Returns:
-        Operation -> output -> layout, None where there is none; and the operations with proven layouts.
-    """
-    found: dict[Key, dict[int, Layout | None]] = {}
-    unique = []
-    for key, prints in ones.prints.items():
-        proofs = {
-            i: prove_layout(
-                ones.shapes[key][i],
-                ones.dtypes[key],
-                first,
-                [(passed.prints[key][i], weights) for passed, weights in scaled],
-            )
-            for i, first in prints.items()
-        }
-        found[key] = {i: layout for i, (layout, _) in proofs.items()}
-        if all(only for _, only in proofs.values()):
-            unique.append(key)
-    return found, unique

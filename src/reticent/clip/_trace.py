@@ -109,7 +109,7 @@ def prove(setting: Setting, inputs: Sequence[Tensor]) -> tuple[Proven, int] | No
     """
     engine, units = setting.engine, setting.num_units
     half = any(p.dtype == torch.float16 for p in setting.model.parameters())
-    weights_U = probe_weights(units, half=half)
+    weights_U = probe_weights(units, half=half).to(inputs[0].device)
     for _ in range(_MAX_TRIES):
         box: list[tuple[Capture, tuple[_Gradients, _Gradients]]] = []
 
@@ -125,35 +125,21 @@ def prove(setting: Setting, inputs: Sequence[Tensor]) -> tuple[Proven, int] | No
             box.append((capture, (ones, scaled)))
             return (*ones.grads, *scaled.grads)
 
-        graph = trace(body, [*inputs, weights_U.to(inputs[0].device)], setting.model)
+        graph = trace(body, [*inputs, weights_U], setting.model)
         capture, passes = box[0]
         if units == 1:  # every entry is the one unit's
             return {}, capture.trace
+        with torch.no_grad(), without_autocast(inputs):
+            grads = iter(graph.module(*inputs, weights_U, *graph.constants))
         seed = int.from_bytes(os.urandom(7), "little")
-
-        def both(
-            weights_U: Tensor, graph: Graph = graph, passes: Sequence[_Gradients] = passes, seed: int = seed
-        ) -> tuple[Fingerprints, Fingerprints]:
-            made = Fingerprints(units, seed), Fingerprints(units, seed)
-            with torch.no_grad(), without_autocast(inputs):
-                grads = iter(graph.module(*inputs, weights_U.to(inputs[0].device), *graph.constants))
-                for prints, traced in zip(made, passes, strict=True):
-                    for entry, index in traced.places:
-                        prints.visit(entry, index, (), next(grads))  # the real one
-            return made
-
-        ones, scaled = both(weights_U)
+        ones, scaled = Fingerprints(units, seed), Fingerprints(units, seed)
+        with torch.no_grad():
+            for prints, traced in zip((ones, scaled), passes, strict=True):
+                for entry, index in traced.places:
+                    prints.visit(entry, index, (), next(grads))  # the real one
         proven: Proven = {}
         try:
-            engine.layouts_of(
-                capture,
-                ones,
-                scaled,
-                weights_U,
-                proven,
-                visited=lambda signs_U, both=both: both(signs_U)[1],
-                has_batch=True,
-            )
+            engine.layouts_of(capture, ones, scaled, weights_U, proven, has_batch=True)
         except NotProven as again:
             engine._not_meetings |= again.not_meetings
             continue
