@@ -61,6 +61,10 @@ def test_ranks_with_different_plans_are_refused(tmp_path):
     assert [found["error"] for found in results("differ", tmp_path, size=2)] == ["ranks-differ"] * 2
 
 
+def test_ranks_with_data_of_their_own_are_refused(tmp_path):
+    assert [found["error"] for found in results("other_shards", tmp_path, size=2)] == ["ranks-differ"] * 2
+
+
 def test_an_unnamed_group_is_refused_and_no_rank_moves_without_the_leaders_entry(tmp_path):
     first, second = results("unnamed_group", tmp_path, size=2)
     assert first["errors"] == ["several-ranks", "ledger-changed"]

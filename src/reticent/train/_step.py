@@ -279,6 +279,11 @@ class PrivateStep:
         source = CipherNoise.fresh() if noise is None else noise
         _check_noise(source, plan)
         refuse_shards(model, ranks, show_norms=show_norms)
+        if ranks.size > 1 and isinstance(ledger, Ledger):
+            raise ConfigError(
+                "Several ranks share one ledger: give its path, or a reticent.dist.RanksLedger.",
+                code="several-ranks",
+            )
         self._watch = Watch(model, optimizer)
         self.model: Final = model
         self.optimizer: Final = optimizer
@@ -358,6 +363,7 @@ class PrivateStep:
         with self._together():
             self._admit(batch)
         if self.ranks.size > 1:  # one draw, the leader's, for all of them
+            self.ranks.agree("the size of the data set", _rows.num_rows(batch.dataset))
             batch = replace(batch, indices=self.ranks.tell_indices(batch.indices))
         opened = OpenStep(self, batch)
         self._is_open = True
