@@ -4,7 +4,7 @@ import pytest
 
 from reticent.account import epsilon, group_epsilon
 from reticent.errors import AccountingError, ConfigError
-from reticent.records import Mechanism, SamplingScheme
+from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
 from tests.account.oracle import unsampled_delta
 
 SAMPLED = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=0.01, noise_multiplier=1.0)
@@ -47,3 +47,12 @@ def test_where_no_bound_can_be_trusted_none_is_given(noise, delta):
     little = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=0.01, noise_multiplier=noise)
     with pytest.raises(AccountingError, match="No trustworthy epsilon"):
         group_epsilon([(little, 1000)], group_size=8, delta=delta)
+
+
+def test_a_sampled_group_has_no_epsilon_under_replace_one():
+    """Units exchanged move the sum twice as far as units zeroed out, whose bound would be too low."""
+    step = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=0.1, noise_multiplier=2.0)
+    with pytest.raises(AccountingError, match="no-bound"):
+        group_epsilon([(step, 1)], group_size=2, delta=1e-5, relation=NeighbouringRelation.REPLACE_ONE)
+    usual = group_epsilon([(step, 1)], group_size=2, delta=1e-5, relation=NeighbouringRelation.ZERO_OUT)
+    assert usual.epsilon < 0.99837  # of the exchange, by integration

@@ -117,6 +117,14 @@ def test_mixed_modes_and_sizes_are_refused_left_out_or_converted(folder):
     assert {every[i][0].shape for i in range(8)} == {(8, 8, 3)}
 
 
+def test_which_images_are_unusual_is_said_by_the_public_ones(folder):
+    """One private image must not decide which others are trained on."""
+    for n in range(20):
+        save(folder / "train" / "cat" / f"more-{n}.png", size=(20, 30))
+    left, _ = read_image_folder(folder, side=8, mixed="skip")
+    assert (len(left), left.skipped) == (6, {"mixed": 20})
+
+
 @pytest.mark.parametrize("damage", ["empty", "no-test", "other-classes", "one-class", "no-train"])
 def test_folders_that_are_no_classes_are_refused(folder, damage):
     import shutil

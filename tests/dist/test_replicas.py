@@ -1,13 +1,18 @@
 """Several processes take private steps as one would: the same sums, the noise of one, one ledger."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from reticent.account.ledger import read_ledger
-from reticent.dist import ALONE
+from reticent.dist import ALONE, RanksLedger
+from reticent.errors import LedgerError
+from reticent.train._ledger import create_ledger
 from tests.dist.ranks import results
 from tests.dist.work import trained
+from tests.train.joint import make_plan
 
 pytestmark = pytest.mark.dist
 
@@ -75,3 +80,12 @@ def test_an_unnamed_group_is_refused_and_no_rank_moves_without_the_leaders_entry
 def test_reproducible_noise_differs_between_ranks(tmp_path):
     first, second = results("reproducible_noise", tmp_path, size=2)
     assert not set(first["z"]) & set(second["z"])
+
+
+def test_a_ledger_with_steps_of_another_mechanism_is_refused(tmp_path):
+    plan = make_plan()
+    path = tmp_path / "ledger.jsonl"
+    with create_ledger(path, plan, run_id="a", reproducible=False) as ledger:
+        ledger.append_step(dataclasses.replace(plan.mechanism, noise_multiplier=0.5))
+        with pytest.raises(LedgerError, match="ledger-plan"):
+            RanksLedger(ALONE, ledger, mechanism=plan.mechanism)

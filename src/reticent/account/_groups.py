@@ -66,7 +66,7 @@ def group_epsilon(
         ConfigError[group-size]: not an integer from 1 to 256.
         ConfigError: as `epsilon`.
         AccountingError[no-bound]: PLD cannot be trusted here (delta beside its rounding, or hardly any
-            noise), and there is no other bound of a sampled group.
+            noise), and there is no other bound of a sampled group; or replace-one of a sampled group.
     """
     k = _checked_size(group_size)
     check_delta(delta)
@@ -77,6 +77,12 @@ def group_epsilon(
     phases = merge_phases(segments)
     if not any(phase.sampled for phase in phases):
         return replace(_unsampled(phases, k, delta, relation), num_steps=num_performed(segments))
+    if relation == NeighbouringRelation.REPLACE_ONE:
+        raise AccountingError(
+            f"No trustworthy epsilon is known for a group of {k} under replace-one of sampled examples. "
+            "State it for zero-out-one or add-or-remove-one.",
+            code="no-bound",
+        )
     if len(phases) > MAX_PHASES:
         phases = coarsen(phases)
     margin = pld_margin(phases)

@@ -125,10 +125,10 @@ def both_splits(
     """
     usual = None
     splits = []
-    for files in (train, test):
+    for files in (test, train):  # what is usual is said by the test images: they are public
         kept, skipped, usual = _checked(files, unreadable, mixed, usual)
         splits.append(ImageFolder(class_names=tuple(names), skipped=skipped, _files=tuple(kept), _side=side))
-    return splits[0], splits[1]
+    return splits[1], splits[0]
 
 
 def _labelled(classes: Sequence[Path]) -> list[tuple[Path, Label]]:

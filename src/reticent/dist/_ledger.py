@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reticent.account.ledger import Ledger, LedgerView
+from reticent.errors import LedgerError
 from reticent.records import Mechanism, NeighbouringRelation
 
 from ._ranks import Ranks
@@ -20,7 +21,7 @@ class RanksLedger:
     Args:
         ranks: who shares it.
         opened: the ledger on the leader; None on the others.
-        mechanism: what every step does to the data; the leader's ledger was checked to hold nothing else.
+        mechanism: what every step does to the data; a ledger that holds anything else is refused.
 
     Guarantee:
         When an `append_...` returns, on any rank, the leader's line is on disk. If it fails there, it fails
@@ -29,13 +30,18 @@ class RanksLedger:
 
     def __init__(self, ranks: Ranks, opened: Ledger | None, *, mechanism: Mechanism) -> None:
         self._ranks, self._opened, self._mechanism = ranks, opened, mechanism
+        ranks.first(lambda: _refuse_others(opened, mechanism))
         about = None if opened is None else _about(opened)
         self._about: dict[str, Any] = ranks.tell(about)
         self._refresh()
 
     def append_step(self, mechanism: Mechanism) -> int:
         """Spend one step; see `Ledger.append_step`."""
-        assert mechanism == self._mechanism, "a plan has one mechanism"
+        if mechanism != self._mechanism:
+            raise LedgerError(
+                f"The ranks' ledger is for {self._mechanism}, and the step's mechanism is {mechanism}.",
+                code="ledger-plan",
+            )
         self._append(lambda ledger: ledger.append_step(mechanism))
         return self.num_steps
 
@@ -109,6 +115,17 @@ class RanksLedger:
 
     def __repr__(self) -> str:
         return f"RanksLedger({self._ranks!r}, num_steps={self.num_steps}/{self.planned_steps})"
+
+
+def _refuse_others(opened: Ledger | None, mechanism: Mechanism) -> None:
+    """Refuse a ledger with steps that the followers would not hear of."""
+    others = [] if opened is None else [m for m, _ in opened.segments() if m != mechanism]
+    if others:
+        raise LedgerError(
+            f"The ledger holds steps of {others[0]}, and the plan's are {mechanism}. Use the plan it was made "
+            "for, or start a new ledger.",
+            code="ledger-plan",
+        )
 
 
 def _about(ledger: Ledger | LedgerView) -> dict[str, Any]:

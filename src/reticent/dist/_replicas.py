@@ -134,7 +134,7 @@ class Replicas:
         """The sum over all ranks, noised once, on every rank."""
         noised: dict[str, Tensor] = {}
         for part in _buckets(bounded.total):
-            flat = torch.cat([t.detach().reshape(-1) for t in part.values()])
+            flat = torch.cat([t.detach().reshape(-1) for t in part.values()]).to(self._device)
             length = flat.numel()
             flat = torch.nn.functional.pad(flat, (0, -length % self.size))
             shard = torch.empty(flat.numel() // self.size, dtype=flat.dtype, device=flat.device)
@@ -146,7 +146,7 @@ class Replicas:
                 _all_gather(flat, shard, group=self._group)
             sizes = [t.numel() for t in part.values()]
             for (name, t), piece in zip(part.items(), flat[:length].split(sizes), strict=True):
-                noised[name] = piece.view(t.shape)
+                noised[name] = piece.view(t.shape).to(t.device)
         return noised
 
     def _tell(self, words: Tensor) -> Tensor:

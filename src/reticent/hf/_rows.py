@@ -41,7 +41,7 @@ class CollatedRows:
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], *, seed: int) -> None:
         self._dataset, self._collate, self._seed = dataset, collate, seed
         self._fetched: dict[int, int] = {}
-        self._shapes: dict[str, torch.Size] | None = None
+        self._shapes: dict[str, tuple[torch.Size, torch.dtype]] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -82,9 +82,17 @@ class CollatedRows:
                 "Tokenise the data set first, and leave text columns out.",
                 code="trainer-rows",
             )
-        shapes = {name: t.shape for name, t in row.items()}
+        shapes = {name: (t.shape, t.dtype) for name, t in row.items()}
         if self._shapes is None:
             self._shapes = shapes
+        if {name: t.dtype for name, t in row.items()} != {
+            name: kind for name, (_, kind) in self._shapes.items()
+        }:
+            raise DataError(
+                "The collator gives rows names or types of number of their own, and one row would change "
+                "what the others are made of. Give every row the same columns, of one type each.",
+                code="trainer-rows",
+            )
         if shapes != self._shapes:
             raise DataError(
                 "The collator pads rows to different lengths, which would let the longest row of a batch "
