@@ -42,7 +42,8 @@ class Replicas:
         group: the process group; by default that of all ranks.
 
     Guarantee:
-        The noised sum has the distribution of one process's (to rounding in the sum's dtype). Raw sums,
+        The noised sum has the distribution of one process's (to rounding in the sum's dtype), if row i of
+        the data set is the same on every rank: their number is compared, their content is not. Raw sums,
         which are private, and the indices of batches go through the group's connections as they are: these
         must be trusted, as the memory of the machines is.
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from reticent.clipping import AdaptiveClipping
-from reticent.errors import ConfigError
+from reticent.errors import ConfigError, DataError
 from reticent.plan import Plan
 from reticent.sample import PoissonSampler
 from reticent.train import write_json
@@ -131,6 +131,12 @@ def simulate(
     """
     said = found.describe()  # before anything is spent: an error here must not cost a run
     result = run(found.small, out=out, console=console, data=data)
+    if result["recipe"] != found.small.recipe.name:
+        raise DataError(
+            f"The data of '{found.small.recipe.name}' could not be reached. '{result['recipe']}' ran "
+            "instead, which simulates nothing. Make the data reachable.",
+            code="data-sources",
+        )
     said |= {"result": result}
     write_json(out / "simulation.json", said)
     return said

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reticent.errors import DataError
+from reticent.errors import ConfigError, DataError
 from reticent.recipes import describe, request
 from reticent.recipes.text._labelled import LabelledFile, num_rows, splits
 from reticent.recipes.text._suggest import gaussian_mean, suggest
@@ -131,3 +131,12 @@ def test_published_runs_plan_without_data_and_spend_what_they_did(name, noise, e
     told = describe(request(name, [f"noise_multiplier={noise}"]))
     assert told["epsilon"] == pytest.approx(epsilon, rel=5e-3)
     assert told["epsilon"] <= told["config"]["epsilon"]
+
+
+@pytest.mark.parametrize("which", ["test_data", "test_split"])
+def test_private_rows_are_not_scored_as_public_ones(tmp_path, which) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\ngood,yes\nbad,no\n")
+    value = path if which == "test_data" else "train"
+    with pytest.raises(ConfigError, match="private rows"):
+        request("text-classify", [f"data={path}", "labels=no,yes", f"{which}={value}"])

@@ -173,6 +173,10 @@ class TextClassifyConfig(TrainingConfig):
             )
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             problems.append("labels must be at least two different ones")
+        if self.test_split == "train" or (
+            self.test_data is not None and Path(self.test_data).resolve() == Path(self.data).resolve()
+        ):
+            problems.append("test_data, test_split: these are the private rows, whose scores are not public")
         if self.test_data is not None and self.test_split is not None:
             problems.append("test_data and test_split exclude each other: leave one out")
         if not own and self.objective == "regression":
