@@ -16,7 +16,7 @@ VISION_PINS := torch==2.14.1 torchvision==0.29.1
 FRAME := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check test-slow test-vision clean
+.PHONY: help demo test lint docs package check test-slow test-vision clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -72,6 +72,13 @@ lint: $(VENV)/.installed-dev  ## format, lint, types, import directions, spellin
 	$(BIN)/codespell
 	$(BIN)/python scripts/errors_page.py --check
 	$(BIN)/python scripts/failure_modes_page.py --check
+	$(BIN)/python scripts/public_types.py
+
+docs: $(VENV)/.installed-dev  ## build the site of the documentation into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+package: $(VENV)/.installed-dev  ## build wheel and sdist, look inside, install in a fresh environment (minutes)
+	$(BIN)/python scripts/package_check.py --install
 
 check: lint test  ## everything that a change must pass
 

@@ -1,5 +1,7 @@
 """The command as a whole: what it loads, and that every refusal is one line and status 2."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +12,12 @@ from reticent.cli import main
 from reticent.cli._app import SUBCOMMANDS
 
 
+HEAVY = (
+    "torch", "transformers", "dp_accounting", "scipy", "numpy", "matplotlib", "rich", "sklearn", "pandas",
+    "pydantic", "jinja2", "cryptography",
+)  # fmt: skip
+
+
 def run(*arguments):
     return CliRunner().invoke(main, list(arguments))
 
@@ -18,7 +26,7 @@ def fresh_interpreter(*arguments):
     """Run the command in a new process; its output, and which heavy modules it had loaded by the end."""
     script = (
         "import sys, atexit\n"
-        "heavy = ('torch', 'transformers', 'dp_accounting', 'scipy', 'numpy', 'matplotlib', 'rich')\n"
+        f"heavy = {HEAVY!r}\n"
         "atexit.register(lambda: print('loaded:', *[m for m in heavy if m in sys.modules]))\n"
         "from reticent.__main__ import main\n"
         f"main({list(arguments)!r}, prog_name='reticent')\n"
@@ -58,11 +66,40 @@ def test_without_arguments_it_shows_the_help():
     assert run().output == run("--help").output
 
 
-@pytest.mark.parametrize("name", ["plan", "account"])
-def test_each_subcommand_has_help(name):
-    result = run(name, "--help")
-    assert result.exit_code == 0
-    assert result.output.startswith(f"Usage: reticent {name} ")
+def test_no_subcommands_help_waits_for_anything_heavy():
+    script = (
+        "import sys, json\n"
+        "from click.testing import CliRunner\n"
+        "from reticent.cli import main\n"
+        "seen = {}\n"
+        f"for name in {list(SUBCOMMANDS)!r}:\n"
+        "    result = CliRunner().invoke(main, [name, '--help'])\n"
+        f"    heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"
+        "    seen[name] = [result.exit_code, result.output.split(chr(10))[0], heavy]\n"
+        "print(json.dumps(seen))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for name, (status, first_line, heavy) in json.loads(done.stdout).items():
+        assert status == 0
+        assert first_line.startswith(f"Usage: reticent {name} ")
+        assert heavy == [], name
+
+
+@pytest.mark.parametrize(
+    ("shell", "typed", "expected"),
+    [("bash", "reticent acc", "plain,account"), ("zsh", "reticent plan --num-st", "plain\n--num-steps\n")],
+)
+def test_shells_complete_subcommands_and_options(shell, typed, expected):
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-c", "from reticent.cli import main; main(prog_name='reticent')"],
+        env={**os.environ, **words, "_RETICENT_COMPLETE": f"{shell}_complete"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert expected in done.stdout
 
 
 @pytest.mark.parametrize(

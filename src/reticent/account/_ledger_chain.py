@@ -129,17 +129,17 @@ class Chain:
     __slots__ = ("_resumes", "_segments", "head", "header", "num_steps", "reproducible", "seq", "steps_at")
 
     def __init__(self, header_line: bytes, path: Path) -> None:
-        self.seq = 0
+        self.seq: int = 0
         self.head = GENESIS
-        self.num_steps = 0
+        self.num_steps: int = 0
         self.steps_at: dict[str, int] = {}
         self._segments: list[tuple[Mechanism, int]] = []
         self._resumes: list[tuple[int, int]] = []  # steps held then, steps lost by then
         _refuse_newer(header_line, path)
         entry, digest = self._checked(header_line, path)
         with _damage(path, 1, "is not a ledger's header"):
-            self.header = _parsed_header(entry)
-        self.reproducible = self.header.reproducible
+            self.header: _Header = _parsed_header(entry)
+        self.reproducible: bool = self.header.reproducible
         self._advance(digest)
 
     @property

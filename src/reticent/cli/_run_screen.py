@@ -7,14 +7,16 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from reticent.cli._show import rounded_up
 from reticent.errors import ReticentError
+
+if TYPE_CHECKING:  # --help need not wait for it
+    from rich.console import Console
+    from rich.table import Table
 
 
 def leads() -> bool:
@@ -22,8 +24,10 @@ def leads() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def progress_console() -> Console:
+def progress_console() -> "Console":
     """Where progress and warnings go: standard error, so that standard output stays clean."""
+    from rich.console import Console
+
     return Console(stderr=True)
 
 
@@ -34,6 +38,8 @@ def finish(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(shown, allow_nan=False))
         return
+    from rich.console import Console
+
     Console().print(_screen(shown))
 
 
@@ -47,7 +53,9 @@ def _write_report(run: Path) -> Path | None:
         return None
 
 
-def _screen(result: Mapping[str, Any]) -> Table:
+def _screen(result: Mapping[str, Any]) -> "Table":
+    from rich.table import Table
+
     table = Table(title=f"Run of recipe {result['recipe']}", show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -10,9 +10,6 @@ from decimal import ROUND_CEILING, Context
 from typing import Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 
 def print_json(record: Mapping[str, Any]) -> None:
@@ -26,6 +23,10 @@ def _finite(value: Any) -> Any:
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Two columns: what, and how much."""
+    from rich import box  # --help need not wait for it
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -6,15 +6,17 @@ Room: cli.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from reticent.account import Segments, compose_runs, epsilon, group_epsilon, risk
-from reticent.account.ledger import LedgerView, read_ledger, read_run_ledger
 from reticent.cli._show import print_json, print_table, rounded_up
 from reticent.errors import ConfigError
 from reticent.records import SIZES, EpsilonReport, Mechanism, SamplingScheme
+
+if TYPE_CHECKING:  # the accountant is slow to import; --help should not wait for it
+    from reticent.account import Segments
+    from reticent.account.ledger import LedgerView
 
 _OF_EACH = ("run", "run_id", "private", "epsilon", "num_steps", "reproducible")
 _NUMBERS = ("--sampler", "--sampling-prob", "--noise-multiplier", "--num-steps")
@@ -61,6 +63,8 @@ def command(
     With --user-rows K the same steps are also stated for somebody who has up to K of the rows: a mixture
     of Gaussians, never K times the epsilon. It needs one RUN, or numbers.
     """
+    from reticent.account import epsilon
+
     if user_rows is not None and len(runs) > 1:
         raise ConfigError(
             "--user-rows states one run at a time: how many rows a user has is another number in each data "
@@ -111,12 +115,16 @@ def _missing(option: str) -> ConfigError:
     )
 
 
-def _read(run: Path) -> LedgerView:
+def _read(run: Path) -> "LedgerView":
+    from reticent.account.ledger import read_ledger, read_run_ledger
+
     return read_run_ledger(run) if run.is_dir() else read_ledger(run)
 
 
 def _of_runs(runs: Sequence[Path], delta: float | None) -> dict[str, Any]:
     """All runs together, and beside them each one's own epsilon."""
+    from reticent.account import compose_runs
+
     views = [_read(run) for run in runs]
     report = compose_runs(views, delta=delta)
     each = [_of_run(run, report.delta) for run in runs]
@@ -127,6 +135,8 @@ def _of_runs(runs: Sequence[Path], delta: float | None) -> dict[str, Any]:
 
 
 def _of_run(run: Path, delta: float | None, user_rows: int | None = None) -> dict[str, Any]:
+    from reticent.account import epsilon
+
     view = _read(run)
     report = epsilon(view.segments(), delta=view.delta if delta is None else delta, relation=view.relation)
     private = math.isfinite(report.epsilon) and not view.reproducible
@@ -165,8 +175,10 @@ def _of_report(report: EpsilonReport, *, private: bool) -> dict[str, Any]:
     }
 
 
-def _risks(report: EpsilonReport, segments: Segments, *, private: bool) -> dict[str, Any]:
+def _risks(report: EpsilonReport, segments: "Segments", *, private: bool) -> dict[str, Any]:
     """What the epsilon means for an attacker; nothing is bounded for a run that is not private."""
+    from reticent.account import risk
+
     found = risk(report, segments) if private else None
     return {
         "advantage": found.advantage if found else 1.0,
@@ -177,11 +189,13 @@ def _risks(report: EpsilonReport, segments: Segments, *, private: bool) -> dict[
 
 
 def _of_users(
-    segments: Segments, report: EpsilonReport, user_rows: int | None, *, private: bool
+    segments: "Segments", report: EpsilonReport, user_rows: int | None, *, private: bool
 ) -> dict[str, Any]:
     """The same steps for somebody with several rows, where that was asked for."""
     if user_rows is None:
         return {}
+    from reticent.account import group_epsilon
+
     group = group_epsilon(
         segments, group_size=user_rows, delta=report.delta, relation=report.neighbouring_relation
     )
@@ -198,7 +212,7 @@ def _described(mechanism: Mechanism, num_steps: int) -> dict[str, Any]:
     return {"sampler": described.pop("scheme"), **described, "num_steps": num_steps}
 
 
-def _ledger_notes(view: LedgerView) -> list[str]:
+def _ledger_notes(view: "LedgerView") -> list[str]:
     notes = []
     if view.reproducible:
         notes.append("the noise can be reproduced from a seed: this run is not private.")

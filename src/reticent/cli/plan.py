@@ -5,16 +5,17 @@ Room: cli.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from reticent.cli._show import print_json, print_table, print_warnings, rounded_up
 from reticent.clipping import FlatClipping, sensitivity
 from reticent.errors import ConfigError
-from reticent.plan import Plan, Sampler, problem, raise_together
 from reticent.records import SIZES, Budget, SamplingScheme, check_delta
-from reticent.sample import FullBatchSampler, PoissonSampler
+
+if TYPE_CHECKING:
+    from reticent.plan import Plan, Sampler
 
 
 @click.command("plan", short_help="Show what a private run would do and cost, without reading data.")
@@ -59,6 +60,8 @@ def command(
     With a RECIPE (fashion-mnist, digits, or a CONFIG.toml) its settings are the defaults, the noise is
     solved for, and the memory of a step is estimated from one run of the model on random rows.
     """
+    from reticent.plan import Plan, problem, raise_together  # the accountant is slow to import
+
     if recipe is not None:
         fixed = {
             "--noise-multiplier": noise_multiplier,
@@ -167,8 +170,10 @@ def _check_one_left_out(left_out: dict[str, bool]) -> None:
 
 def _sampler(
     kind: str, num_examples: int | None, expected_batch_size: float | None, sampling_prob: float | None
-) -> Sampler | None:
+) -> "Sampler | None":
     """The sampler that the options describe; None if its batch size is to be found."""
+    from reticent.sample import FullBatchSampler, PoissonSampler
+
     if kind == SamplingScheme.FULL_BATCH.value:
         if num_examples is None or expected_batch_size is not None or sampling_prob is not None:
             raise ConfigError(
@@ -191,7 +196,7 @@ def _sampler(
     return PoissonSampler(num_examples=num_examples, expected_batch_size=expected_batch_size)
 
 
-def _record(plan: Plan, *, batch_is_known: bool) -> dict[str, Any]:
+def _record(plan: "Plan", *, batch_is_known: bool) -> dict[str, Any]:
     report = plan.epsilon()
     batch = plan.expected_batch_size if batch_is_known else None
     described = plan.describe()

@@ -111,9 +111,9 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.entries: list[Entry] = []
         self.events: list[Key | str] = []  # what was recorded, and the modules that ended, in order
-        self.stage = Stage()
+        self.stage: Stage = Stage()
         self._in_forward = True
-        self.trace = 0  # hash of the names of all operations of the forward, in order
+        self.trace: int = 0  # hash of the names of all operations of the forward, in order
         self._rules = rules
         self._not_meetings = not_meetings
         self._counts: dict[tuple[str, str], int] = {}
@@ -125,7 +125,7 @@ class Capture(TorchFunctionMode):
         self._alive: list[Tensor] = []  # an id is only a name while its tensor lives
         self._constants: dict[int, Tensor] = {}
         self._overwritten: set[int] = set()  # storages of constants that the batch was written into
-        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor: Tensor = torch.zeros((), requires_grad=True)
         for name, param in params.items():
             leaf = param.detach().requires_grad_()
             value = Value(leaf, frozenset((name,)), name)

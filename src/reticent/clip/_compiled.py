@@ -107,9 +107,9 @@ class CompiledEngine:
                 )
         self._eager = ClipEngine(model, max_norm=max_norm, clipping=clipping, rules=rules)
         _require_compiler(model)
-        self.clipping = self._eager.clipping
+        self.clipping: StepClipping = self._eager.clipping
         self.physical_batch_size = physical_batch_size
-        self.num_eager = 0
+        self.num_eager: int = 0
         self._model = model
         self._max_graphs = max_graphs
         self._programs: dict[Any, _Program] = {}

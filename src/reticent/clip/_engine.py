@@ -104,7 +104,7 @@ class ClipEngine:
     ) -> None:
         if method not in METHODS:
             raise ConfigError(f"method must be one of {METHODS}, got {method!r}.", code="clip-method")
-        self.clipping = _one_clipping(max_norm, clipping)
+        self.clipping: StepClipping = _one_clipping(max_norm, clipping)
         self.method = method
         self._model = model
         self._rules = rules

@@ -21,7 +21,7 @@ class RecipeConfig(BaseModel):
     An `epsilon` of infinity asks for a run without clipping, noise or ledger: not private.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     epsilon: Annotated[float, Field(gt=0, description="privacy budget, e.g. 3; inf turns privacy off")] = 3.0
     delta: Annotated[float, Field(gt=0, lt=1, description="below 1 / number of examples, e.g. 1e-5")] = 1e-5

@@ -5,7 +5,7 @@ Room: report. The audit itself needs torch and is made elsewhere; what it found 
 
 import base64
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
@@ -21,7 +21,7 @@ Measured = tuple[float, float, float, float]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore")
 
 
 class ProbeFound(_Part):

@@ -78,7 +78,8 @@ class UserRows:
                 code="user-rows",
             )
         self._dataset = dataset
-        self.max_rows, self.choose, self.reduce = max_rows, choose, reduce
+        self.max_rows: int = max_rows
+        self.choose, self.reduce = choose, reduce
         rows_of = _rows_of(users, num_rows(dataset))
         self._rows: list[list[int]] = [
             _chosen(user, rows, max_rows, None if choose == "first" else seed)

@@ -68,8 +68,10 @@ class Head(nn.Module):
         super().__init__()
         num_features = preparation.num_features(dim)
         self._preparation = preparation
-        self.dim, self.num_classes, self.bias = dim, num_classes, bias
-        self.weight = nn.Parameter(torch.zeros(num_classes, num_features, dtype=torch.float64))
+        self.dim: int = dim
+        self.num_classes: int = num_classes
+        self.bias: float = bias
+        self.weight: nn.Parameter = nn.Parameter(torch.zeros(num_classes, num_features, dtype=torch.float64))
         none = torch.zeros(0, dtype=torch.float64)
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64) if centred else none)
         self.register_buffer("whitening", torch.eye(dim, dtype=torch.float64) if whitened else none)

@@ -47,7 +47,7 @@ class HeadRecipe(TrainingRecipe):
 
     name = "head"
     summary = "a network of one or two layers on frozen features, by private gradient steps"
-    config = HeadConfig
+    config: type[HeadConfig] = HeadConfig
 
     def num_examples(self, config: HeadConfig) -> int:
         return public_shape(config.features).num_examples

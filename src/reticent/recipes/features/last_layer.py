@@ -59,7 +59,7 @@ class LastLayerRecipe(Recipe):
 
     name = "last-layer"
     summary = "a linear classifier on frozen features: one step, least squares, Newton, or many steps"
-    config = LastLayerConfig
+    config: type[LastLayerConfig] = LastLayerConfig
 
     def describe(self, asked: Request) -> dict[str, Any]:
         config = _of(asked.config)

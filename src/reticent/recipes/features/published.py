@@ -17,7 +17,7 @@ class ViTProbe(HeadRecipe):
 
     name = "cifar10-vit-probe"
     summary = "CIFAR-10 as in the language models' code: a last layer on ViT-B/16 features, epsilon 2"
-    config = with_defaults(
+    config: type[HeadConfig] = with_defaults(
         HeadConfig,
         "ViTProbeConfig",
         features="cifar10-vit",

@@ -49,8 +49,8 @@ class TextClassifyRecipe(TrainingRecipe):
 
     name = "text-classify"
     summary = "labelled texts (data=FILE or a name) with a pretrained model: a head, masked or next words"
-    config = TextClassifyConfig
-    fallback = None
+    config: type[TextClassifyConfig] = TextClassifyConfig
+    fallback: str | None = None
 
     def num_examples(self, config: TextClassifyConfig) -> int:
         return num_rows(config.data, config.file)

@@ -122,8 +122,8 @@ class TextGenerateRecipe(TrainingRecipe):
 
     name = "text-generate"
     summary = "a pretrained language model on your texts (data=FILE or a name), LoRA by default"
-    config = TextGenerateConfig
-    fallback = None
+    config: type[TextGenerateConfig] = TextGenerateConfig
+    fallback: str | None = None
 
     def num_examples(self, config: TextGenerateConfig) -> int:
         if config.data in KNOWN and config.only_class is None:

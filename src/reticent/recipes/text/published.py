@@ -37,8 +37,10 @@ class PublishedClassify(TextClassifyRecipe):
     """A task of public size, from a folder with the columns that `datasets` gives it."""
 
     def __init__(self, *, name: str, summary: str, size: int, **settings: Any) -> None:
-        self.name, self.summary, self.size = name, summary, size
-        self.config = with_defaults(
+        self.name: str = name
+        self.summary: str = summary
+        self.size: int = size
+        self.config: type[TextClassifyConfig] = with_defaults(
             PublishedClassifyConfig,
             f"{''.join(part.title() for part in name.split('-'))}Config",
             model="roberta-large",
@@ -76,8 +78,10 @@ class PublishedGenerate(TextGenerateRecipe):
     """A table-to-text data set of public size: sources and targets in a file."""
 
     def __init__(self, *, name: str, summary: str, size: int, **settings: Any) -> None:
-        self.name, self.summary, self.size = name, summary, size
-        self.config = with_defaults(
+        self.name: str = name
+        self.summary: str = summary
+        self.size: int = size
+        self.config: type[TextGenerateConfig] = with_defaults(
             PublishedGenerateConfig,
             f"{name.partition('-')[0].title()}Config",
             model="gpt2",
