@@ -20,7 +20,13 @@ IN_WHEEL = (
     "reticent/report/templates/style.css",
     "reticent/report/templates/card.md.j2",
 )
-IN_SDIST = ("src/reticent/__init__.py", "tests/conftest.py", "docs/guarantees.md", "LICENSE", "constraints.txt")
+IN_SDIST = (
+    "src/reticent/__init__.py",
+    "tests/conftest.py",
+    "docs/guarantees.md",
+    "LICENSE",
+    "constraints.txt",
+)
 FIRST_COMMAND = (
     "plan --epsilon 3 --delta 1e-5 --num-examples 60000 --expected-batch-size 4096 --num-steps 600 --json"
 )
@@ -56,7 +62,9 @@ def install(wheel: Path, folder: Path) -> None:
     for extra in project["optional-dependencies"]:
         # The image libraries come with a torch of their own, so pins of torch are not theirs.
         pinned = [] if extra in ("vision", "bench") else pins
-        done = subprocess.run([*pip, "--dry-run", *pinned, f"{wheel}[{extra}]"], capture_output=True, text=True)
+        done = subprocess.run(
+            [*pip, "--dry-run", *pinned, f"{wheel}[{extra}]"], capture_output=True, text=True
+        )
         print(f"extra {extra}: {'resolves' if done.returncode == 0 else done.stderr.strip()}", flush=True)
         done.check_returncode()
 
