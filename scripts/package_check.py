@@ -1,7 +1,7 @@
 """Build the wheel and the sdist, check what is in them, and install the wheel as a newcomer would.
 
 python scripts/package_check.py            build and look inside: seconds
-python scripts/package_check.py --install  also into a fresh environment, and resolve every extra: minutes, network
+python scripts/package_check.py --install  also install it, and resolve every extra: minutes, network
 """
 
 import argparse

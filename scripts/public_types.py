@@ -1,9 +1,9 @@
 """Every type of the public interface is known: what `pyright --verifytypes reticent` says, as a check.
 
-python scripts/public_types.py           prints the share of exported symbols whose type is known; exits 1 below 99 %
+python scripts/public_types.py    prints the share of symbols whose type is known; exits 1 below 99 %
 
-Public is what has no leading underscore, in every room, with all members and parameters: the front door's names
-are a part of it. A symbol falls short if a strict type checker would have to guess.
+Public is what has no leading underscore, in every room, with all members and parameters: the front door's
+names are a part of it. A symbol falls short if a strict type checker would have to guess.
 """
 
 import json

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from reticent.cli import main
 from reticent.cli._app import SUBCOMMANDS
 
-
 HEAVY = (
     "torch", "transformers", "dp_accounting", "scipy", "numpy", "matplotlib", "rich", "sklearn", "pandas",
     "pydantic", "jinja2", "cryptography",
