@@ -4,8 +4,12 @@ import json
 import math
 from pathlib import Path
 
+from reticent.account import epsilon
 from reticent.account.ledger import Ledger
-from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
+from reticent.clipping import FlatClipping
+from reticent.plan import Plan
+from reticent.records import NeighbouringRelation
+from reticent.sample import FullBatchSampler, PoissonSampler
 
 
 def make_run(
@@ -32,8 +36,8 @@ def make_run(
     """
     folder.mkdir(parents=True)
     relation = NeighbouringRelation.ZERO_OUT if num_examples else NeighbouringRelation.ADD_OR_REMOVE
-    scheme = SamplingScheme.POISSON if sampling_prob < 1 else SamplingScheme.FULL_BATCH
-    step = Mechanism(scheme=scheme, sampling_prob=sampling_prob, noise_multiplier=noise_multiplier)
+    plan = _plan(num_examples, sampling_prob, planned_steps, noise_multiplier, delta)
+    step = plan.mechanism
     if ledger:
         with Ledger.create(
             folder / "ledger.jsonl",
@@ -42,20 +46,15 @@ def make_run(
             delta=delta,
             num_steps=planned_steps,
             reproducible=reproducible,
-            public={"max_norm": 0.5, "expected_batch_size": 4096},
+            public={
+                "clipping": plan.describe()["clipping"],
+                "expected_batch_size": plan.expected_batch_size,
+            },
         ) as book:
             for done in range(1, num_steps + 1):
                 book.append_step(step)
                 if lost and done == num_steps // 2:
                     book.append_resume(checkpoint_step=done - lost)
-    plan = {
-        "sampler": {"kind": scheme.value, "num_examples": num_examples, "expected_batch_size": 4096},
-        "num_steps": planned_steps,
-        "noise_multiplier": noise_multiplier,
-        "clipping": {"kind": "flat", "max_norm": 0.5},
-        "delta": delta,
-        "budget": {"epsilon": 3.0, "delta": delta},
-    }
     _write(
         folder / "run.json",
         {
@@ -64,7 +63,7 @@ def make_run(
             "created": "2026-11-22T10:00:00+00:00",
             "recipe": recipe,
             "config": {"recipe": recipe, "seed": 7, "optimizer": {"name": "sgd", "lr": 2.0}, "twin": twin},
-            "plan": plan if private else None,
+            "plan": plan.describe() if private else None,
             "environment": {"reticent": "0.1.0", "torch": "2.13.0", "python": "3.11.7", "threads": 2},
             "model": {"num_parameters": 25_010, "num_trainable": 25_010},
             "data": {"name": recipe, "source": "a public mirror", "licence": "MIT"},
@@ -73,10 +72,12 @@ def make_run(
     )
     _write_metrics(folder / "metrics.jsonl", ceiling=0.87, steps=num_steps, ema=ema)
     if finished:
+        holds = private and ledger and not reproducible and noise_multiplier > 0
         _write(
             folder / "result.json",
             {
-                "private": private,
+                "private": holds,
+                "epsilon": epsilon([(step, num_steps)], delta=delta).epsilon if holds else None,
                 "test_accuracy": 0.868,
                 "weights": "ema" if ema else "last",
                 "seconds": 212.4,
@@ -88,6 +89,24 @@ def make_run(
         _write_metrics(folder / "twin" / "metrics.jsonl", ceiling=0.91, steps=num_steps, ema=False)
         _write(folder / "twin" / "result.json", {"private": False, "test_accuracy": 0.909, "seconds": 90.1})
     return folder
+
+
+def _plan(
+    num_examples: int | None, sampling_prob: float, num_steps: int, noise_multiplier: float, delta: float
+) -> Plan:
+    if num_examples is None:
+        sampler = PoissonSampler(sampling_prob=sampling_prob, expected_batch_size=4096)
+    elif sampling_prob < 1:
+        sampler = PoissonSampler(num_examples=num_examples, expected_batch_size=sampling_prob * num_examples)
+    else:
+        sampler = FullBatchSampler(num_examples=num_examples)
+    return Plan(
+        sampler=sampler,
+        num_steps=num_steps,
+        noise_multiplier=noise_multiplier,
+        clipping=FlatClipping(max_norm=0.5),
+        delta=delta,
+    )
 
 
 def _write(path: Path, value: object) -> None:

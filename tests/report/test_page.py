@@ -1,9 +1,11 @@
 """The page: self-contained, true to the ledger, loud where nothing is promised."""
 
+import itertools
 import json
 import math
 import re
 from html.parser import HTMLParser
+from statistics import NormalDist
 
 import pytest
 
@@ -88,12 +90,60 @@ def test_the_page_states_epsilon_and_what_gives_it_meaning(tmp_path):
         "The number of training examples, 60,000: the plan names it.",
         "What is not protected",
         "non-private twin",
-        "2.36 times the twin, for each update",
         "MIT",
         "optimizer.lr",
         written.run.ledger.head,
     ):
         assert part in told
+
+
+def test_time_is_shown_only_where_it_does_not_tell_how_many_were_drawn(tmp_path):
+    assert "2.36 times the twin, for each update" in words(page_of(tmp_path / "full"))
+    drawn = words(page_of(tmp_path / "drawn", sampling_prob=0.5, num_steps=2, planned_steps=2))
+    assert "212 s" not in drawn and "times the twin" not in drawn
+    assert "the time that steps took, which this page therefore leaves out" in drawn
+
+
+def test_hits_of_an_attacker_are_those_of_the_gaussian_never_below(tmp_path):
+    told = words(page_of(tmp_path / "run", num_steps=40, noise_multiplier=10.0))
+    table = told[told.index("an attacker finds at most") :]
+    for alarms in (0.001, 0.01, 0.05, 0.1, 0.5):
+        truth = 100 * NormalDist().cdf(NormalDist().inv_cdf(alarms) + math.sqrt(40) / 10)
+        (shown,) = re.findall(rf"(?<![\d.]){100 * alarms:g} % (\d+\.\d) %", table)
+        assert truth <= float(shown) < truth + 0.1 + 1e-9
+    accuracy = 100 * NormalDist().cdf(math.sqrt(40) / 20)
+    (shown,) = re.findall(r"is right at most (\d+\.\d) % of the time", told)
+    assert accuracy <= float(shown) < accuracy + 0.1 + 1e-9
+
+
+def test_a_run_whose_parts_disagree_says_so_at_the_top(tmp_path):
+    folder = make_run(tmp_path / "run")
+    sound = write_report(folder).path.read_text(encoding="utf-8")
+    assert "Everything that could be checked when this page was made agrees" in words(sound)
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    about["plan"]["noise_multiplier"] = 11.0
+    (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    page = write_report(folder).path.read_text(encoding="utf-8")
+    assert page.index("The parts of this run do not agree") < page.index("<h2")
+
+
+def test_headings_go_down_one_by_one_and_tables_have_headers(tmp_path):
+    page = page_of(tmp_path / "run")
+    levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert "<th>" not in page
+    assert re.findall(r"<(header|main|footer|nav)\b", page) == ["header", "main", "nav", "footer"]
+
+
+def test_what_clipping_cost_is_a_table(tmp_path):
+    folder = make_run(tmp_path / "run")
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    row = {"form": "Outer", "method": "gram", "others": ["keep"], "bytes": 2048.0}
+    about["layers"] = [{**row, "parameter": "<b>", "seconds": 3e-6}, {**row, "parameter": "c", "seconds": 1e-6}]
+    (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    told = words(write_report(folder).path.read_text(encoding="utf-8"))
+    assert "<b> Outer gram of 2 75.0 % 2 KiB" in told
 
 
 def test_add_or_remove_says_that_the_number_of_examples_is_not_public(tmp_path):
@@ -108,7 +158,7 @@ def test_add_or_remove_says_that_the_number_of_examples_is_not_public(tmp_path):
 def test_a_run_without_guarantee_says_so_at_the_top_and_states_no_epsilon(tmp_path, settings):
     page = page_of(tmp_path / "run", **settings)
     told = words(page)
-    assert page.index("NOT PRIVATE</strong>") < page.index("<h2>")
+    assert page.index("NOT PRIVATE</strong>") < page.index("<h2")
     assert 'class="verdict bad"' in page
     assert "<title>NOT PRIVATE" in page
     assert "Differentially private: ε" not in told
@@ -141,7 +191,7 @@ def test_identifiers_are_unique_and_referenced_ones_exist(tmp_path):
 def test_plots_carry_a_title_and_a_description(tmp_path):
     page = page_of(tmp_path / "run")
     plots = re.findall(r'<svg role="img" aria-labelledby="([^"]+)"', page)
-    assert plots == ["epsilon-title epsilon-description", "accuracy-title accuracy-description"]
+    assert plots == [f"{name}-title {name}-description" for name in ("epsilon", "attack", "accuracy")]
     assert "Epsilon rises from 0 to" in page
     assert "non-private twin ends at" in page
 

@@ -9,7 +9,7 @@ Sources:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,26 +55,27 @@ class Risk:
     source: str
 
 
-def risk(report: EpsilonReport, segments: Segments) -> Risk:
+def risk(report: EpsilonReport, segments: Segments, *, alphas: Sequence[float] = ALPHAS) -> Risk:
     """Bounds on attacks, from all of the privacy loss where it is known, else from (epsilon, delta) alone.
 
     Args:
         report: the epsilon of the same steps.
         segments: (mechanism, number of steps performed) pairs.
+        alphas: false positive rates, and priors, at which to bound, in (0, 1).
 
     Guarantee:
         Each bound holds for every attack, under the report's relation, up to the measured margin of PLD.
     """
     segments = simplified(segments)
     if own_history(segments) is not None:
-        return _from_point(report)
+        return _from_point(report, alphas)
     phases = merge_phases(segments)
     if len(phases) > MAX_PHASES:
         phases = coarsen(phases)
     if not phases:
-        return _from_curve(lambda alpha: 1.0 - alpha, 0.0, "no step was performed")
+        return _from_curve(lambda alpha: 1.0 - alpha, 0.0, "no step was performed", alphas)
     if not math.isfinite(report.epsilon):
-        return _from_curve(lambda alpha: 0.0, 1.0, "no privacy")
+        return _from_curve(lambda alpha: 0.0, 1.0, "no privacy", alphas)
     replaced = report.neighbouring_relation is NeighbouringRelation.REPLACE_ONE
     if not any(phase.sampled for phase in phases):
         mu = (2.0 if replaced else 1.0) / unsampled_noise_multiplier(phases)
@@ -82,18 +83,19 @@ def risk(report: EpsilonReport, segments: Segments) -> Risk:
             lambda alpha: float(norm.cdf(norm.isf(alpha) - mu)),
             float(2.0 * norm.cdf(mu / 2.0) - 1.0),
             "exact Gaussian",
+            alphas,
         )
     if report.epsilon_pld is None:
-        return _from_point(report)
+        return _from_point(report, alphas)
     profile = _profile(phases, report, replaced)
-    return _from_curve(lambda alpha: _beta(alpha, *profile), float(profile[1][0]), "PLD")
+    return _from_curve(lambda alpha: _beta(alpha, *profile), float(profile[1][0]), "PLD", alphas)
 
 
-def _from_point(report: EpsilonReport) -> Risk:
+def _from_point(report: EpsilonReport, alphas: Sequence[float]) -> Risk:
     """From one point of the profile; the advantage is the total variation of what is (epsilon, delta)-DP."""
     points = np.array([report.epsilon]), np.array([report.delta])
     advantage = 1.0 - 2.0 * (1.0 - report.delta) / (1.0 + math.exp(min(report.epsilon, 700.0)))
-    return _from_curve(lambda alpha: _beta(alpha, *points), advantage, "(epsilon, delta) alone")
+    return _from_curve(lambda alpha: _beta(alpha, *points), advantage, "(epsilon, delta) alone", alphas)
 
 
 def _profile(phases: tuple[Phase, ...], report: EpsilonReport, replaced: bool) -> tuple[_Curve, _Curve]:
@@ -119,8 +121,10 @@ def _beta(alpha: float, epsilons: _Curve, deltas: _Curve) -> float:
     return float(max(0.0, lines.max()))
 
 
-def _from_curve(beta: Callable[[float], float], advantage: float, source: str) -> Risk:
-    betas = [(alpha, min(1.0 - alpha, beta(alpha))) for alpha in ALPHAS]
+def _from_curve(
+    beta: Callable[[float], float], advantage: float, source: str, alphas: Sequence[float]
+) -> Risk:
+    betas = [(alpha, min(1.0 - alpha, beta(alpha))) for alpha in alphas]
     return Risk(
         advantage=min(1.0, max(0.0, advantage)),
         trade_off=tuple(betas),

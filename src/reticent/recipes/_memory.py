@@ -1,4 +1,4 @@
-"""How much memory a private step of a recipe takes, by counting tensors; no data set is read.
+"""What a private step of a recipe takes: memory, and each parameter's clipping; no data set is read.
 
 Room: recipes. May import torch, `reticent.{clip,train}` and the floors below.
 """
@@ -74,6 +74,39 @@ def measure_memory(
     }
     lasting = sum(found[name] for name in ("parameters", "clipped_sums", "optimizer_state", "ema"))
     return {**found, "total": lasting + max(found["noise"], found["activations"])}
+
+
+def clipping_costs(
+    model: nn.Module, losses: Callable[[Any], Tensor], rows: Any, *, clipping: Clipping
+) -> list[dict[str, Any]]:
+    """How the engine would clip each parameter, and what that costs for one unit.
+
+    Args:
+        model: as the run begins with it; left as it is.
+        losses: called as `losses(rows)`; returns (B,) losses.
+        rows: made-up rows of two units or more. Never private ones: costs grow with their number.
+        clipping: the plan's.
+
+    Returns:
+        For each parameter: `parameter`, `form`, `method`, the `others` that would do, `seconds` beyond the plain gradient
+        (estimated from shapes; good for comparing parameters) and `bytes` kept, both for one unit.
+    """
+    norms = ClipNorms(clipping, {name: p.numel() for name, p in model.named_parameters() if p.requires_grad})
+    engine = ClipEngine(model, clipping=norms.now())
+    num_units = len(engine.clipped_sum(losses, rows).norms)
+    plans = {layer.name: layer for layer in engine.explain().layers}
+    return [
+        {
+            "parameter": name,
+            "form": plans[name].form,
+            "method": plans[name].method,
+            "others": sorted(plans[name].candidates.keys() - {plans[name].method}),
+            "seconds": plans[name].seconds / num_units,
+            "bytes": plans[name].held / num_units,
+        }
+        for name, _ in model.named_parameters()
+        if name in plans
+    ]
 
 
 def _num_bytes(tensors: Mapping[str, Tensor]) -> int:

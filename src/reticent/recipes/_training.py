@@ -5,7 +5,7 @@ Room: recipes. May import torch, rich, `reticent.{plan,train,data,sample,optim}`
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from reticent.account import Segments
 from reticent.dist import Ranks
-from reticent.errors import CheckpointError, DataError
+from reticent.errors import CheckpointError, DataError, ReticentError
 from reticent.optim import Lamb, decayed_sgd
 from reticent.plan import ROW, Plan
 from reticent.records import Budget
@@ -50,7 +50,7 @@ from reticent.train import (
 from ._clipping import clipping_of
 from ._config import make_config, restore_config
 from ._going_on import check_unedited, finished
-from ._memory import measure_memory
+from ._memory import clipping_costs, measure_memory
 from ._origin import refuse_same_data
 from ._plain import PlainStep
 from ._ranks import fetched_by, ranks_of
@@ -452,10 +452,25 @@ def _train_private(job: _Job, out: Path, console: Console | None, ranks: Ranks) 
         settings=_settings(config),
         physical_batch_size=config.num_rows_at_once,
         noise_seed=config.noise_seed,
-        description=job.description,
+        description=replace(job.description, layers=_layers(job)),
         console=console,
         ranks=ranks,
     ).to_dict()
+
+
+def _layers(job: _Job) -> Sequence[Mapping[str, Any]]:
+    """What clipping each parameter costs, on made-up rows; nothing for a compiled step, which plans otherwise."""
+    if job.config.compile:
+        return ()
+    losses = losses_of(job.recipe, job.config)
+    try:
+        rows = job.recipe.random_rows(job.config, 2)
+        with torch.random.fork_rng():
+            return clipping_costs(
+                job.model, lambda given: losses(job.model, given), rows, clipping=job.plan.clipping
+            )
+    except ReticentError:  # what cannot be clipped is refused by the run itself, which says why
+        return ()
 
 
 def _train_plain(job: _Job, out: Path, console: Console | None) -> dict[str, Any]:

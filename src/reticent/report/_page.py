@@ -1,21 +1,21 @@
 """The page itself: what is shown where. The words and the look are in `templates/`.
 
-Room: report; jinja2 is imported here and nowhere else.
+Room: report.
 """
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
+from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import JsonValue
 
 from reticent.errors import ConfigError
+from reticent.records import SamplingScheme
+from reticent.report._attack import attack
 from reticent.report._audit import drawn, pictures
 from reticent.report._card import write_cards
 from reticent.report._figures import round_up
@@ -31,8 +31,15 @@ from reticent.report._statement import (
     state,
     unit_of,
 )
+from reticent.report._templates import page
+from reticent.report._verify import Verification, verify_read
 
 Rows = tuple[tuple[str, str], ...]
+
+# Batches whose size is drawn: it is as secret as who was drawn, and how long the steps took tells it.
+_OF_RANDOM_SIZE: Final = frozenset(
+    {SamplingScheme.POISSON, SamplingScheme.TRUNCATED_POISSON, SamplingScheme.BALLS_IN_BINS}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +63,8 @@ def write_report(folder: str | Path) -> Report:
 
     Guarantee:
         The page holds the run's configuration, ledger and public metrics, and nothing else: no file
-        outside the folder is read. It loads nothing from anywhere when opened.
+        outside the folder is read. No batch that was drawn, no loss on training rows, and no time where it
+        would tell how many examples were drawn. It loads nothing from anywhere when opened.
 
     Raises:
         ConfigError[not-a-run]: there is no such folder, or it holds no run.
@@ -70,7 +78,7 @@ def write_report(folder: str | Path) -> Report:
     path = run.folder / "report.html"
     beside = run.folder / ".report.html.part"
     try:
-        beside.write_text(render(run, statement), encoding="utf-8")
+        beside.write_text(render(run, statement, verify_read(run)), encoding="utf-8")
         os.replace(beside, path)
     except OSError as error:
         raise ConfigError(
@@ -81,30 +89,24 @@ def write_report(folder: str | Path) -> Report:
     return Report(path=path, cards=write_cards(run, statement), run=run, statement=statement)
 
 
-def render(run: Run, statement: Statement) -> str:
+def render(run: Run, statement: Statement, verification: Verification) -> str:
     """The whole page, as text."""
-    templates = Environment(
-        loader=PackageLoader("reticent.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = resources.files("reticent.report").joinpath("templates/style.css").read_text(encoding="utf-8")
     accuracies = _accuracies(run)
     report = statement.report
-    return templates.get_template("report.html.j2").render(
-        round_up=round_up,
-        style=Markup(style),  # ours, and no part of a run
+    return page(
+        "report.html.j2",
         about=run.about,
         created=_minute(run.about.created),
         ledger=run.ledger,
         statement=statement,
+        verification=verification,
         report=report,
+        attack=attack(run, statement),
         scored=run.about.data.get("scored"),
         segments=tuple(run.ledger.segments()) if run.ledger else (),
         relation_in_words=unit_of(report.neighbouring_relation, privacy_unit(run)) if report else "",
-        guess=math.ceil(1000 * guess_accuracy(report)) / 10 if report else 100.0,
+        unit=privacy_unit(run),
+        guess=guess_accuracy(report) if report else 1.0,
         epsilon=round_up(report.epsilon) if report and statement.private else "∞",
         epsilon_plot=_epsilon_plot(run, statement),
         accuracy_plot=_accuracy_plot(accuracies),
@@ -113,12 +115,13 @@ def render(run: Run, statement: Statement) -> str:
         audit_pictures=pictures(run.audit, run.folder) if run.audit else (),
         accuracies=accuracies,
         last_accuracy={line.name: line.points[-1][1] for line in accuracies},
+        layers=run.about.layers,
+        layers_seconds=sum(layer.seconds for layer in run.about.layers) or 1.0,
         num_ledger_lines=run.num_ledger_lines,
         num_examples=public_num_examples(run),
         clipping=clipping_in_words(run),
         expected_batch_size=number(run, "expected_batch_size"),
-        seconds=_seconds(run),
-        time_ratio=run.result.twin.get("time_ratio") if run.result else None,
+        **_time(run),
         config=rows(run.about.config or run.about.settings),
         plan=rows(run.about.plan or {}),
         environment=rows(run.about.environment),
@@ -166,8 +169,12 @@ def _minute(stamp: str) -> str:
     return f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".strip()
 
 
-def _seconds(run: Run) -> float | None:
-    return run.result.seconds if run.result else None
+def _time(run: Run) -> dict[str, JsonValue]:
+    """Time in steps, and times the twin's; not where it says how many examples were drawn."""
+    drawn = run.ledger is not None and any(m.scheme in _OF_RANDOM_SIZE for m, _ in run.ledger.segments())
+    if run.result is None or drawn:
+        return {"seconds": None, "time_ratio": None}
+    return {"seconds": run.result.seconds, "time_ratio": run.result.twin.get("time_ratio")}
 
 
 def rows(tree: Mapping[str, JsonValue], prefix: str = "") -> Rows:

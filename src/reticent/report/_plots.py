@@ -29,7 +29,8 @@ _VARIABLES = {
 }
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # series differ without colour too
 _MARKERS = ("o", "s", "^")
-_MOST, _LEAST = "the most that the claim allows", "the least that the claim allows"
+_SIZE = (4.8, 3.1)  # inches: narrow, so that letters can still be read on a telephone
+_MOST, _LEAST = "at most, by the claim", "at least, by the claim"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +66,16 @@ def epsilon_plot(points: Points, *, delta: float, last: str) -> str:
 
 
 def accuracy_plot(series: Sequence[Series]) -> str:
-    """Test accuracy against steps, one line for each kind of weights, as SVG."""
+    """Test accuracy against steps, one line for each kind of weights, as SVG.
+
+    What was measured once only is a level across the plot, not a point at its edge.
+    """
     figure, axes = _axes(x="step", y="test accuracy")
     for line, color, dash, marker in zip(series, _SERIES, _DASHES, _MARKERS, strict=False):
         few = len(line.points) <= 30
+        if len(line.points) == 1:
+            axes.axhline(line.points[0][1], color=color, linestyle=dash, linewidth=2, label=line.name)
+            continue
         axes.plot(
             *zip(*line.points, strict=True),
             color=color,
@@ -78,12 +85,45 @@ def accuracy_plot(series: Sequence[Series]) -> str:
             markersize=4,
             label=line.name,
         )
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
     axes.set_xlim(left=0)
     axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
-    figure.legend(frameon=False, labelcolor=_INK, loc="outside upper center", ncols=len(series))
+    _legend(figure, axes)
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.1%}" for line in series)
     return _svg(figure, name="accuracy", title="Test accuracy against steps", description=f"{ends}.")
+
+
+def attack_plot(
+    steps: Sequence[tuple[float, float]],
+    alone: Sequence[tuple[float, float]],
+    *,
+    epsilon: float,
+    delta: float,
+) -> str:
+    """Least misses against false alarms of every test: by the steps, by epsilon and delta, by a coin."""
+    figure, axes = _axes(x="false alarms", y="misses", whole_numbers=False)
+    axes.plot([0.0, 1.0], [1.0, 0.0], color=_INK, linewidth=1, linestyle=_DASHES[2], label="a coin")
+    axes.plot(*zip(*steps, strict=True), color=_SERIES[0], linewidth=2, label="the steps in the ledger")
+    axes.plot(
+        *zip(*alone, strict=True),
+        color=_SERIES[1],
+        linewidth=2,
+        linestyle=_DASHES[1],
+        label="(ε, δ) alone",
+    )
+    axes.set_xlim(-0.01, 1.0)
+    axes.set_ylim(-0.01, 1.0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
+    _legend(figure, axes)
+    total = min(a + b for a, b in steps)
+    return _svg(
+        figure,
+        name="attack",
+        title="Misses against false alarms of any attacker, at least",
+        description=f"No attacker's two error rates add up to less than {total:.0%}; guessing makes 100 %. "
+        f"By epsilon {epsilon:.3g} and delta {delta:g} alone, to less than {min(a + b for a, b in alone):.0%}.",
+    )
 
 
 def roc_plot(
@@ -102,10 +142,10 @@ def roc_plot(
     fpr, _, low, high = zip(*measured, strict=True)
     axes.fill_between(fpr, [max(v, lowest) for v in low], high, color=_SERIES[0], alpha=0.2, linewidth=0)
     shown = [point[:2] for point in measured if point[1] > 0.0] or [(1.0, 1.0)]
-    axes.plot(*zip(*shown, strict=True), color=_SERIES[0], linewidth=2, label="measured, with 95 % bounds")
+    axes.plot(*zip(*shown, strict=True), color=_SERIES[0], linewidth=2, label="measured, 95 % bounds")
     axes.set_xlim(lowest, 1.0)
     axes.set_ylim(lowest, 1.1)
-    figure.legend(frameon=False, labelcolor=_INK, loc="outside upper center", ncols=3)
+    _legend(figure, axes)
     at = min(measured, key=lambda p: abs(p[0] - 1e-2))
     return _svg(
         figure,
@@ -129,10 +169,10 @@ def trade_off_plot(
     fpr, tpr, low, high = zip(*measured, strict=True)
     misses = [[1.0 - v for v in part] for part in (tpr, low, high)]
     axes.fill_between(fpr, misses[2], misses[1], color=_SERIES[0], alpha=0.2, linewidth=0)
-    axes.plot(fpr, misses[0], color=_SERIES[0], linewidth=2, label="measured, with 95 % bounds")
+    axes.plot(fpr, misses[0], color=_SERIES[0], linewidth=2, label="measured, 95 % bounds")
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(0.0, 1.0)
-    figure.legend(frameon=False, labelcolor=_INK, loc="outside upper center", ncols=3)
+    _legend(figure, axes)
     total = min(a + b for a, b in zip(fpr, misses[0], strict=True))
     return _svg(
         figure,
@@ -143,12 +183,12 @@ def trade_off_plot(
 
 
 def _axes(*, x: str, y: str, whole_numbers: bool = True) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained", facecolor="none")
+    figure = Figure(figsize=_SIZE, layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     axes.set_xlabel(x, color=_INK)
     axes.set_ylabel(y, color=_INK)
     if whole_numbers:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(color=_GRID, labelcolor=_INK)
@@ -156,6 +196,21 @@ def _axes(*, x: str, y: str, whole_numbers: bool = True) -> tuple[Figure, Axes]:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(_GRID)
     return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Above the plot, in as many columns as its letters have room for."""
+    names = axes.get_legend_handles_labels()[1]
+    ncols = len(names) if sum(map(len, names)) <= 36 else 2
+    figure.legend(
+        frameon=False,
+        labelcolor=_INK,
+        loc="outside upper center",
+        ncols=ncols,
+        handlelength=1.8,
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )
 
 
 def _svg(figure: Figure, *, name: str, title: str, description: str) -> str:

@@ -22,6 +22,17 @@ class _File(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore")
 
 
+class LayerCost(_File):
+    """How one parameter's gradients are clipped, and what that costs for one unit, on made-up rows."""
+
+    parameter: str
+    form: str
+    method: str
+    others: list[str] = []
+    seconds: float
+    bytes: float
+
+
 class About(_File):
     """`run.json`: what was to run, on what, with which settings."""
 
@@ -35,6 +46,7 @@ class About(_File):
     environment: dict[str, JsonValue] = {}
     model: dict[str, JsonValue] = {}
     data: dict[str, JsonValue] = {}
+    layers: list[LayerCost] = []
     private: bool
 
 

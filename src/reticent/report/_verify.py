@@ -121,6 +121,12 @@ def verify_run(folder: str | Path) -> Verification:
             raise
         found.problems.append(str(error))
         return _verification(folder, found, private=False, report=None, statement=None)
+    return verify_read(run)
+
+
+def verify_read(run: Run) -> Verification:
+    """As `verify_run`, of a run that was read already."""
+    folder, found = run.folder, _Findings()
     if run.ledger is None:
         found.left_out["ledger"] = "the run says that it is not private, and kept none"
         return _verification(folder, found, private=False, report=None, statement=None)

@@ -5,7 +5,7 @@ Room: train. May import torch, `reticent.{account,plan}` and the floors below.
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -49,11 +49,13 @@ class RunDescription:
         recipe: the recipe's name, if there is one.
         config: its settings.
         data: where the data came from: name, source, licence. Nothing computed from its rows.
+        layers: what clipping each parameter costs, found on made-up rows.
     """
 
     recipe: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    layers: Sequence[Mapping[str, Any]] = ()
 
 
 def new_folder(out: Path) -> Path:
@@ -149,6 +151,7 @@ def write_run(
             "num_trainable": sum(p.numel() for p in trainable(model).values()),
         },
         "data": dict(description.data),
+        "layers": [dict(layer) for layer in description.layers],
         "private": private,
     }
     try:

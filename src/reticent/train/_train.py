@@ -50,7 +50,7 @@ _LEFT_BY_STEPS: Final = ("checkpoint*", "*.safetensors", "metrics.jsonl", "not-p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a private run ended with; all of it may be published, except under `show_loss`.
+    """What a private run ended with; all of it may be published, except under `show_loss`, but for `seconds`.
 
     Args:
         run: the run's folder.
@@ -59,7 +59,7 @@ class TrainResult:
         num_steps: steps spent, lost ones included.
         num_lost: steps spent whose updates a crash lost.
         ledger_head: hash of the ledger's last entry.
-        seconds: time spent in steps.
+        seconds: time spent in steps. Where batches are drawn, it depends on how many rows were.
         weights: which weights the scores to report belong to, "ema" if there is an average.
         scores: "last" and, if on, "ema" -> name -> mean score on the public test data.
     """
