@@ -140,7 +140,10 @@ def test_what_clipping_cost_is_a_table(tmp_path):
     folder = make_run(tmp_path / "run")
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     row = {"form": "Outer", "method": "gram", "others": ["keep"], "bytes": 2048.0}
-    about["layers"] = [{**row, "parameter": "<b>", "seconds": 3e-6}, {**row, "parameter": "c", "seconds": 1e-6}]
+    about["layers"] = [
+        {**row, "parameter": "<b>", "seconds": 3e-6},
+        {**row, "parameter": "c", "seconds": 1e-6},
+    ]
     (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
     told = words(write_report(folder).path.read_text(encoding="utf-8"))
     assert "<b> Outer gram of 2 75.0 % 2 KiB" in told
