@@ -88,8 +88,9 @@ def clipping_costs(
         clipping: the plan's.
 
     Returns:
-        For each parameter: `parameter`, `form`, `method`, the `others` that would do, `seconds` beyond the plain gradient
-        (estimated from shapes; good for comparing parameters) and `bytes` kept, both for one unit.
+        For each parameter: `parameter`, `form`, `method`, the `others` that would do, `seconds` beyond the
+        plain gradient (estimated from shapes; good for comparing parameters) and `bytes` kept, both for one
+        unit.
     """
     norms = ClipNorms(clipping, {name: p.numel() for name, p in model.named_parameters() if p.requires_grad})
     engine = ClipEngine(model, clipping=norms.now())

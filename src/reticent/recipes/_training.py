@@ -459,7 +459,7 @@ def _train_private(job: _Job, out: Path, console: Console | None, ranks: Ranks) 
 
 
 def _layers(job: _Job) -> Sequence[Mapping[str, Any]]:
-    """What clipping each parameter costs, on made-up rows; nothing for a compiled step, which plans otherwise."""
+    """What clipping each parameter costs, on made-up rows; nothing if compiled, which plans otherwise."""
     if job.config.compile:
         return ()
     losses = losses_of(job.recipe, job.config)

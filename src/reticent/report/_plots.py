@@ -116,13 +116,13 @@ def attack_plot(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
     _legend(figure, axes)
-    total = min(a + b for a, b in steps)
+    total, by_numbers = (min(a + b for a, b in points) for points in (steps, alone))
     return _svg(
         figure,
         name="attack",
         title="Misses against false alarms of any attacker, at least",
         description=f"No attacker's two error rates add up to less than {total:.0%}; guessing makes 100 %. "
-        f"By epsilon {epsilon:.3g} and delta {delta:g} alone, to less than {min(a + b for a, b in alone):.0%}.",
+        f"By epsilon {epsilon:.3g} and delta {delta:g} alone, to less than {by_numbers:.0%}.",
     )
 
 
