@@ -29,6 +29,7 @@ def make_run(
     ema: bool = True,
     recipe: str = "fashion-mnist",
     finished: bool = True,
+    run_id: str = "synthetic",
 ) -> Path:
     """Write a run folder of `num_steps` performed steps, of which `lost` were lost in a crash.
 
@@ -41,7 +42,7 @@ def make_run(
     if ledger:
         with Ledger.create(
             folder / "ledger.jsonl",
-            run_id="synthetic",
+            run_id=run_id,
             relation=relation,
             delta=delta,
             num_steps=planned_steps,
@@ -59,7 +60,7 @@ def make_run(
         folder / "run.json",
         {
             "format": 1,
-            "run_id": "synthetic",
+            "run_id": run_id,
             "created": "2026-11-22T10:00:00+00:00",
             "recipe": recipe,
             "config": {"recipe": recipe, "seed": 7, "optimizer": {"name": "sgd", "lr": 2.0}, "twin": twin},

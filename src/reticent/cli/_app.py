@@ -26,6 +26,7 @@ SUBCOMMANDS: Final = MappingProxyType(
         "resume": "Go on with a run that was stopped.",
         "sweep": "Run a recipe with many settings, in parallel.",
         "report": "Write the HTML report of a run.",
+        "compare": "Lay runs side by side: epsilon, accuracy, settings.",
         "generate": "Continue prompts with a run's language model.",
         "features": "Compute features with a frozen model, once, into a store.",
     }

@@ -5,6 +5,7 @@ years later on a machine that could not run the model.
 """
 
 from reticent.report._card import write_card
+from reticent.report._compare import Comparison, compare, write_comparison
 from reticent.report._curves import Curve, draw_curves
 from reticent.report._page import Report, round_up, write_report
 from reticent.report._run import Run, read_run
@@ -12,16 +13,19 @@ from reticent.report._statement import Statement, state
 from reticent.report._verify import Verification, verify_run
 
 __all__ = [
+    "Comparison",
     "Curve",
     "Report",
     "Run",
     "Statement",
     "Verification",
+    "compare",
     "draw_curves",
     "read_run",
     "round_up",
     "state",
     "verify_run",
     "write_card",
+    "write_comparison",
     "write_report",
 ]

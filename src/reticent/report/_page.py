@@ -91,7 +91,7 @@ def write_report(folder: str | Path) -> Report:
 
 def render(run: Run, statement: Statement, verification: Verification) -> str:
     """The whole page, as text."""
-    accuracies = _accuracies(run)
+    accuracies = accuracies_of(run)
     report = statement.report
     return page(
         "report.html.j2",
@@ -144,7 +144,8 @@ def _accuracy_plot(accuracies: tuple[Series, ...]) -> Markup | None:
     return Markup(accuracy_plot(accuracies))
 
 
-def _accuracies(run: Run) -> tuple[Series, ...]:
+def accuracies_of(run: Run) -> tuple[Series, ...]:
+    """Test accuracy against steps: of the last weights, of their average, of the twin; those there are."""
     lines = [
         Series(name="last weights", points=curve(run.metrics, "last")),
         Series(name="averaged weights", points=curve(run.metrics, "ema")),

@@ -15,20 +15,22 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from reticent.report._figures import round_up
+
 Points = Sequence[tuple[int, float]]
 
 # Colours that matplotlib draws with and the page's style sheet replaces (light and dark differ).
 _INK, _GRID = "#010203", "#040506"
-_SERIES = ("#010a01", "#010a02", "#010a03")
+_SERIES = ("#010a01", "#010a02", "#010a03", "#010a04", "#010a05", "#010a06")
+MOST_SERIES = len(_SERIES)
 _VARIABLES = {
     _INK: "var(--ink)",
     _GRID: "var(--line)",
-    _SERIES[0]: "var(--series-1)",
-    _SERIES[1]: "var(--series-2)",
-    _SERIES[2]: "var(--series-3)",
+    **{color: f"var(--series-{k})" for k, color in enumerate(_SERIES, start=1)},
 }
-_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # series differ without colour too
-_MARKERS = ("o", "s", "^")
+# Series differ without colour too.
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (8, 2, 1, 2)), (0, (3, 1)), (0, (10, 3)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 _SIZE = (4.8, 3.1)  # inches: narrow, so that letters can still be read on a telephone
 _MOST, _LEAST = "at most, by the claim", "at least, by the claim"
 
@@ -63,6 +65,25 @@ def epsilon_plot(points: Points, *, delta: float, last: str) -> str:
         title="Epsilon against steps",
         description=f"Epsilon rises from 0 to {last} after {points[-1][0]} steps.",
     )
+
+
+def epsilons_plot(series: Sequence[Series]) -> str:
+    """Epsilon against steps of several runs, each at its own delta, as SVG."""
+    figure, axes = _axes(x="steps performed", y="ε")
+    for line, color, dash in zip(series, _SERIES, _DASHES, strict=False):
+        axes.plot(
+            *zip((0, 0.0), *line.points, strict=True),
+            color=color,
+            linestyle=dash,
+            linewidth=2,
+            label=line.name,
+        )
+        axes.plot(*line.points[-1], "o", color=color)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    _legend(figure, axes)
+    ends = "; ".join(f"{line.name} ends at {round_up(line.points[-1][1])}" for line in series)
+    return _svg(figure, name="epsilons", title="Epsilon against steps", description=f"{ends}.")
 
 
 def accuracy_plot(series: Sequence[Series]) -> str:

@@ -21,8 +21,17 @@ def page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"up": round_up, "percent_up": percent_up, "thousands": "{:,}".format}
+    templates.filters |= {
+        "up": round_up,
+        "percent_up": percent_up,
+        "thousands": "{:,}".format,
+        "or_none": _or_none,
+    }
     return templates.get_template(template).render(style=Markup(part("style.css")), **values)
+
+
+def _or_none(value: Any, form: str) -> str:
+    return "none" if value is None else form % value
 
 
 def part(name: str) -> str:
