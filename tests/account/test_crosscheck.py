@@ -11,6 +11,7 @@ from reticent.account import checked_epsilon, cross_check, epsilon
 from reticent.account._events import merge_phases
 from reticent.errors import AccountingError
 from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
+from reticent.sample import FixedSizeSampler, TruncatedPoissonSampler
 
 
 def poisson(q, sigma):
@@ -89,3 +90,22 @@ def test_integer_orders_are_those_of_the_library(name):
         theirs.compose(event, phase.num_steps)
     ours = module.integer_rdp_epsilon(phases, delta=delta)
     assert ours == pytest.approx(theirs.get_epsilon(delta), rel=1e-6)
+
+
+CUT = TruncatedPoissonSampler(num_examples=60_000, expected_batch_size=600, max_batch_size=620).mechanism(1.0)
+FIXED = FixedSizeSampler(num_examples=1000, batch_size=20).mechanism(2.0)
+SIZED = {
+    "truncated": (CUT, NeighbouringRelation.ZERO_OUT),
+    "fixed": (FIXED, NeighbouringRelation.REPLACE_ONE),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_batches_of_a_bounded_size_have_other_opinions_too(name):
+    """Which hold for what is reported, and not if it is forgotten that replacing moves twice the bound."""
+    mechanism, relation = SIZED[name]
+    report = checked_epsilon([(mechanism, 200)], delta=1e-5, relation=relation)
+    checks = cross_check(report, [(mechanism, 200)])
+    assert [check.holds for check in checks] == [True] * (2 if name == "truncated" else 1)
+    less = dataclasses.replace(report, epsilon=(0.95 if name == "truncated" else 0.5) * report.epsilon)
+    assert False in [check.holds for check in cross_check(less, [(mechanism, 200)])]

@@ -67,6 +67,15 @@ def test_full_batch_needs_no_sampling_probability():
     assert found["accountant"].startswith("exact Gaussian")
 
 
+@pytest.mark.parametrize("sampler", ["fixed-size", "truncated-poisson --max-batch-size 20", "cyclic"])
+def test_numbers_of_each_sampler_are_those_of_its_plan(sampler):
+    drawn = f"--sampler {sampler} --num-examples 300 --expected-batch-size 15 --num-steps 40 --delta 1e-4"
+    found = numbers(f"{drawn} --noise-multiplier 2")
+    planned = CliRunner().invoke(main, ["plan", "--noise-multiplier", "2", "--json", *drawn.split()])
+    assert found["epsilon"] == json.loads(planned.stdout)["epsilon"] > 0
+    assert found["neighbouring_relation"] == json.loads(planned.stdout)["neighbouring_relation"]
+
+
 def test_no_noise_is_null_because_json_has_no_infinity():
     found = numbers("--sampler full-batch --noise-multiplier 0 --num-steps 1 --delta 8e-7")
     assert (found["epsilon"], found["epsilon_rdp"], found["private"]) == (None, None, False)

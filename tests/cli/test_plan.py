@@ -76,6 +76,24 @@ def test_full_batch_plans_use_the_exact_curve():
     assert (found["sampling_prob"], found["expected_batch_size"]) == (1.0, 1437.0)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "relation", "least", "most"),
+    [
+        ("fixed-size", "replace-one", 1.58, 1.59),
+        ("truncated-poisson --max-batch-size 700", "zero-out-one", 0.69, 0.70),
+        ("shuffled", "zero-out-one", 1.96, 1.97),  # two epochs are two Gaussian steps
+    ],
+)
+def test_each_sampler_can_be_planned(sampler, relation, least, most):
+    found = numbers(
+        f"--epsilon 3 --delta 1e-5 --num-examples 60000 --expected-batch-size 600 --num-steps 200 "
+        f"--sampler {sampler}"
+    )
+    assert found["neighbouring_relation"] == relation
+    assert least < found["noise_multiplier"] < most
+    assert 2.99 < found["epsilon"] <= 3.0
+
+
 def test_a_table_states_epsilon_relation_and_public_size():
     output = run(f"{FASHION} --epsilon 3 --expected-batch-size 4096 --num-steps 600").stdout
     for text in ("zero-out-one", "60000 (public)", "epsilon by RDP", "example gradients", "1e-05"):
@@ -100,7 +118,10 @@ def test_a_delta_above_one_over_n_is_warned_about_on_standard_error():
         ),
         ("--epsilon 1 --delta 1e-5 --num-steps 10", "Give either --num-examples"),
         (f"{FASHION} --sampling-prob 0.1 --epsilon 1 --num-steps 10", "Give either --num-examples"),
-        ("--epsilon 1 --delta 1e-5 --sampler full-batch --num-steps 10", "A full batch takes --num-examples"),
+        (
+            "--epsilon 1 --delta 1e-5 --sampler full-batch --num-steps 10",
+            "full-batch batches take --num-examples",
+        ),
         (
             f"{FASHION} --epsilon -1 --expected-batch-size 10 --num-steps 10",
             "epsilon must be a finite number > 0",

@@ -12,7 +12,8 @@ from reticent.account._calibrate import (
     noise_multiplier_for,
     num_steps_for,
 )
-from reticent.account._crosscheck import Check, checked_epsilon, cross_check
+from reticent.account._check import Check
+from reticent.account._crosscheck import checked_epsilon, cross_check
 from reticent.account._epsilon import epsilon
 from reticent.account._events import Segments
 from reticent.account._floor import delta_curve, epsilon_floor

@@ -8,14 +8,15 @@ Sources:
 """
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
 from reticent.account._bounds import largest_loss, pld_epsilon, pld_interval, pld_margin
+from reticent.account._check import Check
 from reticent.account._contour import true_delta
+from reticent.account._crosscheck_sizes import sized_checks
 from reticent.account._epsilon import epsilon
 from reticent.account._events import (
     MAX_PHASES,
@@ -36,15 +37,6 @@ _DELTA_SLACK: Final = 1e-6  # of delta: how far the contour integral is trusted
 _MAX_CONTOUR_PHASES: Final = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One comparison: whether it holds (None if it does not apply here), and the numbers."""
-
-    name: str
-    holds: bool | None
-    detail: str
-
-
 def cross_check(report: EpsilonReport, segments: Segments, *, integral: bool = True) -> tuple[Check, ...]:
     """Compare a reported epsilon with what other accountants say of the same steps.
 
@@ -53,6 +45,8 @@ def cross_check(report: EpsilonReport, segments: Segments, *, integral: bool = T
     | RDP at integer orders, in closed form [1], is not below the PLD | dp-accounting |
     | a PLD on a grid 1.7 times as wide is within the grids' error | the grid, and rounding |
     | the true delta at this epsilon, by a contour integral, is at most delta | dp-accounting, FFT |
+
+    Batches of a bounded size have checks of their own.
 
     Args:
         report: what was reported.
@@ -64,8 +58,9 @@ def cross_check(report: EpsilonReport, segments: Segments, *, integral: bool = T
         `holds` None and says why.
     """
     segments = simplified(segments)
-    if own_history(segments) is not None:
-        return ()
+    sized = own_history(segments)
+    if sized is not None:
+        return sized_checks(report, *sized)
     phases = merge_phases(segments)
     noiseless = any(phase.noise_multiplier < MIN_NOISE_MULTIPLIER for phase in phases)
     if not phases or noiseless or report.neighbouring_relation is NeighbouringRelation.REPLACE_ONE:

@@ -12,26 +12,33 @@ import click
 
 from reticent.cli._show import print_json, print_table, rounded_up
 from reticent.errors import ConfigError
-from reticent.records import SIZES, EpsilonReport, Mechanism, SamplingScheme
+from reticent.records import RELATIONS, SIZES, EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme
 
 if TYPE_CHECKING:  # the accountant is slow to import; --help should not wait for it
     from reticent.account import Segments
     from reticent.account.ledger import LedgerView
 
 _OF_EACH = ("run", "run_id", "private", "epsilon", "num_steps", "reproducible")
-_NUMBERS = ("--sampler", "--sampling-prob", "--noise-multiplier", "--num-steps")
+_NUMBERS = (
+    *("--sampler", "--sampling-prob", "--num-examples", "--expected-batch-size", "--max-batch-size"),
+    *("--noise-multiplier", "--num-steps"),
+)
+_SIZES = ("--num-examples", "--expected-batch-size", "--max-batch-size")
 
 
 @click.command("account", short_help="State the epsilon of numbers, or of one or several runs.")
 @click.argument("runs", nargs=-1, metavar="[RUN]...", type=click.Path(path_type=Path))
 @click.option(
     "--sampler",
-    type=click.Choice([s.value for s in SamplingScheme if not SIZES[s]]),
-    help="How each step draws examples; others by a RUN, or in Python.",
+    type=click.Choice([s.value for s in SamplingScheme]),
+    help="How each step draws examples.",
 )
 @click.option(
     "--sampling-prob", type=float, help="Probability that an example takes part in a step (poisson)."
 )
+@click.option("--num-examples", type=int, help="Number of examples, where the sampler makes it public.")
+@click.option("--expected-batch-size", type=float, help="Of samplers other than poisson and full-batch.")
+@click.option("--max-batch-size", type=int, help="Of truncated-poisson.")
 @click.option("--noise-multiplier", type=float, help="Noise standard deviation over the clipping bound.")
 @click.option("--num-steps", type=int, help="Number of steps performed.")
 @click.option("--delta", type=float, help="Delta of the statement; by default the ledger's.")
@@ -45,6 +52,9 @@ def command(
     runs: tuple[Path, ...],
     sampler: str | None,
     sampling_prob: float | None,
+    num_examples: int | None,
+    expected_batch_size: float | None,
+    max_batch_size: int | None,
     noise_multiplier: float | None,
     num_steps: int | None,
     delta: float | None,
@@ -55,10 +65,11 @@ def command(
 
     RUN is a run's folder, or its ledger file. Several runs are stated together, as runs on the same
     data whose results are all seen. Without RUN, give --sampler, --noise-multiplier, --num-steps and
-    --delta (and --sampling-prob for poisson).
+    --delta (and --sampling-prob for poisson; --num-examples and --expected-batch-size for other samplers).
 
-    Numbers are stated for adding or removing one example; zeroing one out, the relation of a plan
-    whose number of examples is public, has the same numbers.
+    Numbers of poisson and full-batch steps are stated for adding or removing one example; zeroing one
+    out, the relation of a plan whose number of examples is public, has the same numbers. Those of other
+    samplers are stated for the relation that their bound is known for.
 
     With --user-rows K the same steps are also stated for somebody who has up to K of the rows: a mixture
     of Gaussians, never K times the epsilon. It needs one RUN, or numbers.
@@ -71,7 +82,8 @@ def command(
             "set. Give one RUN.",
             code="account-arguments",
         )
-    numbers = dict(zip(_NUMBERS, (sampler, sampling_prob, noise_multiplier, num_steps), strict=True))
+    sizes = (num_examples, expected_batch_size, max_batch_size)
+    numbers = dict(zip(_NUMBERS, (sampler, sampling_prob, *sizes, noise_multiplier, num_steps), strict=True))
     if runs:
         idle = [name for name, value in numbers.items() if value is not None]
         if idle:
@@ -80,10 +92,10 @@ def command(
             )
         record = _of_run(runs[0], delta, user_rows) if len(runs) == 1 else _of_runs(runs, delta)
     else:
-        mechanism = _mechanism(sampler, sampling_prob, noise_multiplier)
+        mechanism, relation = _mechanism(sampler, sampling_prob, noise_multiplier, sizes)
         if num_steps is None or delta is None:
             raise _missing("--num-steps" if num_steps is None else "--delta")
-        report = epsilon([(mechanism, num_steps)], delta=delta)
+        report = epsilon([(mechanism, num_steps)], delta=delta, relation=relation)
         record = _of_report(report, private=math.isfinite(report.epsilon))
         record |= _risks(report, [(mechanism, num_steps)], private=record["private"])
         record |= _of_users([(mechanism, num_steps)], report, user_rows, private=record["private"])
@@ -93,24 +105,64 @@ def command(
         print_table("Privacy", _rows(record))
 
 
-def _mechanism(sampler: str | None, sampling_prob: float | None, noise_multiplier: float | None) -> Mechanism:
+def _mechanism(
+    sampler: str | None,
+    sampling_prob: float | None,
+    noise_multiplier: float | None,
+    sizes: tuple[int | None, float | None, int | None],
+) -> tuple[Mechanism, NeighbouringRelation]:
+    """A step of these numbers, and the relation to state it for."""
     if sampler is None:
         raise _missing("--sampler")
     if noise_multiplier is None:
         raise _missing("--noise-multiplier")
+    scheme = SamplingScheme(sampler)
+    if not SIZES[scheme]:
+        return _unsized(scheme, sampling_prob, noise_multiplier, sizes)
+    from reticent.sample import sampler_of
+
+    num_examples, expected_batch_size, max_batch_size = sizes
+    if sampling_prob is not None:
+        raise ConfigError(
+            f"{scheme} batches take --num-examples and --expected-batch-size, and no --sampling-prob.",
+            code="account-arguments",
+        )
+    if num_examples is None or expected_batch_size is None:
+        raise _missing("--num-examples" if num_examples is None else "--expected-batch-size")
+    drawn = sampler_of(
+        scheme,
+        num_examples=num_examples,
+        expected_batch_size=expected_batch_size,
+        max_batch_size=max_batch_size,
+    )
+    return drawn.mechanism(noise_multiplier), RELATIONS[scheme][0]
+
+
+def _unsized(
+    scheme: SamplingScheme,
+    sampling_prob: float | None,
+    noise_multiplier: float,
+    sizes: tuple[int | float | None, ...],
+) -> tuple[Mechanism, NeighbouringRelation]:
+    idle = [name for name, size in zip(_SIZES, sizes, strict=True) if size is not None]
+    if idle:
+        raise ConfigError(
+            f"The epsilon of {scheme} steps does not depend on {', '.join(idle)}: leave that out. A poisson "
+            "step takes --sampling-prob.",
+            code="account-arguments",
+        )
     if sampling_prob is None:
-        if sampler != SamplingScheme.FULL_BATCH.value:
+        if scheme is not SamplingScheme.FULL_BATCH:
             raise _missing("--sampling-prob")
         sampling_prob = 1.0
-    return Mechanism(
-        scheme=SamplingScheme(sampler), sampling_prob=sampling_prob, noise_multiplier=noise_multiplier
-    )
+    mechanism = Mechanism(scheme=scheme, sampling_prob=sampling_prob, noise_multiplier=noise_multiplier)
+    return mechanism, NeighbouringRelation.ADD_OR_REMOVE
 
 
 def _missing(option: str) -> ConfigError:
     return ConfigError(
         f"{option} is missing: give a RUN folder, or --sampler, --noise-multiplier, --num-steps and --delta "
-        "(and --sampling-prob for poisson).",
+        "(and --sampling-prob for poisson; --num-examples and --expected-batch-size for other samplers).",
         code="account-arguments",
     )
 

@@ -5,6 +5,7 @@ Room: cli.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ import click
 from reticent.cli._show import print_json, print_table, print_warnings, rounded_up
 from reticent.clipping import FlatClipping, sensitivity
 from reticent.errors import ConfigError
-from reticent.records import SIZES, Budget, SamplingScheme, check_delta
+from reticent.records import Budget, SamplingScheme, check_delta
 
 if TYPE_CHECKING:
     from reticent.plan import Plan, Sampler
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--sampler",
-    type=click.Choice([s.value for s in SamplingScheme if not SIZES[s]]),
+    type=click.Choice([s.value for s in SamplingScheme]),
     help="How each step draws examples.  [default: poisson]",
 )
+@click.option("--max-batch-size", type=int, help="Of truncated-poisson: the largest batch, cut at random.")
 @click.option("--max-norm", type=float, help="Clipping norm C.  [default: 1, or the recipe's]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -48,6 +50,7 @@ def command(
     num_examples: int | None,
     sampling_prob: float | None,
     sampler: str | None,
+    max_batch_size: int | None,
     max_norm: float | None,
     as_json: bool,
 ) -> None:
@@ -68,6 +71,7 @@ def command(
             "--num-examples": num_examples,
             "--sampling-prob": sampling_prob,
             "--sampler": sampler,
+            "--max-batch-size": max_batch_size,
         }
         changed = {
             "epsilon": epsilon,
@@ -84,15 +88,22 @@ def command(
         raise ConfigError("--set changes a RECIPE's setting: name the recipe first.", code="plan-recipe")
     if delta is None:
         raise click.UsageError("Missing option '--delta': no epsilon means anything without it.")
-    sampler = SamplingScheme.POISSON.value if sampler is None else sampler
+    drawn = partial(
+        _sampler,
+        SamplingScheme.POISSON if sampler is None else SamplingScheme(sampler),
+        num_examples,
+        expected_batch_size,
+        sampling_prob,
+        max_batch_size,
+    )
     max_norm = 1.0 if max_norm is None else max_norm
     raise_together(
         problem(lambda: Budget(epsilon=1.0 if epsilon is None else epsilon, delta=0.5)),
         problem(lambda: check_delta(delta)),
         problem(lambda: FlatClipping(max_norm=max_norm)),
-        problem(lambda: _sampler(sampler, num_examples, expected_batch_size, sampling_prob)),
+        problem(drawn),
     )
-    chosen = _sampler(sampler, num_examples, expected_batch_size, sampling_prob)
+    chosen = drawn()
     _check_one_left_out(
         {
             "--epsilon": epsilon is None,
@@ -169,31 +180,44 @@ def _check_one_left_out(left_out: dict[str, bool]) -> None:
 
 
 def _sampler(
-    kind: str, num_examples: int | None, expected_batch_size: float | None, sampling_prob: float | None
+    scheme: SamplingScheme,
+    num_examples: int | None,
+    expected_batch_size: float | None,
+    sampling_prob: float | None,
+    max_batch_size: int | None,
 ) -> "Sampler | None":
     """The sampler that the options describe; None if its batch size is to be found."""
-    from reticent.sample import FullBatchSampler, PoissonSampler
+    from reticent.sample import PoissonSampler, sampler_of
 
-    if kind == SamplingScheme.FULL_BATCH.value:
-        if num_examples is None or expected_batch_size is not None or sampling_prob is not None:
+    if max_batch_size is not None and scheme is not SamplingScheme.TRUNCATED_POISSON:
+        raise ConfigError(
+            f"--max-batch-size is for --sampler truncated-poisson; {scheme} batches are not cut.",
+            code="plan-sampling",
+        )
+    if scheme is not SamplingScheme.POISSON:
+        if num_examples is None or sampling_prob is not None:
             raise ConfigError(
-                "A full batch takes --num-examples, and neither --expected-batch-size nor --sampling-prob.",
+                f"{scheme} batches take --num-examples, and no --sampling-prob: their number is public.",
                 code="plan-sampling",
             )
-        return FullBatchSampler(num_examples=num_examples)
-    if (num_examples is None) == (sampling_prob is None):
+    elif (num_examples is None) == (sampling_prob is None):
         raise ConfigError(
             "Give either --num-examples (then it is public) or --sampling-prob (then the number of examples "
             "stays secret).",
             code="plan-sampling",
         )
-    if sampling_prob is not None:
+    if num_examples is None:
         # Epsilon does not depend on the divisor: where it was not given, 1 stands in and is not shown.
         size = 1.0 if expected_batch_size is None else expected_batch_size
         return PoissonSampler(sampling_prob=sampling_prob, expected_batch_size=size)
-    if expected_batch_size is None:
+    if scheme is SamplingScheme.POISSON and expected_batch_size is None:
         return None
-    return PoissonSampler(num_examples=num_examples, expected_batch_size=expected_batch_size)
+    return sampler_of(
+        scheme,
+        num_examples=num_examples,
+        expected_batch_size=expected_batch_size,
+        max_batch_size=max_batch_size,
+    )
 
 
 def _record(plan: "Plan", *, batch_is_known: bool) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _TAR_ENDINGS = (".tgz", ".tar", ".tar.gz", ".tar.xz", ".tar.bz2")
 _BROKEN = (
     *(OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     *(NotImplementedError, RuntimeError),  # zipfile's, of an unknown compression or an encrypted member
+    UnicodeError,  # of names that are no text
 )
 
 

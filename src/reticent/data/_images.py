@@ -7,6 +7,7 @@ Shape letters: N example, H row, W column.
 
 import gzip
 import json
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ from reticent.data._records import ArrayPair, Arrays
 from reticent.errors import DataError
 
 _CIFAR_ROW = 1 + 3 * 32 * 32
+_MAX_AXES = 4  # of an IDX file
 
 
 def pair_up(arrays: Arrays) -> tuple[ArrayPair, ArrayPair]:
@@ -36,10 +38,10 @@ def read_idx(path: Path) -> np.ndarray:
     raw = _unzipped(path) if path.name.endswith(".gz") else path.read_bytes()
     num_axes = raw[3] if len(raw) >= 4 and raw[:3] == b"\0\0\x08" else 0
     start = 4 + 4 * num_axes
-    if num_axes == 0 or len(raw) < start:
+    if not 0 < num_axes <= _MAX_AXES or len(raw) < start:
         raise bad_format(path, "is not an IDX file of bytes")
     shape = struct.unpack(f">{num_axes}I", raw[4:start])
-    if len(raw) - start != int(np.prod(shape, dtype=np.int64)):
+    if len(raw) - start != math.prod(shape) or 0 in shape:
         raise bad_format(path, f"says shape {shape} but holds {len(raw) - start} bytes")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
 

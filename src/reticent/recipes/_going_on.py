@@ -17,7 +17,7 @@ from reticent.plan import Plan
 from reticent.train import TrainSettings, check_ledger, finite, ledger_epsilon
 
 from ._clipping import clipping_of
-from ._sampling import sampler_of
+from ._sampling import sampler_for
 from ._training_config import TrainingConfig
 
 
@@ -61,7 +61,7 @@ def _not_of_plan(num_examples: int, config: TrainingConfig, plan: Plan | None) -
     """Names of settings in which a private run's plan differs from its config."""
     if plan is None or plan.budget is None:
         return ["epsilon"]
-    sampler = sampler_of(config, num_examples=num_examples)
+    sampler = sampler_for(config, num_examples=num_examples)
     pairs = {
         "epsilon": (config.epsilon, plan.budget.epsilon),
         "delta": (config.delta, plan.delta),

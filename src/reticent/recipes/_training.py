@@ -55,7 +55,7 @@ from ._origin import refuse_same_data
 from ._plain import PlainStep
 from ._ranks import fetched_by, ranks_of
 from ._recipe import Recipe, Request
-from ._sampling import sampler_of
+from ._sampling import sampler_for
 from ._table import recipes
 from ._training_config import TrainingConfig
 
@@ -228,7 +228,7 @@ def plan_of(asked: Request) -> Plan:
         AccountingError, ConfigError: no noise multiplier meets the budget.
     """
     recipe, config = _training(asked)
-    sampler = sampler_of(config, num_examples=recipe.num_examples(config))
+    sampler = sampler_for(config, num_examples=recipe.num_examples(config))
     clipping = clipping_of(config)
     if math.isinf(config.epsilon):
         return Plan(

@@ -3,16 +3,11 @@
 Room: sample (floor 1). May import NumPy and floor 0, never torch.
 """
 
-from typing import TypeAlias
-
+from reticent.sample._named import Sampler, sampler_of
 from reticent.sample._partitions import PartitionSampler
 from reticent.sample._sizes import FixedSizeSampler, TruncatedPoissonSampler
 from reticent.sample.samplers import FullBatchSampler, PoissonSampler
 from reticent.sample.stream import SampleStream
-
-Sampler: TypeAlias = (
-    PoissonSampler | FullBatchSampler | TruncatedPoissonSampler | FixedSizeSampler | PartitionSampler
-)
 
 __all__ = [
     "FixedSizeSampler",
@@ -22,4 +17,5 @@ __all__ = [
     "SampleStream",
     "Sampler",
     "TruncatedPoissonSampler",
+    "sampler_of",
 ]
