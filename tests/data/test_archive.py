@@ -63,6 +63,16 @@ def test_a_truncated_archive_is_refused_and_names_the_way_out(packed, out, kept)
     assert caught.value.code == "data-archive"
 
 
+def test_a_zip_with_a_name_that_is_no_text_is_refused(out, tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("a/\u00e9.txt", "hello")
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xfe"))
+    with pytest.raises(DataError) as caught:
+        unpack(path, out)
+    assert caught.value.code == "data-archive"
+
+
 HOSTILE = ["../evil", "a/../../evil", "/evil", "a\\..\\evil", "C:evil"]
 
 

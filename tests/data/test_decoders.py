@@ -2,6 +2,7 @@
 
 import json
 import sys
+from struct import pack
 
 import numpy as np
 import pytest
@@ -55,11 +56,19 @@ def test_idx_files_keep_shape_and_values(tmp_path, made, shape):
 
 @given(cut=st.integers(0, 31))
 def test_an_idx_file_cut_anywhere_is_refused(tmp_path_factory, cut):
-    from struct import pack
-
     whole = b"\0\0\x08\x02" + pack(">2I", 4, 5) + bytes(20)
     path = tmp_path_factory.mktemp("idx") / "file"
     path.write_bytes(whole[:cut])
+    with pytest.raises(DataError, match=r"IDX file of bytes|but holds") as caught:
+        read_idx(path)
+    assert caught.value.code == "data-format"
+
+
+@pytest.mark.parametrize("shape", [(2**31, 2**31, 4), (0, 2**31, 2**31, 4), (1,) * 70])
+def test_a_shape_that_no_array_can_have_is_refused(tmp_path, shape):
+    """The first one has 2**64 values: none, to whoever counts in 64 bits."""
+    path = tmp_path / "file"
+    path.write_bytes(b"\0\0\x08" + bytes([len(shape)]) + pack(f">{len(shape)}I", *shape))
     with pytest.raises(DataError, match=r"IDX file of bytes|but holds") as caught:
         read_idx(path)
     assert caught.value.code == "data-format"

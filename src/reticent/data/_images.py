@@ -41,7 +41,7 @@ def read_idx(path: Path) -> np.ndarray:
     if not 0 < num_axes <= _MAX_AXES or len(raw) < start:
         raise bad_format(path, "is not an IDX file of bytes")
     shape = struct.unpack(f">{num_axes}I", raw[4:start])
-    if len(raw) - start != math.prod(shape) or 0 in shape:
+    if len(raw) - start != math.prod(shape) or math.prod(filter(None, shape)) >= 2**63:
         raise bad_format(path, f"says shape {shape} but holds {len(raw) - start} bytes")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
 
