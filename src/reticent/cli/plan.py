@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reticent.cli._explorer import open_explorer, refuse_idle
 from reticent.cli._show import print_json, print_table, print_warnings, rounded_up
 from reticent.clipping import FlatClipping, sensitivity
 from reticent.errors import ConfigError
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 @click.option("--max-batch-size", type=int, help="Of truncated-poisson: the largest batch, cut at random.")
 @click.option("--max-norm", type=float, help="Clipping norm C.  [default: 1, or the recipe's]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--open",
+    "explorer",
+    is_flag=True,
+    help="Explore plans in the browser, on this machine alone, until Ctrl-C.",
+)
+@click.option("--no-browser", is_flag=True, help="With --open: print the address and open nothing.")
 def command(
     recipe: str | None,
     settings: tuple[str, ...],
@@ -53,6 +61,8 @@ def command(
     max_batch_size: int | None,
     max_norm: float | None,
     as_json: bool,
+    explorer: bool,
+    no_browser: bool,
 ) -> None:
     """Show what a private run would do and cost, without reading data.
 
@@ -62,7 +72,26 @@ def command(
 
     With a RECIPE (fashion-mnist, digits, or a CONFIG.toml) its settings are the defaults, the noise is
     solved for, and the memory of a step is estimated from one run of the model on random rows.
+
+    With --open, sliders in the browser: noise, signal and cost for other budgets, batches and steps.
     """
+    if explorer:
+        refuse_idle(
+            {
+                "RECIPE": recipe is not None,
+                "--set": bool(settings),
+                "--noise-multiplier": noise_multiplier is not None,
+                "--sampling-prob": sampling_prob is not None,
+                "--sampler": sampler is not None,
+                "--max-norm": max_norm is not None,
+                "--json": as_json,
+            }
+        )
+        start = {"epsilon": epsilon, "delta": delta, "num_examples": num_examples, "num_steps": num_steps}
+        open_explorer({**start, "expected_batch_size": expected_batch_size}, browser=not no_browser)
+        return
+    if no_browser:
+        raise click.UsageError("--no-browser is read with --open only.")
     from reticent.plan import Plan, problem, raise_together  # the accountant is slow to import
 
     if recipe is not None:

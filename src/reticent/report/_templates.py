@@ -3,6 +3,7 @@
 Room: report; jinja2 is imported here and in `_card` only.
 """
 
+import math
 from importlib import resources
 from typing import Any
 
@@ -26,6 +27,7 @@ def page(template: str, **values: Any) -> str:
         "percent_up": percent_up,
         "thousands": "{:,}".format,
         "or_none": _or_none,
+        "log": math.log,
     }
     return templates.get_template(template).render(style=Markup(part("style.css")), **values)
 
