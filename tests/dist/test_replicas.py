@@ -27,15 +27,33 @@ def alone(tmp_path_factory):
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_weights_norms_and_epsilon_are_those_of_a_single_process(tmp_path, alone, size):
-    for found in results("same_sums", tmp_path / "ranks", size=size):
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """Folder and results of one job of two ranks, for all tests that need no other: starting one takes seconds."""
+    folder = tmp_path_factory.mktemp("two") / "ranks"
+    tasks = "one_fails+out_of_memory+differ+other_shards+unnamed_group+reproducible_noise+same_sums"
+    found = results(tasks, folder, size=2)
+    return folder, {name: [of_rank[name] for of_rank in found] for name in found[0]}
+
+
+def test_weights_norms_and_epsilon_are_those_of_a_single_process(of_two, alone):
+    folder, found = of_two
+    require_same(folder, found["same_sums"], alone)
+
+
+@pytest.mark.slow
+def test_with_four_ranks_too(tmp_path, alone):
+    require_same(tmp_path / "ranks", results("same_sums", tmp_path / "ranks", size=4), alone)
+
+
+def require_same(folder, of_ranks, alone):
+    for found in of_ranks:
         for name, wanted in alone.items():
             for ours, theirs in zip(found[name]["weights"], wanted["weights"], strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10)
             assert found[name]["clip_norms"] == pytest.approx(wanted["clip_norms"], rel=1e-10)
             assert found[name]["epsilon"] == wanted["epsilon"]
-            ledger = read_ledger(tmp_path / "ranks" / name / "ledger.jsonl")
+            ledger = read_ledger(folder / name / "ledger.jsonl")
             assert (found[name]["num_steps"], found[name]["head"]) == (ledger.num_steps, ledger.head)
 
 
@@ -51,34 +69,36 @@ def test_the_noise_in_total_is_that_of_one_process_also_where_ranks_have_no_exam
     assert abs(np.corrcoef(first[0], first[1])[0, 1]) < 6 / first[0].size ** 0.5
 
 
-def test_an_error_on_one_rank_ends_the_step_on_all_and_spends_nothing(tmp_path):
-    first, last = results("one_fails", tmp_path, size=2)
+def test_an_error_on_one_rank_ends_the_step_on_all_and_spends_nothing(of_two):
+    first, last = of_two[1]["one_fails"]
     assert (first["error"], last["error"]) == ("rank-failed", "mine")
     assert first["spent"] == last["spent"] == 0
     assert first["then"] == last["then"] == 1
 
 
-def test_out_of_memory_on_one_rank_is_heard_as_that_on_all(tmp_path):
-    assert [found["error"] for found in results("out_of_memory", tmp_path, size=2)] == ["out of memory"] * 2
+def test_out_of_memory_on_one_rank_is_heard_as_that_on_all(of_two):
+    assert [found["error"] for found in of_two[1]["out_of_memory"]] == ["out of memory"] * 2
 
 
-def test_ranks_with_different_plans_are_refused(tmp_path):
-    assert [found["error"] for found in results("differ", tmp_path, size=2)] == ["ranks-differ"] * 2
+def test_ranks_that_would_not_do_the_same_are_refused_and_one_that_errs_is_heard_of(of_two):
+    first, second = (found["codes"] for found in of_two[1]["differ"])
+    assert first == ["ranks-differ"] * 4 + ["physical-batch-size", None]
+    assert second == ["ranks-differ"] * 4 + ["rank-failed", None]
 
 
-def test_ranks_with_data_of_their_own_are_refused(tmp_path):
-    assert [found["error"] for found in results("other_shards", tmp_path, size=2)] == ["ranks-differ"] * 2
+def test_ranks_with_data_of_their_own_are_refused(of_two):
+    assert [found["error"] for found in of_two[1]["other_shards"]] == ["ranks-differ"] * 2
 
 
-def test_an_unnamed_group_is_refused_and_no_rank_moves_without_the_leaders_entry(tmp_path):
-    first, second = results("unnamed_group", tmp_path, size=2)
+def test_an_unnamed_group_is_refused_and_no_rank_moves_without_the_leaders_entry(of_two):
+    first, second = of_two[1]["unnamed_group"]
     assert first["errors"] == ["several-ranks", "ledger-changed"]
     assert second["errors"] == ["several-ranks", "rank-failed"]
     assert not first["moved"] and not second["moved"]
 
 
-def test_reproducible_noise_differs_between_ranks(tmp_path):
-    first, second = results("reproducible_noise", tmp_path, size=2)
+def test_reproducible_noise_differs_between_ranks(of_two):
+    first, second = of_two[1]["reproducible_noise"]
     assert not set(first["z"]) & set(second["z"])
 
 

@@ -1,4 +1,4 @@
-"""What each rank of the tests' jobs does: `python work.py TASK RANK SIZE FOLDER`, started by `ranks.py`."""
+"""What each rank of the tests' jobs does: `python work.py TASK+TASK RANK SIZE FOLDER`, started by `ranks.py`."""
 
 import dataclasses
 import json
@@ -124,16 +124,28 @@ def out_of_memory(ranks, folder):
 
 
 def differ(ranks, folder):
-    """Plans that are not the same."""
-    model = make_model()
-    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    try:
-        PrivateStep(
-            model, sgd, plan=make_plan(noise_multiplier=1.0 + ranks.rank), ledger=folder / "d", ranks=ranks
-        )
-    except ReticentError as e:
-        return {"error": e.code}
-    return {"error": None}
+    """Plans, models, optimizers that are not the same; and an error before the ranks first speak."""
+    codes = []
+
+    def attempt(*, noise_multiplier=1.0, momentum=0.0, buffer=False, **options: Any):
+        model = make_model()
+        if buffer:
+            model.register_buffer("mean", torch.zeros(2 + ranks.rank))
+        sgd = torch.optim.SGD(model.parameters(), lr=1.0, momentum=momentum)
+        plan = make_plan(noise_multiplier=noise_multiplier)
+        try:
+            PrivateStep(model, sgd, plan=plan, ledger=folder / f"d{len(codes)}", ranks=ranks, **options)
+            codes.append(None)
+        except ReticentError as e:
+            codes.append(e.code)
+
+    attempt(noise_multiplier=1.0 + ranks.rank)
+    attempt(momentum=0.5 * ranks.rank)
+    attempt(buffer=True)
+    attempt(seed=ranks.rank)
+    attempt(physical_batch_size=ranks.rank)  # 0 is refused on one rank, which the other hears of
+    attempt()
+    return {"codes": codes}
 
 
 def other_shards(ranks, folder):
@@ -176,7 +188,7 @@ def reproducible_noise(ranks, folder):
     return {"z": z.tolist()}
 
 
-def main():
+def main(tasks, make_ranks):
     task, rank, size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -186,11 +198,11 @@ def main():
         world_size=size,
         timeout=timedelta(seconds=60),
     )
-    result = globals()[task](Replicas(), folder)
+    result = {name: tasks[name](make_ranks(), folder) for name in task.split("+")}
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(globals(), Replicas)

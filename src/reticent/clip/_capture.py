@@ -16,7 +16,8 @@ Words (this file):
                looking places of it up, may or may not have the example axis
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -91,12 +92,21 @@ def _name(func: Callable[..., Any]) -> str:
     return name
 
 
+class _WhileAlive(dict[int, Any]):
+    """Id of a tensor -> a weak reference to it; gone with the tensor."""
+
+    def __setitem__(self, key: int, tensor: Any) -> None:
+        super().__setitem__(key, weakref.ref(tensor, lambda _: self.pop(key, None)))
+
+
 class Capture(TorchFunctionMode):
     """The mode; active around a forward and its backward (checkpointing runs forwards there).
 
     Args:
         params: name -> trainable parameter.
         model: its frozen parameters, buffers and tensor attributes are constants.
+        held: all parameters as the forward uses them, where they come and go: other tensors than values are
+            then known while somebody else keeps them, so that gathered memory can be given back.
         rules: operation -> rule.
         not_meetings: keys of optional meetings known not to be any.
     """
@@ -107,6 +117,7 @@ class Capture(TorchFunctionMode):
         model: nn.Module,
         rules: Mapping[Callable[..., Any], OpRule],
         not_meetings: frozenset[Key],
+        held: Iterable[Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.entries: list[Entry] = []
@@ -123,7 +134,7 @@ class Capture(TorchFunctionMode):
         self.leaves: dict[str, Tensor] = {}
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # an id is only a name while its tensor lives
-        self._constants: dict[int, Tensor] = {}
+        self._constants: MutableMapping[int, Any] = {} if held is None else _WhileAlive()
         self._overwritten: set[int] = set()  # storages of constants that the batch was written into
         self.anchor: Tensor = torch.zeros((), requires_grad=True)
         for name, param in params.items():
@@ -132,7 +143,7 @@ class Capture(TorchFunctionMode):
             self.leaves[name] = leaf
             self._values[id(param)] = self._values[id(leaf)] = value
             self._alive += [param, leaf]
-        for tensor in _model_tensors(model):
+        for tensor in (*_model_tensors(model), *(held or ())):
             if id(tensor) not in self._values:
                 self._constants[id(tensor)] = tensor
 

@@ -8,7 +8,7 @@ Shape letters (this file): U units of the physical batch, padding included; R th
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from reticent.clip._batch import num_rows, rows
 from reticent.clip._engine import ClipEngine, Losses
 from reticent.clip._groups import Group, resolve
 from reticent.clip._guards import checked_units
+from reticent.clip._held import InPlace
 from reticent.clip._params import sizes, trainable
 from reticent.clip._programs import fingerprint
 from reticent.clip._refuse import refuse_unsupported
@@ -121,7 +122,7 @@ class CompiledEngine:
         batch: Any,
         *,
         num_units: int | None = None,
-        out: dict[str, Tensor] | None = None,
+        out: Mapping[str, Tensor] | None = None,
         clipping: StepClipping | None = None,
     ) -> BoundedSum:
         """Scale each unit's gradient down as `clipping` says, then add them.
@@ -155,11 +156,11 @@ class CompiledEngine:
                 code="compile-needs-batch",
             )
         refuse_unsupported(self._model)
-        params = trainable(self._model)
+        params = trainable(InPlace(self._model))
         clipping = self.clipping if clipping is None else clipping
         groups = resolve(clipping, sizes(params))
         size = num_rows(batch)
-        total: dict[str, Tensor] = {} if out is None else out
+        total: dict[str, Tensor] = {} if out is None else cast(dict[str, Tensor], out)  # never scattered
         units = size if num_units is None or size == 0 else checked_units(size, num_units)
         k = size // max(units, 1)
         at_once = self.physical_batch_size // max(k, 1)
@@ -317,7 +318,7 @@ class CompiledEngine:
         if not bool((finite_U & ~doubt_U).all()):
             return
         want_UL = _norms_of(eager).to(norm_UL.device)
-        dtype = sum_dtype(next(iter(trainable(self._model).values())))
+        dtype = sum_dtype(next(iter(trainable(InPlace(self._model)).values())))
         tolerance = _HALF_TOLERANCE if program.half else _TOLERANCE[dtype]
         parts = [group.weights(want_U) * want_U for group, want_U in zip(groups, want_UL.T, strict=True)]
         scale = float(torch.linalg.vector_norm(torch.stack(parts), dim=0).sum())

@@ -28,11 +28,12 @@ from reticent.clip._entry import Entry, Key
 from reticent.clip._explain import Explanation
 from reticent.clip._groups import Group, resolve
 from reticent.clip._guards import State, check_losses, checked_units
+from reticent.clip._held import Held, InPlace, Scattered
 from reticent.clip._loop import loop_norms
 from reticent.clip._params import refuse_bypass, refuse_unseen, sizes, trainable
 from reticent.clip._passes import Clip, Consumer, FormVisitor, GroupNorms, LayoutOf, Norms, Sums, round_up
 from reticent.clip._planner import Planner, Planning
-from reticent.clip._probe import Fingerprints, probe_weights, prove_layout
+from reticent.clip._probe import Fingerprints, Unseen, probe_weights, prove_layout
 from reticent.clip._proven import NotProven, Proven, is_proven, mixing_error, remember, reused
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import SumsOnDemand, sum_dtype
@@ -81,6 +82,8 @@ class ClipEngine:
         rules: operation -> rule; see `reticent.rules`.
         memory_budget: bytes that may be kept between norms and sums; see `Planner`.
         planning: "estimate" picks each layer's method from shapes; "measure" times the candidates once.
+        held: how this process holds the model; by default all of it. Where parameters are held apart,
+            `method` must be "book-keeping", and every process must make every call.
 
     Raises:
         ConfigError[clip-norm]: `max_norm` is not a finite positive number.
@@ -101,17 +104,25 @@ class ClipEngine:
         rules: Mapping[Callable[..., Any], OpRule] = BUILTIN,
         memory_budget: int | None = None,
         planning: Planning = "estimate",
+        held: Held | None = None,
     ) -> None:
         if method not in METHODS:
             raise ConfigError(f"method must be one of {METHODS}, got {method!r}.", code="clip-method")
         self.clipping: StepClipping = _one_clipping(max_norm, clipping)
         self.method = method
         self._model = model
+        self._held: Held = InPlace(model) if held is None else held
+        if self._held.apart and method != "book-keeping":
+            raise ConfigError(
+                f"method={method!r} needs the whole model in one process, and its parameters are sharded. "
+                "Use method='book-keeping', or train with parallel=ddp.",
+                code="clip-method",
+            )
         self._rules = rules
         self._planner = Planner(memory_budget=memory_budget, planning=planning)
         self._layouts: dict[tuple[int, ...], Proven] = {}
         self._not_meetings: frozenset[Key] = frozenset()
-        resolve(self.clipping, sizes(trainable(model)))
+        resolve(self.clipping, sizes(trainable(self._held)))
         refuse_unsupported(model)
 
     def clipped_sum(
@@ -120,8 +131,9 @@ class ClipEngine:
         batch: Any = None,
         *,
         num_units: int | None = None,
-        out: dict[str, Tensor] | None = None,
+        out: Mapping[str, Tensor] | None = None,
         clipping: StepClipping | None = None,
+        counts: bool = True,
     ) -> BoundedSum:
         """Scale each unit's gradient down as `clipping` says, then add them.
 
@@ -134,6 +146,8 @@ class ClipEngine:
             out: name -> tensor to add to, from an earlier call on other units of the same sum. If this
                 raises, it may hold a part of this call's units, and must be thrown away.
             clipping: in place of the engine's, for this call.
+            counts: if False, no unit is added, as if none were finite: the pass runs for other processes that
+                hold parts of the model.
 
         Returns:
             Sum over units, its bound, and the units' norms, shape (U,), float64 (over all parameters;
@@ -152,7 +166,7 @@ class ClipEngine:
             UnsupportedModel: a parameter is used in a way whose per-unit gradient is not known.
         """
         refuse_unsupported(self._model)
-        params = trainable(self._model)
+        params = trainable(self._held)
         clipping = self.clipping if clipping is None else clipping
         groups = resolve(clipping, sizes(params))
         total = SumsOnDemand(params) if out is None else out
@@ -161,7 +175,7 @@ class ClipEngine:
         elif self.method == "loop":
             norms = loop_norms(self._model, params, groups, losses, batch, num_units, total)
         else:
-            norms = self._book_keep(_Work(params, groups, losses, batch, num_units, total))
+            norms = self._book_keep(_Work(params, groups, losses, batch, num_units, total, counts))
         return BoundedSum(
             total={name: total[name] for name in params} if out is None else out,
             bound=sensitivity(clipping),
@@ -188,7 +202,8 @@ class ClipEngine:
                 silenced, so nothing can be compared.
             UnsupportedModel[self-check]: the engine's clipped sum is not that of plain autograd.
         """
-        _isolation.check(self, self._model, losses, batch, num_units, max_units)
+        with self._held.whole():
+            _isolation.check(self, self._model, losses, batch, num_units, max_units)
 
     def explain(self) -> Explanation:
         """How each parameter is clipped, as of the last sum: a table when printed.
@@ -206,7 +221,7 @@ class ClipEngine:
             try:
                 return self._book_keep_once(work, force)
             except NotProven as again:
-                if work.touched:
+                if work.touched:  # or, held apart, other processes may have gone on
                     break
                 self._not_meetings |= again.not_meetings
                 force = True
@@ -217,23 +232,26 @@ class ClipEngine:
         )
 
     def _book_keep_once(self, work: "_Work", force: bool) -> Tensor:
-        before = State(self._model, work.params)
-        capture = Capture(work.params, self._model, self._rules, self._not_meetings)
+        held = self._held
+        before = State(held, work.params)
+        everything = held.parameters().values() if held.apart else None
+        capture = Capture(work.params, self._model, self._rules, self._not_meetings, everything)
         loss_R, units = self._forward(capture, work)
         if units == 0:
             return torch.zeros(0, len(work.groups), dtype=torch.float64)
-        before.refuse_changes(self._model, work.params)
+        before.refuse_changes(work.params)
         proven = self._proven_for(capture, loss_R.shape[0] // units, work.num_rows // units)
         probe = units > 1 and (force or not all(is_proven(e, proven, units) for e in capture.entries))
+        probe = held.any_rank(probe)
         leaves = graph_leaves(loss_R)
-        refuse_bypass(leaves, capture, work.params)
+        refuse_bypass(leaves, capture, work.params, apart=held.apart)
         norms = GroupNorms(
             work.groups,
-            torch.isfinite(loss_R.detach().reshape(units, -1)).all(1),
+            torch.isfinite(loss_R.detach().reshape(units, -1)).all(1) & work.counts,
             round_up({sum_dtype(p) for p in work.params.values()}),
         )
         with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
-            found = self._prove(capture, loss_R, units, proven, work) if probe else None
+            found = self._prove_alike(capture, loss_R, units, proven, work) if probe else None
             refuse_unseen(capture)  # before anything is added
 
             def layout_of(entry: Entry, index: int, g: Tensor) -> Layout:
@@ -248,18 +266,24 @@ class ClipEngine:
 
             self._clip(capture, loss_R, layout_of, norms, work)
             refuse_unseen(capture)
-        before.refuse_changes(self._model, work.params)
+        before.refuse_changes(work.params)
         all_norms = norms.all_norms()
-        self.refuse_spreading(work.losses, work.batch, torch.isfinite(all_norms).all(1))
+        finite_U = torch.isfinite(all_norms).all(1) if work.counts else torch.ones(units, dtype=torch.bool)
+        self.refuse_spreading(work.losses, work.batch, finite_U)
         return all_norms
 
     def refuse_spreading(self, losses: Losses, batch: Any, finite_U: Tensor) -> None:
         """Refuse a unit that is not finite in its batch, and is alone: zeros do not keep infinities apart."""
         bad = torch.nonzero(~finite_U).flatten().tolist()
-        if batch is None or not bad or len(finite_U) == 1:
-            return
-        k = num_rows(batch) // len(finite_U)
-        params = list(trainable(self._model).values())
+        if batch is None or len(finite_U) == 1:
+            bad = []
+        if self._held.any_rank(bool(bad)):
+            with self._held.whole():
+                self._refuse_spreading(losses, batch, finite_U, bad)
+
+    def _refuse_spreading(self, losses: Losses, batch: Any, finite_U: Tensor, bad: list[int]) -> None:
+        k = num_rows(batch) // len(finite_U) if bad else 0
+        params = list(trainable(self._held).values())
         with torch.random.fork_rng(devices=_cuda_devices(finite_U)):
             for unit in bad:
                 loss = losses(rows(batch, unit * k, (unit + 1) * k))
@@ -306,11 +330,14 @@ class ClipEngine:
         self, capture: Capture, loss_R: Tensor, layout_of: LayoutOf, norms: GroupNorms, work: "_Work"
     ) -> None:
         """One backward that clips; two, where norms come first."""
+        work.touched |= self._held.apart
         planner, ones = self._planner, torch.ones_like(loss_R)
         planner.begin()
 
         def run(consumer: Consumer, *, last: bool) -> None:
-            visitor = FormVisitor(capture.entries, capture.leaves, layout_of, consumer, last=last)
+            visitor = FormVisitor(
+                capture.entries, capture.leaves, layout_of, consumer, last=last, apart=self._held.apart
+            )
             if isinstance(consumer, Clip):
                 consumer.expect(visitor.sure)
             capture.begin_backward(visitor)
@@ -332,6 +359,24 @@ class ClipEngine:
         planner.end(holding=self.method != "ghost" and len(work.groups) == 1)
 
     # -- proofs ------------------------------------------------------------------------------------
+
+    def _prove_alike(
+        self, capture: Capture, loss_R: Tensor, units: int, proven: Proven, work: "_Work"
+    ) -> dict[Key, dict[int, Layout | None]] | None:
+        """`_prove`, and again for all processes if one of them needs it; nothing to prove for one unit."""
+        found, again = None, None
+        if units == 1:  # the others' passes gather parameters from this process
+            for _ in range(2):
+                capture.begin_backward(Unseen())
+                run_backward(loss_R, torch.ones_like(loss_R), retain_graph=True)
+        else:
+            try:
+                found = self._prove(capture, loss_R, units, proven, work)
+            except NotProven as e:
+                again = e
+        if self._held.any_rank(again is not None):
+            raise again or NotProven
+        return found
 
     def _prove(
         self, capture: Capture, loss_R: Tensor, units: int, proven: Proven, work: "_Work"
@@ -407,7 +452,8 @@ class _Work:
     losses: Losses
     batch: Any
     num_units: int | None
-    total: dict[str, Tensor]
+    total: Mapping[str, Tensor] | Scattered
+    counts: bool
     touched: bool = False
 
     @property

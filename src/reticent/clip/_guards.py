@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reticent.clip._held import Held
 from reticent.errors import ConfigError, UnsupportedModel
 
 
@@ -42,13 +43,17 @@ def check_losses(loss: Any, expected: int | None) -> None:
 class State:
     """Versions of parameters, buffers and gradients, to notice a forward that changes them."""
 
-    def __init__(self, model: nn.Module, params: Mapping[str, nn.Parameter]) -> None:
-        self._tensors = {n: (t, t._version) for n, t in (*model.named_parameters(), *model.named_buffers())}
+    def __init__(self, held: Held, params: Mapping[str, nn.Parameter]) -> None:
+        self._held = held
+        self._tensors = {n: (t, t._version) for n, t in self._now().items()}
         self._grads = {n: (p.grad, None if p.grad is None else p.grad._version) for n, p in params.items()}
 
-    def refuse_changes(self, model: nn.Module, params: Mapping[str, nn.Parameter]) -> None:
+    def _now(self) -> dict[str, Tensor]:
+        return {**self._held.parameters(), **self._held.buffers()}
+
+    def refuse_changes(self, params: Mapping[str, nn.Parameter]) -> None:
         """Raise if anything changed."""
-        now = dict((*model.named_parameters(), *model.named_buffers()))
+        now = self._now()
         changed = [n for n, (t, v) in self._tensors.items() if now.get(n) is not t or t._version != v] + [
             n for n in now if n not in self._tensors
         ]

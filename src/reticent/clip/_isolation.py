@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from reticent.bounded import BoundedSum
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._guards import State, check_losses, checked_units
+from reticent.clip._held import InPlace
 from reticent.clip._quiet import Quiet
 from reticent.errors import CoupledExamples, UnsupportedModel
 
@@ -46,12 +47,12 @@ def check(
     few = rows(batch, 0, units * k)
     several = None if num_units is None else units
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    before = State(model, params)
+    before = State(InPlace(model), params)
     with Quiet() as quiet:
         loss = losses(few)
         check_losses(loss, units * k if num_units is None else None)
         checked_units(loss.shape[0], units)
-        before.refuse_changes(model, params)
+        before.refuse_changes(params)
         loss_in = loss.detach().reshape(units, -1).sum(1)
         alone = [rows(few, u * k, (u + 1) * k) for u in range(units)]
         loss_alone = torch.stack([losses(one).detach().sum() for one in alone])

@@ -16,6 +16,7 @@ from reticent.clip._backward import plain_gradients
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._groups import Group
 from reticent.clip._guards import State, check_losses, checked_units
+from reticent.clip._held import InPlace
 from reticent.errors import ConfigError
 
 
@@ -34,7 +35,7 @@ def loop_norms(
     size = num_rows(batch)
     units = size if num_units is None else checked_units(size, num_units)
     norms = []
-    before = State(model, params)
+    before = State(InPlace(model), params)
     for unit in range(units):
         k = size // units
         loss = losses(rows(batch, unit * k, (unit + 1) * k))
@@ -43,7 +44,7 @@ def loop_norms(
         grads = {name: grad for name, grad in found if grad is not None}
         finite = bool(torch.isfinite(loss).all())
         norms.append([_add_one(group, grads, finite, total) for group in groups])
-    before.refuse_changes(model, params)
+    before.refuse_changes(params)
     return torch.tensor(norms, dtype=torch.float64).reshape(units, len(groups))
 
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from reticent.clip._capture import Capture
+from reticent.clip._held import Held
 from reticent.errors import ConfigError, UnsupportedModel
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(held: Held) -> dict[str, nn.Parameter]:
     """Name -> parameter that requires a gradient; one name for a shared one.
 
     Raises:
@@ -19,7 +20,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
         UnsupportedModel[complex-parameter]: one is not real.
         UnsupportedModel[parameter-hook]: one has a gradient hook.
     """
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    params = {name: p for name, p in held.parameters().items() if p.requires_grad}
     if not params:
         raise ConfigError(
             "The model has no parameter with requires_grad=True. Unfreeze what should be trained.",
@@ -45,9 +46,14 @@ def sizes(params: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: p.numel() for name, p in params.items()}
 
 
-def refuse_bypass(leaves: list[Tensor], capture: Capture, params: Mapping[str, nn.Parameter]) -> None:
+def refuse_bypass(
+    leaves: list[Tensor], capture: Capture, params: Mapping[str, nn.Parameter], *, apart: bool = False
+) -> None:
+    """Refuse parameters that entered autograd; with parameters held apart, also ones that are not known."""
     names = {id(p): n for n, p in params.items()} | {id(t): n for n, t in capture.leaves.items()}
-    found = sorted({names[id(leaf)] for leaf in leaves if id(leaf) in names})
+    known = {names[id(leaf)] for leaf in leaves if id(leaf) in names}
+    strange = apart and any(isinstance(leaf, nn.Parameter) and id(leaf) not in names for leaf in leaves)
+    found = sorted(known | ({"(of no known name)"} if strange else set()))
     if found:
         raise UnsupportedModel(
             f"Parameters {found} are used where their per-example gradient cannot be seen (a custom autograd "

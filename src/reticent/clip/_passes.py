@@ -28,6 +28,7 @@ from torch import Tensor
 from reticent.clip._entries import entry_forms
 from reticent.clip._entry import Entry, Key
 from reticent.clip._groups import Group
+from reticent.clip._held import Scattered, adding
 from reticent.clip._planner import Planner
 from reticent.clip._pull import pull_back
 from reticent.errors import UnsupportedModel
@@ -62,6 +63,7 @@ class FormVisitor:
         layout_of: where the units lie.
         consumer: takes the parameters' gradients.
         last: nothing that the forward recorded is needed after this pass.
+        apart: parameters' memory is given back when the modules around them are done.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class FormVisitor:
         consumer: Consumer,
         *,
         last: bool,
+        apart: bool = False,
     ) -> None:
+        self._apart = apart
         self._leaves, self._layout_of, self._consumer, self._last = leaves, layout_of, consumer, last
         self._forms: dict[str, list[Form]] = {}
         self._taken: set[str] = set()
@@ -96,7 +100,11 @@ class FormVisitor:
         return frozenset(self._to_come)
 
     def finish(self) -> None:
-        """End the pass: what was waiting for more will not get it."""
+        """End the pass: what was waiting for more will not get it.
+
+        Raises:
+            UnsupportedModel[sharded-use]: it needs parameters that are held apart, and have been let go.
+        """
         for entry, grads in self._open.values():
             self._add(entry, (), grads)
         self._open.clear()
@@ -114,6 +122,8 @@ class FormVisitor:
                 "use_reentrant=False, or method='loop'.",
                 code="late-gradient",
             )
+        if self._apart:
+            self._require_here(roots)
         for role, form in entry_forms(entry, saved, grads, layouts).items():
             pull_back(entry.values[role], form, self._leaves, self._forms)
         if self._last:
@@ -122,6 +132,19 @@ class FormVisitor:
             self._to_come[name] = self._to_come.get(name, 0) - 1  # below 0 if the forward did not record it
             if self._to_come[name] == 0 or not self._consumer.whole:
                 self._hand_over(name)
+
+    def _require_here(self, roots: frozenset[str]) -> None:
+        """Refuse to read parameters whose memory has been given back."""
+        gone = sorted(
+            n for n in roots if self._leaves[n].untyped_storage().nbytes() == 0 < self._leaves[n].numel()
+        )
+        if gone:
+            raise UnsupportedModel(
+                f"Parameters {gone} are used by an operation whose gradient comes when the module that holds "
+                "them is done (several outputs, or a use outside that module). Shard the module around it "
+                "as one unit, or train with parallel=ddp.",
+                code="sharded-use",
+            )
 
     def _hand_over(self, name: str) -> None:
         forms = self._forms.pop(name, None)
@@ -180,7 +203,7 @@ class Sums:
 
     whole = False
 
-    def __init__(self, norms: GroupNorms, total: Mapping[str, Tensor]) -> None:
+    def __init__(self, norms: GroupNorms, total: Mapping[str, Tensor] | Scattered) -> None:
         self._norms, self._total = norms, total
         self.has_added = False
         self._weights = [norms.weights(i) for i in range(len(norms.groups))]
@@ -188,7 +211,8 @@ class Sums:
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
         self.has_added = True
-        form.add_weighted(*self._weights[self._norms.group_of[name]], self._total[name])
+        with adding(self._total, name) as into:
+            form.add_weighted(*self._weights[self._norms.group_of[name]], into)
 
 
 class Clip:
@@ -196,7 +220,8 @@ class Clip:
 
     Args:
         norms: of the groups.
-        total: name -> sum to add to; looked up when something is added.
+        total: name -> sum to add to; looked up when something is added. A scattered one is added to for
+            every parameter, once, whether it had a gradient or not.
         planner: chooses how each parameter's norm is computed.
         params: name -> parameter.
     """
@@ -206,7 +231,7 @@ class Clip:
     def __init__(
         self,
         norms: GroupNorms,
-        total: Mapping[str, Tensor],
+        total: Mapping[str, Tensor] | Scattered,
         planner: Planner,
         params: Mapping[str, Tensor],
     ) -> None:
@@ -214,6 +239,7 @@ class Clip:
         self._holding = len(norms.groups) == 1
         self.has_added = False
         self._held: list[dict[str, Form]] = [{} for _ in norms.groups]
+        self._released = [False for _ in norms.groups]
         self._missing: list[set[str] | None] = [None for _ in norms.groups]
 
     def expect(self, sure: frozenset[str]) -> None:
@@ -237,16 +263,23 @@ class Clip:
     def finish(self) -> None:
         """Clip and add the groups that are still held."""
         for group in range(len(self._held)):
-            self._release(group)
+            if not self._released[group]:
+                self._release(group)
 
     def _release(self, group: int) -> None:
-        held = self._held[group]
-        if not held:
+        held, scattered = self._held[group], isinstance(self._total, Scattered)
+        self._released[group] = True
+        if not held and not scattered:
             return
         weight_U, keep_U = self._norms.weights(group)
         self.has_added = True
-        for name in list(held):
-            held.pop(name).add_weighted(weight_U, keep_U, self._total[name])
+        for name in self._norms.groups[group].names:
+            form = held.pop(name, None)
+            if form is None and not scattered:
+                continue
+            with adding(self._total, name) as into:
+                if form is not None:
+                    form.add_weighted(weight_U, keep_U, into)
 
 
 def round_up(dtypes: set[torch.dtype]) -> float:

@@ -138,6 +138,13 @@ class Fingerprints:
         return t.reshape(g.shape[axis], _NUM_PROJECTIONS)
 
 
+class Unseen:
+    """Visits a backward pass that other processes need, and looks at nothing."""
+
+    def visit(self, entry: Entry, index: int, saved: tuple[Tensor, ...], g: Tensor) -> None:
+        """See `Visitor`."""
+
+
 def _candidates(shape: torch.Size, num_units: int) -> list[Layout]:
     found = []
     for axis, size in enumerate(shape):

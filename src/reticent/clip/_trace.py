@@ -27,6 +27,7 @@ from reticent.clip._entry import Entry, full_float32
 from reticent.clip._graph import Graph, trace
 from reticent.clip._groups import Group
 from reticent.clip._guards import State, check_losses, checked_units
+from reticent.clip._held import InPlace
 from reticent.clip._params import refuse_bypass, refuse_unseen
 from reticent.clip._passes import FormVisitor, round_up
 from reticent.clip._probe import Fingerprints, probe_weights
@@ -274,14 +275,14 @@ def _captured(
     batch = setting.batch(rest[len(buffer_names) :])
     with torch.enable_grad(), _reparametrize_module(model, state, tie_weights=True, stack_weights=True):
         trained: Any = {n: p for n, p in zip(param_names, params, strict=True) if n in trains}
-        before = State(model, trained)
+        before = State(InPlace(model), trained)
         capture = Capture(trained, model, setting.engine._rules, setting.engine._not_meetings)
         with capture:
             loss_R = setting.losses(batch)
         units = setting.num_units
         check_losses(loss_R, units if setting.one_loss else None)
         checked_units(loss_R.shape[0], units)
-        before.refuse_changes(model, trained)
+        before.refuse_changes(trained)
         leaves = graph_leaves(loss_R)
         refuse_bypass(leaves, capture, trained)
         missed = {id(leaf) for leaf in leaves} & own.keys()
@@ -291,7 +292,7 @@ def _captured(
         with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
             yield capture, trained, loss_R
             refuse_unseen(capture)
-        before.refuse_changes(model, trained)
+        before.refuse_changes(trained)
 
 
 def _untraceable(why: str) -> UnsupportedModel:

@@ -3,13 +3,15 @@
 Room: dist. May import torch, NumPy, `reticent.{noise,account}` and the floors below.
 
 `Alone` is the one process of an ordinary run, `Replicas` a process group whose ranks each hold the whole
-model and a share of every logical batch (data parallel). Code above speaks to either through `Ranks`, so
+model and a share of every logical batch (data parallel), `Shards` one whose ranks each hold a part of every
+parameter as well (FSDP2). Code above speaks to either through `Ranks`, so
 that it has no branches for ranks.
 """
 
 from ._join import joined
 from ._ledger import RanksLedger
-from ._ranks import ALONE, Alone, Ranks
+from ._ranks import ALONE, Alone, Holding, Ranks
 from ._replicas import Replicas
+from ._shards import Shards
 
-__all__ = ["ALONE", "Alone", "Ranks", "RanksLedger", "Replicas", "joined"]
+__all__ = ["ALONE", "Alone", "Holding", "Ranks", "RanksLedger", "Replicas", "Shards", "joined"]

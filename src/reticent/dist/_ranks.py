@@ -3,11 +3,12 @@
 Room: dist. May import torch, NumPy, `reticent.noise` and the floors below.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from reticent.bounded import BoundedSum
@@ -15,6 +16,40 @@ from reticent.noise import NoiseSource, add_noise
 
 T = TypeVar("T")
 Indices = npt.NDArray[np.int64]
+
+
+class Holding(Protocol):
+    """What a rank has of the model, and of sums and gradients in the shape of its parameters."""
+
+    @property
+    def held(self) -> Any:
+        """What a clip engine must know to work on it (`ClipEngine(held=...)`); None for a whole model."""
+        ...
+
+    def zeros(self, params: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        """What a step's clipped gradients are added up in, at least float32."""
+        ...
+
+    def gradient(self, p: nn.Parameter, part: Tensor) -> Tensor:
+        """What a rank has of a gradient, as `p.grad` takes it."""
+        ...
+
+
+class WholeModel:
+    """All of every parameter."""
+
+    held = None
+
+    def zeros(self, params: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        """Zeros in the parameters' shapes."""
+        return {
+            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
+            for name, p in params.items()
+        }
+
+    def gradient(self, p: nn.Parameter, part: Tensor) -> Tensor:
+        """The gradient in the parameter's dtype, on its device."""
+        return part.to(dtype=p.dtype, device=p.device)
 
 
 class Ranks(Protocol):
@@ -27,6 +62,7 @@ class Ranks(Protocol):
 
     rank: int
     size: int
+    shards: bool  # whether each holds a part of every parameter only
 
     @property
     def leads(self) -> bool:
@@ -35,6 +71,14 @@ class Ranks(Protocol):
 
     def share(self, indices: Indices) -> Indices:
         """This rank's part of a logical batch, maybe none of it."""
+        ...
+
+    def num_passes_over(self, indices: Indices) -> int:
+        """How many rows of a logical batch this rank runs, of which those beyond its share do not count."""
+        ...
+
+    def hold(self, model: nn.Module) -> Holding:
+        """How this rank holds the model."""
         ...
 
     def tell(self, value: Any) -> Any:
@@ -53,12 +97,17 @@ class Ranks(Protocol):
         """
         ...
 
-    def meet(self, error: BaseException | None) -> None:
+    def meet(self, error: BaseException | None, *, passing: bool = False) -> None:
         """Wait for every rank, and tell the others whether this one failed.
+
+        Args:
+            error: what this rank failed with, or None.
+            passing: others may be in the middle of a pass through the model.
 
         Raises:
             OutOfMemoryError: this one is well, and others ran out of memory.
             StepError[rank-failed]: this one is well, and others failed.
+            StepError[shard-failed]: this one failed, and the others cannot go on without it.
         """
         ...
 
@@ -80,12 +129,13 @@ class Ranks(Protocol):
         """The sum over all ranks, noised once: see `reticent.noise.add_noise`, whose law the result has.
 
         Args:
-            bounded: this rank's part of the sum, with the bound of the whole: each unit is in one part.
+            bounded: this rank's part of the sum, with the bound of the whole: each unit is in one part. Or
+                sums made by `Holding.zeros`.
             noise_multiplier: noise standard deviation over the bound.
             source: this rank's own noise, with a key of its own.
 
         Returns:
-            The same noised sum on every rank.
+            The same noised sum on every rank; of sums that each rank has its shard of, that shard.
         """
         ...
 
@@ -95,11 +145,20 @@ class Alone:
 
     rank: int = 0
     size: int = 1
+    shards: bool = False
     leads: bool = True
 
     def share(self, indices: Indices) -> Indices:
         """All of the batch."""
         return indices
+
+    def num_passes_over(self, indices: Indices) -> int:
+        """All of them."""
+        return len(indices)
+
+    def hold(self, model: nn.Module) -> Holding:
+        """All of it."""
+        return WholeModel()
 
     def tell(self, value: Any) -> Any:
         """The value."""
@@ -113,7 +172,7 @@ class Alone:
         """Act."""
         return act()
 
-    def meet(self, error: BaseException | None) -> None:
+    def meet(self, error: BaseException | None, *, passing: bool = False) -> None:
         """Nobody to wait for."""
 
     def agree(self, what: str, value: Any) -> None:

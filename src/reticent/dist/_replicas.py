@@ -5,7 +5,7 @@ Room: dist. May import torch, NumPy, `reticent.noise` and the floors below.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from reticent.bounded import BoundedSum
 from reticent.errors import ConfigError, StepError
 from reticent.noise import NoiseSource, add_noise
 
-from ._ranks import Indices, T
+from ._ranks import Holding, Indices, T, WholeModel
 
 # Newer torch has new names for these two.
 _reduce_scatter: Final = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -51,6 +51,8 @@ class Replicas:
         ConfigError[no-process-group]: `torch.distributed` is not initialised.
     """
 
+    shards: bool = False
+
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise ConfigError(
@@ -61,7 +63,7 @@ class Replicas:
         self._group: Final = group
         self.rank: Final = dist.get_rank(group)
         self.size: Final = dist.get_world_size(group)
-        self._device: Final = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+        self._device: Final = _device_of(group)
 
     @property
     def leads(self) -> bool:
@@ -71,6 +73,14 @@ class Replicas:
     def share(self, indices: Indices) -> Indices:
         """Every size-th unit, from the rank's own number on."""
         return indices[self.rank :: self.size]
+
+    def num_passes_over(self, indices: Indices) -> int:
+        """The rank's share."""
+        return len(self.share(indices))
+
+    def hold(self, model: nn.Module) -> Holding:
+        """All of it."""
+        return WholeModel()
 
     def tell(self, value: Any) -> Any:
         """The leader's JSON value on every rank."""
@@ -95,7 +105,7 @@ class Replicas:
         self.meet(None)
         return done
 
-    def meet(self, error: BaseException | None) -> None:
+    def meet(self, error: BaseException | None, *, passing: bool = False) -> None:
         """Wait for every rank, and tell the others whether this one failed."""
         states = self._gather(torch.tensor([_state(error)], dtype=torch.int64)).flatten()
         if error is not None:
@@ -121,10 +131,27 @@ class Replicas:
                 code="ranks-differ",
             )
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank."""
+        return bool(self._gather(torch.tensor([flag], dtype=torch.uint8)).any())
+
+    def scatter_sum(self, mine: Tensor, parts: Tensor) -> None:
+        """Sum `parts`, shape (size * S,), over the ranks, into the rank's own part, shape (S,)."""
+        near = mine.device.type == self._device.type
+        here = mine if near else torch.empty_like(mine, device=self._device)
+        with self._lost_ranks_named():
+            _reduce_scatter(here, parts if near else parts.to(self._device), group=self._group)
+        if not near:
+            mine.copy_(here)
+
     def begin_alike(self, model: nn.Module) -> None:
         """Give every rank the leader's parameters and buffers."""
+        self.broadcast((*model.parameters(), *model.buffers()))
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the leader's numbers."""
         with self._lost_ranks_named(), torch.no_grad():
-            for t in (*model.parameters(), *model.buffers()):
+            for t in tensors:
                 there = t.detach().to(self._device).contiguous()
                 dist.broadcast(there, src=self._leader(), group=self._group)
                 t.copy_(there)
@@ -139,8 +166,7 @@ class Replicas:
             length = flat.numel()
             flat = torch.nn.functional.pad(flat, (0, -length % self.size))
             shard = torch.empty(flat.numel() // self.size, dtype=flat.dtype, device=flat.device)
-            with self._lost_ranks_named():
-                _reduce_scatter(shard, flat, group=self._group)
+            self.scatter_sum(shard, flat)
             mine = BoundedSum(total={"shard": shard}, bound=bounded.bound, norms=bounded.norms)
             shard = add_noise(mine, noise_multiplier=noise_multiplier, source=source)["shard"]
             with self._lost_ranks_named():
@@ -187,6 +213,12 @@ class Replicas:
 
     def __repr__(self) -> str:
         return f"Replicas(rank={self.rank}, size={self.size})"
+
+
+def _device_of(group: dist.ProcessGroup | None) -> torch.device:
+    """Where tensors must be for the group's collectives; NCCL knows GPUs only."""
+    backends = (str(dist.get_backend(group)), str(dist.get_backend_config(group)))
+    return torch.device("cuda" if any("nccl" in name for name in backends) else "cpu")
 
 
 def _state(error: BaseException | None) -> int:

@@ -16,6 +16,10 @@ from reticent.errors import ConfigError, StepError
 
 _PARALLEL: Final = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
 _SHARDED: Final = frozenset({"DTensor", "ShardedTensor", "FlatParameter"})
+_WAY_OUT: Final = (
+    "Give every rank the whole, unwrapped model and PrivateStep(ranks=reticent.dist.Replicas()), or one that "
+    "fully_shard was applied to and ranks=reticent.dist.Shards(); or train in a single process."
+)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -53,13 +57,14 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     _check_parameters(wanted, optimizer)
 
 
-def refuse_shards(model: nn.Module, ranks: Ranks, *, show_norms: bool) -> None:
+def refuse_shards(model: nn.Module, ranks: Ranks, *, show_norms: bool, other_engine: bool) -> None:
     """Refuse training that is spread over processes in a way that `ranks` does not know of.
 
     Raises:
         ConfigError[several-ranks]: this process belongs to a group of several and `ranks` does not, or the
             model's parameters are shards, or the model is wrapped for training on several devices, or
-            norms are to be shown, of which each rank has some.
+            norms are to be shown, of which each rank has some; or a compiled engine, or one of the caller's,
+            shall clip a model of shards.
     """
     dist = torch.distributed
     size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -68,15 +73,15 @@ def refuse_shards(model: nn.Module, ranks: Ranks, *, show_norms: bool) -> None:
     problems = [
         (size > 1 and ranks.size == 1, f"this is one of {size} processes of a group"),
         (bool(wrappers), f"the model is wrapped in {wrappers[:1]}"),
-        (bool(sharded), f"parameters are shards of several ranks: {sharded[:1]}"),
+        (bool(sharded) and not ranks.shards, f"parameters are shards of several ranks: {sharded[:1]}"),
         (show_norms and ranks.size > 1, "each rank would show the norms of its own examples"),
+        (other_engine and ranks.shards, "a model of shards takes PrivateStep's own engine, not compiled"),
     ]
     for found, problem in problems:
         if found:
             raise ConfigError(
                 f"Refused: {problem}. By itself each process would draw its own batch and add its own noise, "
-                "and the ledger would hold one of them. Give every rank the whole, unwrapped model and "
-                "PrivateStep(ranks=reticent.dist.Replicas()), or train in a single process.",
+                f"and the ledger would hold one of them. {_WAY_OUT}",
                 code="several-ranks",
             )
 

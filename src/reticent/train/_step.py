@@ -8,7 +8,7 @@ Sources:
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +25,13 @@ from reticent.clip import ClipEngine, CompiledEngine
 from reticent.clipping import StepClipping, sensitivity
 from reticent.dist import ALONE, Ranks, RanksLedger
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
-from reticent.noise import CipherNoise, NoiseSource, add_noise
+from reticent.noise import CipherNoise, NoiseSource
 from reticent.plan import ROW, LogicalBatch, Plan
 from reticent.records import EpsilonReport
 
 from . import _rows
 from ._adapt import ClipNorms
+from ._begin import check_noise, check_physical_batch_size, require_alike
 from ._guards import Watch, refuse_shards
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._rows import Rows, Transform
@@ -39,6 +40,7 @@ from ._sums import Sums, destroy, norm_figures
 
 DEFAULT_PHYSICAL_BATCH_SIZE: Final = 256
 _NUM_CHECKED_ROWS: Final = 4
+_ANY_ROW: Final = np.zeros(1, dtype=np.int64)
 
 LossPerExample: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
@@ -52,7 +54,7 @@ class Engine(Protocol):
         batch: Any,
         *,
         num_units: int | None = None,
-        out: dict[str, Tensor] | None = None,
+        out: Mapping[str, Tensor] | None = None,
         clipping: StepClipping | None = None,
     ) -> BoundedSum:
         """Add the batch's clipped gradients into `out`, and say how far one unit moves them.
@@ -73,7 +75,8 @@ class OpenStep:
         self._owner, self._batch = owner, batch
         self._state = "fresh"  # -> "chunking" -> "exhausted" -> "closed"
         self._pending: Rows | None = None
-        self._sums = Sums.empty(owner._watch.trainable, num_norms=len(owner.clip_norms))
+        self._counts = True
+        self._sums = Sums.empty(owner._holding.zeros(owner._watch.trainable), num_norms=len(owner.clip_norms))
 
     def __repr__(self) -> str:  # neither the batch nor its size
         return f"OpenStep(step={self._batch.step}, {self._state})"
@@ -128,17 +131,19 @@ class OpenStep:
             "failed",
         )  # until all of it is in the sums: a retry would count twice
         self._owner._check_once(loss_per_example, self._batch)
-        self._owner._add(loss_per_example, chunk, self._sums)
+        self._owner._add(loss_per_example, chunk, self._sums, counts=self._counts)
         self._state = "chunking"
 
     def _chunks(self) -> Iterator[Rows]:
         size, ranks = self._owner.physical_batch_size, self._owner.ranks
         share = ranks.share(self._batch.indices)
-        for start in range(0, len(share), size):
+        for start in range(0, ranks.num_passes_over(self._batch.indices), size):
             self._require_used()
             # Numbers apart for each rank's chunks, from which their transform is seeded.
             number = start * ranks.size + ranks.rank
-            self._pending = self._owner._rows(self._batch, share[start : start + size], number)
+            mine = share[start : start + size]
+            self._counts = len(mine) > 0  # else any row, in a pass that other ranks need
+            self._pending = self._owner._rows(self._batch, mine if len(mine) else _ANY_ROW, number)
             yield self._pending
         self._require_used()
         self._state = "exhausted"
@@ -264,37 +269,35 @@ class PrivateStep:
         show_norms: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
-        check_physical_batch_size(physical_batch_size)
-        if compile and engine is not None:
-            raise ConfigError(
-                "compile makes an engine of its own, and one was given: leave out either.",
-                code="engine-compile",
-            )
-        if plan.noise_multiplier <= 0:
-            raise ConfigError(
-                "PrivateStep needs a plan with noise_multiplier > 0: without noise there is no privacy. To "
-                "train without privacy use a plain torch loop, or epsilon=inf in a recipe.",
-                code="no-noise",
-            )
+        self.ranks: Final = ranks
         source = CipherNoise.fresh() if noise is None else noise
-        _check_noise(source, plan)
-        refuse_shards(model, ranks, show_norms=show_norms)
-        if ranks.size > 1 and isinstance(ledger, Ledger):
-            raise ConfigError(
-                "Several ranks share one ledger: give its path, or a reticent.dist.RanksLedger.",
-                code="several-ranks",
-            )
-        self._watch = Watch(model, optimizer)
+        with self._together():  # an error here must not leave other ranks waiting for this one
+            check_physical_batch_size(physical_batch_size)
+            if compile and engine is not None:
+                raise ConfigError(
+                    "compile makes an engine of its own, and one was given: leave out either.",
+                    code="engine-compile",
+                )
+            check_noise(source, plan)
+            refuse_shards(model, ranks, show_norms=show_norms, other_engine=compile or engine is not None)
+            if ranks.size > 1 and isinstance(ledger, Ledger):
+                raise ConfigError(
+                    "Several ranks share one ledger: give its path, or a reticent.dist.RanksLedger.",
+                    code="several-ranks",
+                )
+            self._watch = Watch(model, optimizer)
         self.model: Final = model
         self.optimizer: Final = optimizer
         self.plan: Final = plan
-        self.ranks: Final = ranks
         self.physical_batch_size = physical_batch_size
         self._noise: Final = source
+        require_alike(ranks, model, optimizer, plan, seed=seed, physical_batch_size=physical_batch_size)
         self._norms: Final = ClipNorms(
             plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}
         )
-        self._engine: Final[Engine] = self._make_engine(compile) if engine is None else engine
+        with self._together():
+            self._holding: Final = ranks.hold(model)
+            self._engine: Final[Engine] = self._make_engine(compile) if engine is None else engine
         self._show_norms: Final = show_norms
         self.last_not_private: dict[str, float] | None = None
         self._seed, self._transform, self._check_batch = seed, transform, check_batch
@@ -305,7 +308,7 @@ class PrivateStep:
         if self.ledger is not ledger:
             weakref.finalize(self, self.ledger.close)
         check_ledger(self.ledger, plan, reproducible=not self._noise.private)
-        self._begin_alike()
+        self.ranks.begin_alike(self.model)
         if self.ledger.num_steps == 0:  # else the norms are those of a checkpoint, which only the caller has
             self._norms.restore(self._norms.values)
 
@@ -368,7 +371,7 @@ class PrivateStep:
         opened = OpenStep(self, batch)
         self._is_open = True
         try:
-            with self._together():
+            with self._together(passing=True):
                 yield opened
                 opened._require_complete()
                 self._watch.check_parameters()
@@ -379,12 +382,12 @@ class PrivateStep:
             destroy(opened._close())
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _together(self, *, passing: bool = False) -> Iterator[None]:
         """Leave the block when every rank has left it, and fail if one of them did."""
         try:
             yield
         except BaseException as e:
-            self.ranks.meet(e)
+            self.ranks.meet(e, passing=passing)
             raise
         self.ranks.meet(None)
 
@@ -448,22 +451,22 @@ class PrivateStep:
         self._engine.check(lambda given: loss_per_example(self.model, given), rows)
         self._checked = True
 
-    def _add(self, loss_per_example: LossPerExample, chunk: Rows, sums: Sums) -> None:
+    def _add(self, loss_per_example: LossPerExample, chunk: Rows, sums: Sums, *, counts: bool) -> None:
         def losses(given: Rows) -> Tensor:
             return loss_per_example(self.model, given)
 
         now = self._norms.now()
-        if self._norms.adapt:
-            added = self._engine.clipped_sum(losses, chunk, out=sums.total, clipping=now)
-        else:
-            added = self._engine.clipped_sum(losses, chunk, out=sums.total)
+        options: dict[str, Any] = {"clipping": now} if self._norms.adapt else {}
+        if not counts:
+            options["counts"] = False
+        added = self._engine.clipped_sum(losses, chunk, out=sums.total, **options)
         if added.bound != sensitivity(now) or added.total.keys() != sums.total.keys():
             raise StepError(
                 "The engine's sum is not the one the plan asked for (its bound or its parameters differ). "
                 "Give PrivateStep an engine made for this model and for plan.clipping.",
                 code="engine-mismatch",
             )
-        if self._norms.adapt:
+        if self._norms.adapt and counts:
             sums.count.add_(self._norms.count(added, _rows.count(chunk)))
         if self._show_norms:
             sums.norms.append(added.norms.detach().double().cpu().clone())
@@ -485,7 +488,7 @@ class PrivateStep:
             destroy(sums)
         try:
             for name, p in self._watch.trainable.items():
-                p.grad = (noised[name] / plan.expected_batch_size).to(dtype=p.dtype, device=p.device)
+                p.grad = self._holding.gradient(p, noised[name] / plan.expected_batch_size)
             self.optimizer.step()
         finally:
             for p in self._watch.trainable.values():
@@ -495,16 +498,7 @@ class PrivateStep:
         now = self._norms.now()
         if compiled:
             return CompiledEngine(self.model, clipping=now, physical_batch_size=self.physical_batch_size)
-        return ClipEngine(self.model, clipping=now)
-
-    def _begin_alike(self) -> None:
-        """Check that every rank does the same, and give all of them the leader's weights."""
-        self.ranks.agree("the plan", self.plan.describe())
-        self.ranks.agree(
-            "the model's trainable parameters",
-            {name: [list(p.shape), str(p.dtype)] for name, p in self._watch.trainable.items()},
-        )
-        self.ranks.begin_alike(self.model)
+        return ClipEngine(self.model, clipping=now, held=self._holding.held)
 
     def _create_ledger(self, path: Path) -> Ledger | RanksLedger:
         if self.ranks.size == 1:
@@ -530,14 +524,6 @@ class PrivateStep:
         )
 
 
-def check_physical_batch_size(size: int) -> None:
-    """Refuse a number of rows that is not a positive integer."""
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ConfigError(
-            f"physical_batch_size must be a positive integer, got {size!r}.", code="physical-batch-size"
-        )
-
-
 def check_unit(dataset: Any, plan: Plan) -> None:
     """Refuse a data set whose items are not the units that the plan's guarantee speaks of."""
     unit = dataset.unit if isinstance(dataset, _rows.Units) else ROW
@@ -548,15 +534,3 @@ def check_unit(dataset: Any, plan: Plan) -> None:
             "unit='user', whose sampler counts users.",
             code="privacy-unit",
         )
-
-
-def _check_noise(source: NoiseSource, plan: Plan) -> None:
-    """Refuse noise that could not be added, before a step is spent on finding out."""
-    if not isinstance(source, NoiseSource):
-        raise ConfigError(
-            f"noise must be a NoiseSource (private, normal), got {type(source).__name__}. Leave it out for "
-            "a fresh cipher.",
-            code="noise-source",
-        )
-    nothing = BoundedSum(total={}, bound=sensitivity(plan.clipping), norms=torch.empty(0))
-    add_noise(nothing, noise_multiplier=plan.gradient_noise_multiplier, source=source)

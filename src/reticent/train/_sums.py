@@ -21,22 +21,14 @@ class Sums:
         norms: each chunk's norms, kept only to show them.
     """
 
-    total: dict[str, Tensor] = field(repr=False)
+    total: Mapping[str, Tensor] = field(repr=False)
     count: Tensor = field(repr=False)
     norms: list[Tensor] = field(default_factory=list, repr=False)
 
     @classmethod
-    def empty(cls, params: Mapping[str, Tensor], *, num_norms: int) -> "Sums":
-        """Zero sums for these parameters."""
-        return cls(
-            total={
-                name: torch.zeros_like(
-                    p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False
-                )
-                for name, p in params.items()
-            },
-            count=torch.zeros(num_norms, dtype=torch.float64),
-        )
+    def empty(cls, total: Mapping[str, Tensor], *, num_norms: int) -> "Sums":
+        """These, which are zeros, and zero counts."""
+        return cls(total=total, count=torch.zeros(num_norms, dtype=torch.float64))
 
 
 def destroy(sums: Sums) -> None:

@@ -25,6 +25,7 @@ from reticent.records import EpsilonReport
 from reticent.sample import SampleStream
 
 from ._adapt import ClipNorms
+from ._begin import check_physical_batch_size
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._evaluate import Evaluation
 from ._files import drop_torn_line, finite, write_json
@@ -42,7 +43,7 @@ from ._loop import Companion, TrainSettings, fit
 from ._physical import largest_physical_batch_size
 from ._progress import silent_or_bar
 from ._rows import Transform, fetch
-from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, LossPerExample, PrivateStep, check_physical_batch_size
+from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, LossPerExample, PrivateStep
 
 # What a run leaves only when its ledger was there: without one, a new ledger would forget what was spent.
 _LEFT_BY_STEPS: Final = ("checkpoint*", "*.safetensors", "metrics.jsonl", "not-private.jsonl", "result.json")

@@ -1,0 +1,86 @@
+"""How a process holds the model that it clips gradients of: all of it, or a part of every parameter.
+
+Room: clip. May import torch.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+class Held(Protocol):
+    """A model's tensors as its forward uses them, and what other processes must hear of each pass.
+
+    Where processes gather parameters from each other during every pass, all of them must run equally many
+    passes, whatever their examples are like.
+    """
+
+    @property
+    def apart(self) -> bool:
+        """Whether passes gather parameters from other processes."""
+        ...
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Name -> parameter as the forward uses it; one name for a shared one."""
+        ...
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """Name -> buffer."""
+        ...
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is up in any process; all of them must ask."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A block in which parameters are all here, and passes ask nothing of other processes."""
+        ...
+
+
+class InPlace:
+    """The whole model, in this process."""
+
+    apart = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The model's."""
+        return dict(self._model.named_parameters())
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """The model's."""
+        return dict(self._model.named_buffers())
+
+    def any_rank(self, flag: bool) -> bool:
+        """The flag."""
+        return flag
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Nothing to do."""
+        return nullcontext()
+
+
+@runtime_checkable
+class Scattered(Protocol):
+    """Sums of which each process keeps a part, as they are made.
+
+    In a pass, every parameter is added to once, in the same order in every process.
+    """
+
+    def adding(self, name: str) -> AbstractContextManager[Tensor]:
+        """Zeros in the parameter's shape, to add to; handed out to all processes when the block is left."""
+        ...
+
+
+@contextmanager
+def adding(total: Mapping[str, Tensor] | Scattered, name: str) -> Iterator[Tensor]:
+    """What a parameter's sum is added to."""
+    if isinstance(total, Scattered):
+        with total.adding(name) as into:
+            yield into
+    else:
+        yield total[name]

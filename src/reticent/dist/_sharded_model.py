@@ -1,0 +1,237 @@
+"""A model under FSDP2 (`fully_shard`): its parameters as the forward uses them, and sums of them by shards.
+
+Room: dist. May import torch and `reticent.errors`.
+
+FSDP2 swaps every parameter for its gathered, whole form while the module around it runs, and gives that
+form's memory back afterwards; the object stays the same. Recording by identity therefore sees every use.
+The gathered parameter never gets a `.grad`, so FSDP2 reduces nothing by itself: clipped sums are
+reduce-scattered here, one FSDP2 unit (the parameters that are gathered together) at a time.
+
+Shape letters (this file): N ranks, S numbers in a rank's part of a unit.
+
+Sources:
+    [1] PyTorch documentation, torch.distributed.fsdp.fully_shard.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Shard
+
+from reticent.errors import ConfigError, StepError
+
+from ._replicas import Replicas
+
+
+class ShardedModel:
+    """How a rank holds a model that `fully_shard` was applied to; see `reticent.clip`'s `Held`.
+
+    Args:
+        model: every trainable parameter must be sharded on its first axis, over the ranks' group.
+        ranks: over which it is.
+
+    Raises:
+        ConfigError[sharded-model]: the model is not sharded like that.
+    """
+
+    apart = True
+
+    def __init__(self, model: nn.Module, *, ranks: Replicas) -> None:
+        self._model, self._ranks = model, ranks
+        self._is_whole = False
+        self.sharded: Final = dict(model.named_parameters())
+        _refuse_others(self.sharded, ranks.size)
+        self.units: Final[list[tuple[str, ...]]] = []
+        self._gathered: dict[str, nn.Parameter] = {}
+        for module in self._fsdp_modules():
+            self._learn(module)
+
+    def _learn(self, module: FSDPModule) -> None:
+        """Which parameters a unit gathers, and as which objects: they are made once."""
+        module.unshard()
+        now = dict(self._model.named_parameters())
+        unit = {n: p for n, p in now.items() if p is not self.sharded[n] and n not in self._gathered}
+        module.reshard()
+        if unit:
+            self.units.append(tuple(unit))
+            self._gathered |= unit
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Name -> parameter as the forward uses it; another object than any we know comes as it is."""
+        now = dict(self._model.named_parameters())
+        return {
+            name: self._gathered.get(name, p) if p is self.sharded.get(name) else p for name, p in now.items()
+        }
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """The model's."""
+        return dict(self._model.named_buffers())
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank; in a `whole` block, on this one."""
+        return flag if self._is_whole else self._ranks.any_rank(flag)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Gather every parameter and keep it: until the block is left, no pass concerns other ranks."""
+        if self._is_whole:
+            yield
+            return
+        modules = self._fsdp_modules()
+        for module in modules:
+            module.unshard()
+            _set_reshard(module, False)
+        self._is_whole = True
+        try:
+            yield
+        finally:
+            self._is_whole = False
+            for module in modules:
+                module.reshard()
+                _set_reshard(module, True, root=module is self._model)
+
+    @property
+    def held(self) -> "ShardedModel":
+        """This: it tells a clip engine what passes need."""
+        return self
+
+    def zeros(self, params: Mapping[str, nn.Parameter]) -> "ScatteredSums":
+        """Sums by shards, of all trainable parameters."""
+        return ScatteredSums(self, ranks=self._ranks)
+
+    def gradient(self, p: nn.Parameter, part: Tensor) -> Tensor:
+        """A rank's shard of a gradient, as the gradient of a sharded parameter."""
+        data = p.data
+        assert isinstance(data, DTensor)
+        return DTensor.from_local(
+            part.to(dtype=data.dtype, device=data.device),
+            data.device_mesh,
+            data.placements,
+            run_check=False,
+            shape=data.shape,
+            stride=data.stride(),
+        )
+
+    def _fsdp_modules(self) -> list[FSDPModule]:
+        return [module for module in self._model.modules() if isinstance(module, FSDPModule)]
+
+
+def _set_reshard(module: FSDPModule, on: bool, *, root: bool = False) -> None:
+    module.set_reshard_after_forward(on and not root, recurse=False)  # the root's are needed again at once
+    module.set_reshard_after_backward(on, recurse=False)
+    module.set_requires_gradient_sync(on, recurse=False)
+
+
+class ScatteredSums(Mapping[str, Tensor]):
+    """Sums of gradients by parameter, of which each rank holds its shard.
+
+    A unit's sums exist whole only between the first and the last `adding` to it; then they are summed over the
+    ranks, each of which keeps its part.
+
+    Args:
+        model: the sharded model.
+        ranks: over which it is.
+
+    Guarantee:
+        After every rank has added to every parameter once, a rank's tensors hold its coordinates of the sum
+        over all ranks (to rounding in the sum's dtype).
+    """
+
+    def __init__(self, model: ShardedModel, *, ranks: Replicas) -> None:
+        self._ranks = ranks
+        self._shards = {n: _zeros_for(p) for n, p in model.sharded.items() if p.requires_grad}
+        self._shapes = {n: model.sharded[n].shape for n in self._shards}
+        self._units = [tuple(n for n in unit if n in self._shards) for unit in model.units]
+        self._unit_of = {n: i for i, unit in enumerate(self._units) for n in unit}
+        self._whole: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._shards[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @contextmanager
+    def adding(self, name: str) -> Iterator[Tensor]:
+        """Zeros to add to. With the block that completes a unit, its sums are handed out.
+
+        Raises:
+            StepError[ranks-order]: the ranks are not at the same unit.
+        """
+        mine = self._shards[name]
+        whole = torch.zeros(self._shapes[name], dtype=mine.dtype, device=mine.device)
+        yield whole
+        self._whole[name] = whole
+        number = self._unit_of[name]
+        if all(n in self._whole for n in self._units[number]):
+            self._hand_out(number)
+
+    def _hand_out(self, number: int) -> None:
+        names, ranks = self._units[number], self._ranks.size
+        sizes = {n: -(-self._shapes[n][0] // ranks) * self._shapes[n][1:].numel() for n in names}
+        first = self._shards[names[0]]
+        # Two numbers more tell whether all ranks are at this unit: the mean of u*u is u*u only if all u are.
+        flat_NS = torch.zeros(ranks, sum(sizes.values()) + 2, dtype=first.dtype, device=first.device)
+        flat_NS[:, -2], flat_NS[:, -1] = number, number * number
+        start = 0
+        for name in names:
+            whole = self._whole.pop(name)
+            rows = flat_NS.narrow(1, start, sizes[name])
+            for rank, part in enumerate(whole.split(-(-len(whole) // ranks))):
+                rows[rank, : part.numel()] = part.reshape(-1)
+            start += sizes[name]
+        mine_S = torch.empty(flat_NS.shape[1], dtype=first.dtype, device=first.device)
+        self._ranks.scatter_sum(mine_S, flat_NS.view(-1))
+        if mine_S[-2:].tolist() != [ranks * number, ranks * number * number]:
+            raise StepError(
+                "The ranks' backward passes reach the model's units in different orders, so that their sums do not "
+                "belong together. Nothing was released. Make the model's operations the same for every "
+                "batch, or train with parallel=ddp.",
+                code="ranks-order",
+            )
+        start = 0
+        for name in names:
+            shard = self._shards[name]
+            shard.view(-1).add_(mine_S[start : start + shard.numel()])
+            start += sizes[name]
+
+
+def _zeros_for(p: nn.Parameter) -> Tensor:
+    local = _local(p)
+    return torch.zeros_like(local, dtype=torch.promote_types(local.dtype, torch.float32), requires_grad=False)
+
+
+def _local(p: Any) -> Tensor:
+    return p.to_local().detach()
+
+
+def _refuse_others(sharded: Mapping[str, nn.Parameter], num_ranks: int) -> None:
+    """Refuse parameters that are not spread over exactly the ranks, on their first axis."""
+    whole = [n for n, p in sharded.items() if p.requires_grad and not isinstance(p.data, DTensor)]
+    if whole:
+        raise ConfigError(
+            f"Trainable parameters {whole[:3]} are not sharded. Apply torch.distributed.fsdp.fully_shard to the "
+            "model (and first to its blocks) before the optimizer is made, without ignored_params.",
+            code="sharded-model",
+        )
+    meshes = {n: p.data.device_mesh for n, p in sharded.items() if isinstance(p.data, DTensor)}
+    other = [n for n, mesh in meshes.items() if not _fits(mesh, sharded[n], num_ranks)]
+    if other:
+        raise ConfigError(
+            f"Parameters {other[:3]} are not sharded on their first axis over all {num_ranks} ranks alone "
+            "(hybrid or tensor parallel meshes, or a shard_placement_fn). Use a mesh with one axis: the "
+            "default of fully_shard.",
+            code="sharded-model",
+        )
+
+
+def _fits(mesh: DeviceMesh, p: Any, num_ranks: int) -> bool:
+    return mesh.ndim == 1 and mesh.size() == num_ranks and tuple(p.data.placements) == (Shard(0),)

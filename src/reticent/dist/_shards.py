@@ -1,0 +1,125 @@
+"""Sharded data parallel (FSDP2): every rank holds a part of every parameter, and a share of each batch.
+
+Room: dist. May import torch, NumPy, `reticent.noise` and the floors below.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from reticent.bounded import BoundedSum
+from reticent.errors import StepError
+from reticent.noise import NoiseSource, add_noise
+
+from ._ranks import Indices, T
+from ._replicas import Replicas
+from ._sharded_model import ScatteredSums, ShardedModel
+
+
+class Shards:
+    """The ranks of a process group over which `fully_shard` has spread a model [FSDP2].
+
+        torch.distributed.init_process_group()             # under torchrun
+        for block in model.blocks:
+            fully_shard(block)
+        fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameters())
+        private = PrivateStep(model, optimizer, plan=plan, ledger="runs/a", ranks=Shards())
+
+    Batches, ledger and guarantee are those of `Replicas`. Clipped sums are reduce-scattered unit by unit, each rank
+    draws noise for its own shard from a key of its own, and updates it: no rank ever holds the whole summed
+    gradient, or the whole optimizer's state.
+
+    Every rank runs equally many passes, because each pass gathers parameters from all: one whose share is used
+    up runs a row that does not count. So an error inside a pass cannot be taken back on one rank alone:
+    it ends the job, which is resumed.
+
+    Before the first step, and where an example's gradient is not finite, the whole model is gathered on every rank
+    for a moment, to run examples alone.
+
+    Args:
+        group: the process group; by default that of all ranks.
+
+    Raises:
+        ConfigError[no-process-group]: `torch.distributed` is not initialised.
+    """
+
+    shards = True
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._replicas: Final = Replicas(group)
+        self.rank: Final = self._replicas.rank
+        self.size: Final = self._replicas.size
+        self._failed = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def share(self, indices: Indices) -> Indices:
+        """Every size-th unit, from the rank's own number on."""
+        return self._replicas.share(indices)
+
+    def num_passes_over(self, indices: Indices) -> int:
+        """The largest share of any rank."""
+        return -(-len(indices) // self.size)
+
+    def tell(self, value: Any) -> Any:
+        """The leader's JSON value on every rank."""
+        return self._replicas.tell(value)
+
+    def tell_indices(self, indices: Indices) -> Indices:
+        """The leader's indices on every rank."""
+        return self._replicas.tell_indices(indices)
+
+    def first(self, act: Callable[[], T]) -> T | None:
+        """Let the leader act; the others wait, and get None."""
+        return self._replicas.first(act)
+
+    def meet(self, error: BaseException | None, *, passing: bool = False) -> None:
+        """Wait for every rank; an error in the middle of passes ends the job instead."""
+        if self._failed or (error is not None and passing):
+            self._failed = True
+            raise StepError(
+                "This rank of a sharded run failed in the middle of a pass, which the others cannot finish without "
+                f"it ({_in_a_line(error)}). This step released and spent nothing. End the job, and go on by "
+                "resuming the run.",
+                code="shard-failed",
+            ) from error
+        self._replicas.meet(error)
+
+    def agree(self, what: str, value: Any) -> None:
+        """Check that a JSON value is the same on every rank."""
+        self._replicas.agree(what, value)
+
+    def hold(self, model: nn.Module) -> ShardedModel:
+        """A shard of every parameter.
+
+        Raises:
+            ConfigError[sharded-model]: `fully_shard` was not applied to all of it, or over other ranks.
+        """
+        return ShardedModel(model, ranks=self._replicas)
+
+    def begin_alike(self, model: nn.Module) -> None:
+        """Give every rank the leader's buffers. Shards are what `fully_shard` made them from."""
+        self._replicas.broadcast(model.buffers())
+
+    def add_noise(
+        self, bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSource
+    ) -> dict[str, Tensor]:
+        """Noise on this rank's shard of sums by shards; for another sum, see `Replicas.add_noise`."""
+        if isinstance(bounded.total, ScatteredSums):  # summed over the ranks already, coordinate by coordinate
+            return add_noise(bounded, noise_multiplier=noise_multiplier, source=source)
+        return self._replicas.add_noise(bounded, noise_multiplier=noise_multiplier, source=source)
+
+    def __repr__(self) -> str:
+        return f"Shards(rank={self.rank}, size={self.size})"
+
+
+def _in_a_line(error: BaseException | None) -> str:
+    if error is None:
+        return "in an earlier step"
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

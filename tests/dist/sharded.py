@@ -1,0 +1,252 @@
+"""What each rank of a sharded job does: `python -m tests.dist.sharded TASK RANK SIZE FOLDER`."""
+
+import os
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
+
+from reticent.clip import ClipEngine
+from reticent.clipping import FlatClipping, PerLayerClipping
+from reticent.dist import Replicas, Shards
+from reticent.errors import ReticentError
+from reticent.noise import NoiseSource
+from reticent.recipes.vision._wide_resnet import WideResNet
+from reticent.sample import SampleStream
+from reticent.train import PrivateStep
+from tests.dist.work import CLIPPINGS, main, plan_with
+from tests.support.case import Problem
+from tests.support.judge import median_norm
+from tests.support.oracle import loop_clipped_sum, take_rows
+from tests.train.joint import NoNoise, cross_entropy, make_data, make_model, make_plan, take, with_rows
+
+
+WIDTH, NUM_BLOCKS = 512, 12
+
+
+def gpt2():
+    from tests.support.hf import CAUSAL
+
+    problem = next(c for c in CAUSAL if c.name == "gpt2-tied").build(0, torch.float64)
+    return problem, list(problem.model.transformer.h)
+
+
+def vit():
+    from tests.support.hf import IMAGES
+
+    problem = next(c for c in IMAGES if c.name == "vit").build(0, torch.float64)
+    kinds = ("ViTLayer", "ViTSelfAttention")
+    return problem, [m for m in problem.model.modules() if type(m).__name__ in kinds][::-1]
+
+
+def wrn():
+    torch.manual_seed(0)
+    model = WideResNet(10, 1, 3).double()
+    rows = (torch.randn(5, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1]))
+    rows[0][3] = torch.inf  # counts as zero, wherever it is
+
+    def losses(batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    problem = Problem(model=model, losses=losses, batch=rows)
+    return problem, [m for m in model.children() if any(p.requires_grad for p in m.parameters())]
+
+
+def held_by(model):
+    """Bytes of parameters that stay on this rank."""
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def compare(ranks, make, num_rows):
+    """Sums by shards, put together, against one process: the loop for flat clipping, the engine per layer."""
+    problem, blocks = make()
+    order = torch.arange(num_rows) % problem.num_rows
+    batch, model, losses = take_rows(problem.batch, order), problem.model, problem.losses
+    max_norm = median_norm(Problem(model=model, losses=losses, batch=batch))
+    flat, by_layer = FlatClipping(max_norm=max_norm), PerLayerClipping(max_norm=max_norm)
+    total, norms = loop_clipped_sum(model, losses, batch, max_norm)
+    layered = ClipEngine(model, clipping=by_layer).clipped_sum(losses, batch).total
+    before = held_by(model)
+    for block in blocks:
+        fully_shard(block)
+    fully_shard(model)
+    holding = ranks.hold(model)
+    mine, errors = torch.arange(num_rows)[ranks.rank :: ranks.size], {}
+    for name, clipping, wanted in (("flat", flat, total), ("per-layer", by_layer, layered)):
+        engine = ClipEngine(model, clipping=clipping, held=holding.held)
+        engine.check(losses, take_rows(batch, slice(0, 2)))
+        out = holding.zeros({})
+        for start in range(0, -(-num_rows // ranks.size), 2):
+            rows = mine[start : start + 2]
+            given = take_rows(batch, rows if len(rows) else torch.zeros(1, dtype=torch.int64))
+            engine.clipped_sum(losses, given, out=out, counts=len(rows) > 0)
+        params = dict(model.named_parameters())
+        whole = {n: holding.gradient(params[n], part).full_tensor() for n, part in out.items()}
+        errors[name] = max(float((whole[n] - wanted[n]).abs().max()) for n in wanted)
+    return {
+        "errors": errors,
+        "clipped": int((norms > max_norm).sum()),
+        "share": held_by(model) / before,
+        "sums_share": sum(t.nbytes for t in out.values()) / sum(t.nbytes for t in total.values()),
+    }
+
+
+def wide_resnet(ranks, folder):
+    """Five rows: with two ranks, one runs a pass that does not count, and one row is not finite."""
+    return compare(ranks, wrn, 5)
+
+
+def transformers(ranks, folder):
+    """Three rows: with two ranks, one has a single row in its pass, and nothing to prove."""
+    return {"gpt2": compare(ranks, gpt2, 3), "vit": compare(ranks, vit, 5)}
+
+
+def sharded(model):
+    """A model of two layers in two units."""
+    fully_shard(model[2])
+    return fully_shard(model)
+
+
+def trained(ranks, folder, clipping):
+    """As `tests.dist.work.trained`, with shards."""
+    torch.set_default_dtype(torch.float64)
+    model = make_model()
+    plan, without = plan_with(CLIPPINGS[clipping]), cast(NoiseSource, NoNoise())
+    model = sharded(model) if ranks.shards else model
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    private = PrivateStep(
+        model, sgd, plan=plan, ledger=folder / clipping, noise=without, ranks=ranks, physical_batch_size=4
+    )
+    x, y = make_data().tensors
+    for batch in plan.batches((x.double(), y), stream=SampleStream.fresh()):
+        rng = np.random.default_rng(batch.step)  # other ranks drew other batches, which must not matter
+        mine = rng.choice(64, 13 + batch.step, replace=False) if ranks.leads else np.arange(5)
+        take(private, with_rows(batch, np.sort(mine)))
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    held = [t for state in sgd.state.values() for t in state.values()]
+    return {
+        "weights": [p.tolist() for p in whole],
+        "clip_norms": private.clip_norms,
+        "epsilon": private.epsilon().epsilon,
+        "num_steps": private.num_steps,
+        "head": private.head,
+        "momentum": sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in held),
+    }
+
+
+def same_training(ranks, folder):
+    return {name: trained(ranks, folder, name) for name in CLIPPINGS}
+
+
+def noise(ranks, folder):
+    """The noise of a step over many coordinates whose gradient is zero; a row is drawn, or none."""
+    model = nn.Linear(400, 301, bias=False)
+    nn.init.zeros_(model.weight)
+    fully_shard(model)
+    plan = make_plan(noise_multiplier=1.7, max_norm=0.3, num_steps=2)
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    private = PrivateStep(model, sgd, plan=plan, ledger=folder / "noise", ranks=ranks)
+    seen = []
+    for batch in plan.batches((torch.ones(64, 400),)):
+        before = model.weight.full_tensor().detach().clone()
+        take(private, with_rows(batch, np.arange(batch.step)), loss=lambda m, r: 0.0 * m(r[0]).sum(1))
+        after = model.weight.full_tensor().detach()
+        seen.append((before - after).flatten() * plan.expected_batch_size)
+    np.save(folder / f"noise-{ranks.rank}.npy", torch.stack(seen).numpy())
+    return {"rows": model.weight.to_local().shape[0]}
+
+
+def peak_of(step):
+    """Largest number of bytes of tensors allocated at once beyond those before, by torch's own events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    now = peak = 0
+    events = cast(Any, seen.profiler).kineto_results.events()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def memory(ranks, folder):
+    """Bytes of one pass of a model of many equal units, after one to warm up, and what stays between passes."""
+    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(NUM_BLOCKS)))
+    size = sum(p.nbytes for p in model.parameters())
+    for block in model:
+        fully_shard(block)
+    fully_shard(model)
+    adam, holding, found = torch.optim.Adam(model.parameters(), lr=1e-3), ranks.hold(model), {}
+    rows = (torch.randn(4, WIDTH), torch.randint(0, WIDTH, (4,)))
+    for name, clipping in (("flat", FlatClipping(max_norm=0.5)), ("per-layer", PerLayerClipping(max_norm=0.5))):
+        engine, out = ClipEngine(model, clipping=clipping, held=holding.held), holding.zeros({})
+
+        def run(engine=engine, out=out):
+            engine.clipped_sum(lambda given: cross_entropy(model, given), rows, out=out)
+
+        run()
+        found[name] = peak_of(run) / size
+    for (_, p), part in zip(model.named_parameters(), out.values(), strict=True):
+        p.grad = holding.gradient(p, part)
+    adam.step()
+    stays = [*model.parameters(), *out.values(), *(t for s in adam.state.values() for t in s.values())]
+    found["stays"] = sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in stays) / size
+    return found
+
+
+def refused(ranks, folder):
+    """What is not sharded as it should be, or not clipped by what knows of shards."""
+    codes = []
+
+    def attempt(model, with_ranks, **options: Any):
+        try:
+            PrivateStep(
+                model,
+                torch.optim.SGD(model.parameters(), lr=1.0),
+                plan=make_plan(),
+                ledger=folder / f"refused-{len(codes)}",
+                ranks=with_ranks,
+                **options,
+            )
+            codes.append(None)
+        except ReticentError as e:
+            codes.append(e.code)
+
+    part = make_model()
+    fully_shard(part[2])
+    hybrid = fully_shard(make_model(), mesh=init_device_mesh("cpu", (1, ranks.size), mesh_dim_names=("a", "b")))
+    attempt(make_model(), ranks)
+    attempt(part, ranks)
+    attempt(hybrid, ranks)
+    attempt(sharded(make_model()), Replicas())
+    attempt(sharded(make_model()), ranks, compile=True)
+    return {"codes": codes}
+
+
+def one_fails(ranks, folder):
+    """A rank fails in the middle of a pass, and its process ends; the other must not wait for it."""
+    model, plan = sharded(make_model()), make_plan()
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    private = PrivateStep(model, sgd, plan=plan, ledger=folder / "fails", ranks=ranks)
+    batch = with_rows(next(iter(plan.batches(make_data()))), np.arange(8))
+
+    def breaks(model, rows):
+        if ranks.rank == 1:
+            raise ValueError("mine")
+        return cross_entropy(model, rows)
+
+    try:
+        take(private, batch, loss=breaks)
+    except ReticentError as e:
+        (folder / f"error-{ranks.rank}").write_text(f"{e.code} {e.__cause__!r}")
+        os._exit(3)
+    return {}
+
+
+if __name__ == "__main__":
+    main(globals(), Shards)

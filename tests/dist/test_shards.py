@@ -1,0 +1,105 @@
+"""Several processes with shards of the model take private steps as one would, and hold less."""
+
+import numpy as np
+import pytest
+import torch
+
+from reticent.dist import ALONE
+from tests.dist import ranks, sharded
+
+pytestmark = pytest.mark.dist
+
+
+def results(task, folder, *, size):
+    return ranks.results(task, folder, size=size, module="tests.dist.sharded")
+
+
+def require_exact(found, *, num_rows, size):
+    assert 0 < found["clipped"] < num_rows
+    assert found["errors"]["flat"] < 1e-10 and found["errors"]["per-layer"] < 1e-10
+    assert found["share"] < 1.05 / size + 0.02 and found["sums_share"] < 1.05 / size + 0.02
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """Folder and results of one job of two ranks."""
+    folder = tmp_path_factory.mktemp("two") / "ranks"
+    found = results("wide_resnet+noise+refused+same_training", folder, size=2)
+    return folder, {name: [of_rank[name] for of_rank in found] for name in found[0]}
+
+
+def test_sums_of_a_wide_resnet_are_those_of_one_process(of_two):
+    for found in of_two[1]["wide_resnet"]:
+        require_exact(found, num_rows=5, size=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_sums_of_transformers_with_tied_weights_are_those_of_one_process(tmp_path, size):
+    pytest.importorskip("transformers")
+    for found in results("transformers", tmp_path, size=size):
+        require_exact(found["gpt2"], num_rows=3, size=size)
+        require_exact(found["vit"], num_rows=5, size=size)
+
+
+def test_training_is_that_of_one_process_and_optimizer_states_are_shards(of_two, tmp_path):
+    require_same_training(of_two[1]["same_training"], tmp_path)
+
+
+@pytest.mark.slow
+def test_training_with_four_ranks_too(tmp_path):
+    found = results("wide_resnet+same_training", tmp_path / "ranks", size=4)
+    for of_rank in found:
+        require_exact(of_rank["wide_resnet"], num_rows=5, size=4)
+    require_same_training([of_rank["same_training"] for of_rank in found], tmp_path)
+
+
+def require_same_training(of_all, tmp_path):
+    (tmp_path / "alone").mkdir()
+    try:
+        alone = {name: sharded.trained(ALONE, tmp_path / "alone", name) for name in sharded.CLIPPINGS}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for found in of_all:
+        for name, wanted in alone.items():
+            for ours, theirs in zip(found[name]["weights"], wanted["weights"], strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8)  # noise of 0 has a grid of 2e-9
+            assert found[name]["clip_norms"] == pytest.approx(wanted["clip_norms"], rel=1e-10)
+            assert (found[name]["epsilon"], found[name]["num_steps"]) == (wanted["epsilon"], wanted["num_steps"])
+            assert found[name]["head"] == of_all[0][name]["head"]
+    for name, wanted in alone.items():
+        assert sum(found[name]["momentum"] for found in of_all) == wanted["momentum"]
+
+
+def test_the_noise_in_total_is_that_of_one_process(of_two):
+    folder, found = of_two[0], of_two[1]["noise"]
+    first, second = (np.load(folder / f"noise-{rank}.npy") for rank in range(2))
+    assert (first == second).all()
+    for step in first:
+        error = 1 / (2 * step.size) ** 0.5
+        assert abs(step.std() / (1.7 * 0.3) - 1) < 6 * error  # twice or half the variance is 80 errors off
+        halves = step[: 150 * 400], step[found[0]["rows"] * 400 :]  # what each rank noised
+        assert abs(np.corrcoef(*halves)[0, 1]) < 6 / 60000**0.5
+    assert abs(np.corrcoef(first[0], first[1])[0, 1]) < 6 / first[0].size ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_no_rank_holds_the_whole_gradient_or_model(tmp_path, size):
+    """Twelve equal units: a pass holds a few of them at once, and what stays is one part in `size`."""
+    for found in results("memory", tmp_path, size=size):
+        assert found["flat"] < 5.5 / 12 and found["per-layer"] < 5.5 / 12
+        assert found["stays"] < 1.02 * 4 / size  # parameters, sums, two moments
+
+
+def test_what_is_sharded_otherwise_or_clipped_by_other_engines_is_refused(of_two):
+    for found in of_two[1]["refused"]:
+        assert found["codes"] == ["sharded-model"] * 3 + ["several-ranks"] * 2
+
+
+def test_a_rank_that_fails_in_a_pass_ends_the_job_on_all(tmp_path):
+    jobs = ranks.start("one_fails", tmp_path, size=2, module="tests.dist.sharded")
+    for job in jobs:
+        job.communicate(timeout=60)
+    said = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]
+    assert all(text.startswith("shard-failed") for text in said) and "mine" in said[1]
