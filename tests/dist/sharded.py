@@ -1,15 +1,17 @@
 """What each rank of a sharded job does: `python -m tests.dist.sharded TASK RANK SIZE FOLDER`."""
 
 import os
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.profiler import ProfilerActivity, profile
+from torch.nn.modules.module import register_module_forward_hook
 
 from reticent.clip import ClipEngine
 from reticent.clipping import FlatClipping, PerLayerClipping
@@ -162,20 +164,32 @@ def noise(ranks, folder):
     return {"rows": model.weight.to_local().shape[0]}
 
 
-def peak_of(step):
-    """Largest number of bytes of tensors allocated at once beyond those before, by torch's own events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    now = peak = 0
-    events = cast(Any, seen.profiler).kineto_results.events()
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
+@contextmanager
+def watching(holding, out):
+    """The largest number of bytes of whole parameters and whole sums at once: in forwards, and at every sum."""
+    seen = [0]
+
+    def look(*_, more=0):
+        whole = [p.untyped_storage().nbytes() for p in holding.parameters().values()]
+        seen[0] = max(seen[0], sum(whole) + sum(t.nbytes for t in out._whole.values()) + more)
+
+    scatter_sum = Replicas.scatter_sum
+
+    def watched(self, mine, parts):
+        look(more=parts.nbytes)
+        return scatter_sum(self, mine, parts)
+
+    hook = register_module_forward_hook(look)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Replicas, "scatter_sum", watched)
+            yield seen
+    finally:
+        hook.remove()
 
 
 def memory(ranks, folder):
-    """Bytes of one pass of a model of many equal units, after one to warm up, and what stays between passes."""
+    """Shares of a model of twelve equal units: what is whole at once in a pass, and what stays between passes."""
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(NUM_BLOCKS)))
     size = sum(p.nbytes for p in model.parameters())
     for block in model:
@@ -186,11 +200,10 @@ def memory(ranks, folder):
     for name, clipping in (("flat", FlatClipping(max_norm=0.5)), ("per-layer", PerLayerClipping(max_norm=0.5))):
         engine, out = ClipEngine(model, clipping=clipping, held=holding.held), holding.zeros({})
 
-        def run(engine=engine, out=out):
-            engine.clipped_sum(lambda given: cross_entropy(model, given), rows, out=out)
-
-        run()
-        found[name] = peak_of(run) / size
+        for _ in range(2):
+            with watching(holding, out) as seen:
+                engine.clipped_sum(lambda given: cross_entropy(model, given), rows, out=out)
+        found[name] = seen[0] / size
     for (_, p), part in zip(model.named_parameters(), out.values(), strict=True):
         p.grad = holding.gradient(p, part)
     adam.step()
