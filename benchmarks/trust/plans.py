@@ -4,6 +4,8 @@ import math
 import random
 import time
 
+from prv_accountant import PoissonSubsampledGaussianMechanism, PRVAccountant
+
 from reticent.account import calibrate_noise_multiplier, cross_check, epsilon
 from reticent.errors import AccountingError
 from reticent.records import Budget, Mechanism, SamplingScheme
@@ -29,8 +31,10 @@ def one(seed):
     step = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=prob, noise_multiplier=sigma)
     report = epsilon([(step, steps)], delta=delta)
     checks = cross_check(report, [(step, steps)], integral=seed % 5 == 0)
+    low, high = second_opinion(prob, sigma, steps, delta)
     return {
         "seed": seed,
+        "second accountant": [low, report.epsilon, high],
         "settings": [prob, steps, target, delta, sigma],
         "share": report.epsilon / target,
         "above": report.epsilon > target,
@@ -38,6 +42,16 @@ def one(seed):
         "held": [c.name for c in checks if c.holds is True],
         "failed": [f"{c.name}: {c.detail}" for c in checks if c.holds is False],
     }
+
+
+def second_opinion(prob, sigma, steps, delta, error=0.02):
+    """Bounds on epsilon by prv-accountant (Gopi, Lee, Wutschitz 2021): no code of dp-accounting."""
+    step = PoissonSubsampledGaussianMechanism(noise_multiplier=sigma, sampling_probability=prob)
+    accountant = PRVAccountant(
+        prvs=[step], max_self_compositions=[steps], eps_error=error, delta_error=1e-3 * delta
+    )
+    low, _, high = accountant.compute_epsilon(delta=delta, num_self_compositions=[steps])
+    return low, high
 
 
 def table(found):
@@ -51,6 +65,9 @@ def table(found):
         "epsilon above its target": sum(plan["above"] for plan in made),
         "least share of the target used": min((p["share"] for p in made), default=math.nan),
         "CPU seconds, median and largest": [seconds[len(seconds) // 2], seconds[-1]] if seconds else [],
+        "between the second accountant's bounds": sum(
+            low <= epsilon <= high for low, epsilon, high in (plan["second accountant"] for plan in made)
+        ),
         **{f"checked by {name}": held.count(name) for name in sorted(set(held))},
         "checks that did not hold": [problem for plan in made for problem in plan["failed"]],
     }
