@@ -43,7 +43,9 @@ def test_every_block_says_its_language(page):
     fences = re.findall(r"^ *```(.*)$", text, flags=re.MULTILINE)
     assert len(fences) % 2 == 0
     assert all(opening for opening in fences[::2])
-    assert not re.search(r"\n\n    (reticent|python|pip|make|pytest) ", text), "indented: fence it, so that it runs"
+    assert not re.search(r"\n\n    (reticent|python|pip|make|pytest) ", text), (
+        "indented: fence it, so that it runs"
+    )
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)

@@ -12,7 +12,11 @@ def page(tmp_path, text):
 
 
 def test_blocks_share_names_and_setup_comes_first(tmp_path):
-    run_page(page(tmp_path, "<!-- setup\nx = 2\n-->\n\n```python\ny = x + 1\n```\n\n```python\nassert y == 3\n```\n"))
+    run_page(
+        page(
+            tmp_path, "<!-- setup\nx = 2\n-->\n\n```python\ny = x + 1\n```\n\n```python\nassert y == 3\n```\n"
+        )
+    )
 
 
 def test_an_error_names_the_pages_own_line(tmp_path):
