@@ -26,7 +26,7 @@ def test_an_error_names_the_pages_own_line(tmp_path):
 
 
 def test_a_failing_command_fails_the_page(tmp_path):
-    with pytest.raises(AssertionError, match="page.md:2"):
+    with pytest.raises(AssertionError, match=r"page\.md:2"):
         run_page(page(tmp_path, "```sh\nreticent plan --delta 2\n```\n"))
 
 
