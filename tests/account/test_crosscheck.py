@@ -77,6 +77,13 @@ def test_nothing_spent_and_nothing_private_need_no_second_opinion():
     checked_epsilon([(FULL, 1)], delta=1e-5, relation=NeighbouringRelation.REPLACE_ONE)
 
 
+@pytest.mark.parametrize(("q", "noise", "steps"), [(0.2, 8.0, 2), (1.0, 60.0, 2), (0.2, 60.0, 100)])
+def test_a_tiny_epsilon_whose_best_order_is_large_is_no_disagreement(q, noise, steps):
+    scheme = SamplingScheme.FULL_BATCH if q == 1.0 else SamplingScheme.POISSON
+    segments = [(Mechanism(scheme=scheme, sampling_prob=q, noise_multiplier=noise), steps)]
+    assert checked_epsilon(segments, delta=1e-5) == epsilon(segments, delta=1e-5)
+
+
 @pytest.mark.parametrize("name", ["cifar", "sst-2", "full batch", "one step"])
 def test_integer_orders_are_those_of_the_library(name):
     """Our closed form against dp-accounting's, at the very same orders."""

@@ -3,6 +3,7 @@
 The clipped sums come from `ClipEngine`, all else is written out here.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -145,3 +146,19 @@ def ties_forgotten(model, rows):
     norms = (of_embed.square().sum((1, 2)) + of_head.square().sum((1, 2))).sqrt()
     factors = (C / norms).clamp(max=1.0)
     return {"inner.embed.weight": torch.einsum("b,bvd->vd", factors, of_embed + of_head)}
+
+
+def each_use_clipped_apart(model, rows):
+    """`ties_forgotten`, of a decoder whose output layer is its embedding: one example at a time."""
+    untied = copy.deepcopy(model)
+    head = untied.inner.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    named = dict(untied.named_parameters())
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for b in range(len(rows[0])):
+        loss = untied(tuple(t[b : b + 1] for t in rows)).sum()
+        grads = torch.autograd.grad(loss, list(named.values()))
+        norm = math.sqrt(sum(float(g.square().sum()) for g in grads))
+        for name, g in zip(named, grads, strict=True):
+            total["inner.transformer.wte.weight" if "lm_head" in name else name] += min(1.0, C / norm) * g
+    return total

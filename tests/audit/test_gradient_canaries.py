@@ -1,6 +1,7 @@
 """Canaries beside a model: each is seen by itself, through the real training path."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,15 @@ from reticent.audit import (
     small_subject,
     step_level_bound,
 )
+from reticent.audit._problem import pose
 from reticent.audit._white_box import shrunk
-from reticent.clipping import AdaptiveClipping, FlatClipping, PerLayerClipping
+from reticent.clipping import (
+    AdaptiveClipping,
+    FlatClipping,
+    GroupedClipping,
+    PerLayerClipping,
+    groups,
+)
 from reticent.errors import AuditError, ConfigError
 from reticent.plan import Plan
 from reticent.records import Budget
@@ -110,11 +118,42 @@ def test_a_trainer_that_steps_nothing_or_too_little_is_refused():
     assert caught.value.code == "audit-steps"
 
 
-def test_per_layer_clipping_gives_a_canary_its_layers_share():
-    split = plan(clipping=PerLayerClipping(max_norm=1.0), noise_multiplier=1e-3)
-    seen = record(private_training, small_subject(split), num_canaries=40, num_rows=16, num_steps=4)
-    shares = seen.scores[seen.included]
-    assert shares.max() - shares.min() < 2e-2 and 0.3 < shares.mean() < 0.6  # 1 / sqrt(number of tensors)
+@pytest.mark.parametrize("directions", ["dirac", "random"])
+@pytest.mark.parametrize(
+    "clipping",
+    [
+        PerLayerClipping(max_norm=1.0),
+        PerLayerClipping(max_norm=2.0, split="size"),
+        GroupedClipping(max_norms=(("2.*", 0.3), ("*", 1.5))),
+    ],
+)
+def test_a_canary_of_all_groups_reaches_the_whole_bound(clipping, directions):
+    split = plan(clipping=clipping, noise_multiplier=1e-3)
+    seen = record(
+        private_training,
+        small_subject(split),
+        num_canaries=40,
+        num_rows=16,
+        num_steps=4,
+        directions=directions,
+    )
+    assert seen.included.any()
+    assert np.abs(seen.scores - seen.included).max() < 6e-3
+
+
+def test_groups_hold_what_the_plan_clips_together():
+    grouped = plan(clipping=GroupedClipping(max_norms=(("2.*", 0.3), ("*", 1.5))))
+    subject = small_subject(grouped)
+    problem, _ = pose(
+        subject, plan=grouped, member=np.ones(3, bool), num_rows=8, directions="dirac", folder=Path("x")
+    )
+    sizes = {name: p.numel() for name, p in problem.model.named_parameters()}
+    held = groups(problem.plan.clipping, sizes)
+    assert [part.max_norm for part in held] == [0.3, 1.5]
+    canary = 3 + 1  # row 0 of the embedding is no canary's
+    assert sum(sizes[name] for name in held[0].parameters) == 64 * 10 + 10 + canary
+    assert sum(sizes[name] for name in held[1].parameters) == 64 * 64 + 64 + canary
+    assert sum(sizes.values()) == sum(p.numel() for p in subject.build().parameters()) + 2 * canary
 
 
 def test_canaries_stand_beside_units_of_several_views():

@@ -64,10 +64,24 @@ def test_a_recipe_is_audited_without_its_data(monkeypatch):
     assert found["audit"] is None
 
 
+@pytest.mark.parametrize("kind", [[], ["--inputs", "mislabelled"]])
+def test_a_recipe_is_audited_by_inputs_without_its_data(monkeypatch, kind):
+    monkeypatch.setattr("reticent.recipes._arrays.load", None)
+    settings = ["--set", "num_steps=2", "--set", "ema=0.9"]
+    done, found = audit("digits", "--how", "inputs", *kind, "--canaries", "20", *settings, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert found["epsilon_lower_bound"] <= found["epsilon_claimed"]
+    assert found["canaries"] == f"inputs, {'mislabelled' if kind else 'out of distribution'}"
+    assert (found["num_steps"], found["exposure"]) == (2, None)
+
+
 def test_a_run_is_held_against_its_ledger_and_keeps_the_audit(tmp_path):
     asked = request("digits", ["num_steps=4", "expected_batch_size=20", "model=logistic"])
     run(asked, out=tmp_path / "run")
     (tmp_path / "run" / "report.html").write_text("an old page")
+    by_inputs, found = audit(str(tmp_path / "run"), "--how", "inputs", "--canaries", "20", "--json")
+    assert by_inputs.exit_code == 0, by_inputs.stderr
+    assert found["num_steps"] == 4 and found["canaries"] == "inputs, out of distribution"
     done, found = audit(str(tmp_path / "run"), "--canaries", "60", "--json")
     assert done.exit_code == 0, done.stderr
     kept = json.loads((tmp_path / "run" / "audit.json").read_text())
@@ -107,7 +121,12 @@ def test_strange_inputs_tell_memory_from_none(trainers):
         (["my_trainers:two"], "cannot be called with one argument"),
         (["my_trainers:two", "--set", "a=1"], "the target is none"),
         (["digits", "--epsilon", "3"], "--epsilon"),
-        (["digits", "--how", "inputs"], "audits functions"),
+        (["digits", "--how", "inputs", "--directions", "random"], "--directions is of gradient canaries"),
+        (["digits", "--inputs", "mislabelled"], "read with --how inputs"),
+        (["digits", "--how", "inputs", "--inputs", "random-tokens"], "out of distribution, or mislabelled"),
+        (["my_trainers:right", "--how", "inputs", "--inputs", "random-tokens"], "[audit-subject]"),
+        (["digits", "--how", "one-run", "--steps", "3"], "leave --steps out"),
+        (["my_trainers:right", "--steps", "3"], "--claimed-steps"),
         (["digits", "--confidence", "95"], "[audit-confidence]"),
         (["digits", "--set", "epsilon=inf"], "[audit-subject]"),
         (["last-layer", "--set", "features=x"], "["),

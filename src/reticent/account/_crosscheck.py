@@ -31,7 +31,8 @@ from reticent.account._own_bounds import own_history, simplified
 from reticent.errors import AccountingError
 from reticent.records import EpsilonReport, NeighbouringRelation
 
-_ORDERS: Final = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256)
+# Each is one of dp-accounting's own, or its bound could rightly be above ours.
+_ORDERS: Final = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 63, 128, 256, 512)
 _MAX_POINTS: Final = 100_000
 _DELTA_SLACK: Final = 1e-6  # of delta: how far the contour integral is trusted
 _MAX_CONTOUR_PHASES: Final = 4

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from ._audit import audit_inputs, audit_steps
-    from ._exposure import Exposure, chance_of_exposure, exposure, extract
+    from ._exposure import Exposure, ExposureRanks, chance_of_exposure, exposure, exposure_ranks, extract
     from ._function import audit_function
     from ._informed import (
         Release,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         residual_at_optimum,
         residuals,
     )
-    from ._inputs import Examples, OneRun, mislabelled, one_run_inputs, out_of_distribution
+    from ._inputs import Examples, Inputs, OneRun, mislabelled, one_run_inputs, out_of_distribution
     from ._intervals import (
         Errors,
         clopper_pearson_upper,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from ._many_runs import RocPoint, area_under, many_run_bound, roc, roc_points
     from ._one_run import Guesses, f_dp_epsilon, f_dp_mu, steinke_epsilon, steinke_p_value
+    from ._own_rows import audit_rows
     from ._pictures import PicturePrior, first_layer_input, likely_input, match_gradient, nearer_than_pool
     from ._probes import Probe
     from ._problem import Problem, Subject, Watched
@@ -61,8 +62,16 @@ if TYPE_CHECKING:
 _WHERE: Final = {
     "_audit": ("audit_inputs", "audit_steps"),
     "_function": ("audit_function",),
-    "_inputs": ("Examples", "OneRun", "mislabelled", "one_run_inputs", "out_of_distribution"),
-    "_exposure": ("Exposure", "chance_of_exposure", "exposure", "extract"),
+    "_inputs": ("Examples", "Inputs", "OneRun", "mislabelled", "one_run_inputs", "out_of_distribution"),
+    "_exposure": (
+        "Exposure",
+        "ExposureRanks",
+        "chance_of_exposure",
+        "exposure",
+        "exposure_ranks",
+        "extract",
+    ),
+    "_own_rows": ("audit_rows",),
     "_informed": (
         "Release",
         "candidate_scores",
@@ -120,7 +129,9 @@ __all__ = [
     "Errors",
     "Examples",
     "Exposure",
+    "ExposureRanks",
     "Guesses",
+    "Inputs",
     "LowerBound",
     "OneRun",
     "PicturePrior",
@@ -136,6 +147,7 @@ __all__ = [
     "area_under",
     "audit_function",
     "audit_inputs",
+    "audit_rows",
     "audit_steps",
     "balanced_halves",
     "candidate_scores",
@@ -143,6 +155,7 @@ __all__ = [
     "clopper_pearson_upper",
     "epsilon_from_errors",
     "exposure",
+    "exposure_ranks",
     "extract",
     "f_dp_epsilon",
     "f_dp_mu",

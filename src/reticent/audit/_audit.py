@@ -3,14 +3,14 @@
 Room: audit. May import torch through the room's own files, `reticent.{train,records}`.
 """
 
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from rich.console import Console
 
-from reticent.errors import ConfigError
+from reticent.errors import AuditError, ConfigError
 
-from ._inputs import Examples, InputTrainer, mislabelled, one_run_inputs, out_of_distribution
+from ._inputs import Examples, Inputs, InputTrainer, mislabelled, one_run_inputs, out_of_distribution
 from ._intervals import check_confidence
 from ._probes import recording_probes
 from ._problem import Directions, Subject, Trainer
@@ -128,7 +128,7 @@ def audit_inputs(
     target: str,
     claim: Claim,
     num_classes: int,
-    kind: Literal["mislabelled", "out of distribution"] = "mislabelled",
+    kind: Inputs = "mislabelled",
     num_canaries: int = NUM_CANARIES,
     confidence: float = CONFIDENCE,
     seed: int | None = None,
@@ -151,9 +151,16 @@ def audit_inputs(
 
     Raises:
         ConfigError[audit-size]: more mislabelled canaries than rows.
+        AuditError[audit-subject]: random tokens, which are for models of texts.
         AuditError[audit-function, audit-scores]: the trainer returned no losses.
     """
     check_confidence(confidence)
+    if kind == "random tokens":
+        raise AuditError(
+            "Random tokens are canaries for models of texts, and this trainer is given numbers. Take "
+            "mislabelled rows, or rows out of distribution.",
+            code="audit-subject",
+        )
     rng = np.random.default_rng(seed)
     if kind == "mislabelled":
         if num_canaries > len(rows):

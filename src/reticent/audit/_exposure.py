@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+import numpy.typing as npt
+
 from reticent.errors import ConfigError
 
 from ._secret import Secret
@@ -75,6 +78,46 @@ def exposure(
         num_candidates=secret.num_candidates,
         num_scored=num_scored,
         exact=exact,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExposureRanks:
+    """Where canaries stand among rows of their own kind that were never in the data, by their losses.
+
+    Args:
+        bits_in: mean exposure of the canaries that were in the data.
+        bits_out: of those that were not: about 1.44, whatever the model.
+        rank_in: median rank of those that were in; 1 for a loss below that of all references.
+        rank_out: of those that were not.
+        num_references: rows to compare with; no exposure exceeds log2(`num_references` + 1).
+    """
+
+    bits_in: float
+    bits_out: float
+    rank_in: float
+    rank_out: float
+    num_references: int
+
+
+def exposure_ranks(
+    losses: npt.NDArray[np.float64], references: npt.NDArray[np.float64], member: npt.NDArray[np.bool_]
+) -> ExposureRanks:
+    """Exposure of canaries that were drawn as the references were: an estimate by sampling [1, section 4.3].
+
+    Args:
+        losses: of the canaries, shape (M,).
+        references: losses of other rows of the same distribution, shape (R,).
+        member: which canaries were in the data, shape (M,); some were and some were not.
+    """
+    rank = 1 + np.searchsorted(np.sort(references), losses, side="right")  # equal losses count as before it
+    bits = math.log2(len(references) + 1) - np.log2(rank)
+    return ExposureRanks(
+        bits_in=float(bits[member].mean()),
+        bits_out=float(bits[~member].mean()),
+        rank_in=float(np.median(rank[member])),
+        rank_out=float(np.median(rank[~member])),
+        num_references=len(references),
     )
 
 

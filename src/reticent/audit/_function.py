@@ -24,7 +24,7 @@ from reticent.records import Budget
 from reticent.sample import PoissonSampler
 
 from ._audit import CONFIDENCE, audit_inputs, audit_steps
-from ._inputs import Examples, Losses
+from ._inputs import Examples, Inputs, Losses
 from ._intervals import check_confidence
 from ._problem import Directions
 from ._result import AuditResult, Claim
@@ -42,6 +42,7 @@ def audit_function(
     claimed_steps: int = NUM_STEPS,
     sampling_prob: float = 0.1,
     how: How = "step",
+    kind: Inputs | None = None,
     num_canaries: int = NUM_CANARIES,
     directions: Directions = "dirac",
     probes: bool = True,
@@ -62,6 +63,7 @@ def audit_function(
         claimed_steps: steps of the plan.
         sampling_prob: of the plan.
         how: what canaries are.
+        kind: with "inputs", what is strange about them: "mislabelled" (None) or "out of distribution".
         num_canaries: M.
         directions: of gradient canaries.
         probes: also probe it; not with "inputs", where nothing of the training is seen.
@@ -89,6 +91,7 @@ def audit_function(
             target=name,
             claim=claim,
             num_classes=_NUM_CLASSES,
+            kind=kind or "mislabelled",
             num_canaries=num_canaries,
             confidence=confidence,
             seed=seed,

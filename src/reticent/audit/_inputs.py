@@ -12,7 +12,7 @@ Sources:
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +58,20 @@ class Examples:
         return Examples(x=np.concatenate([self.x, other.x]), y=np.concatenate([self.y, other.y]))
 
 
+class SomeRows(Protocol):
+    """Rows of any kind that can be chosen from and put together, as `Examples` can."""
+
+    def __len__(self) -> int: ...
+
+    def where(self, chosen: npt.NDArray[Any]) -> Self: ...
+
+    def and_(self, other: Self) -> Self: ...
+
+
+_Any = TypeVar("_Any", bound=SomeRows)
 Losses: TypeAlias = Callable[[Examples], npt.NDArray[np.float64]]
 InputTrainer: TypeAlias = Callable[[Examples], Losses]
+Inputs: TypeAlias = Literal["mislabelled", "out of distribution", "random tokens"]  # kinds of canaries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,9 +112,9 @@ def out_of_distribution(rows: Examples, *, num: int, num_classes: int, seed: int
 
 
 def one_run_inputs(
-    train: InputTrainer,
-    rows: Examples,
-    canaries: Examples,
+    train: Callable[[_Any], Callable[[_Any], npt.NDArray[np.float64]]],
+    rows: _Any,
+    canaries: _Any,
     *,
     delta: float,
     confidence: float,
@@ -115,8 +127,8 @@ def one_run_inputs(
     A canary's score is its loss, lower for members [2]; nothing of the training is seen.
 
     Args:
-        train: labelled rows -> a function that gives each of other labelled rows its loss, shape (N,). Rows
-            come in random order.
+        train: labelled rows -> a function that gives each of other labelled rows its loss, shape (N,), or
+            what else is lower for rows that it has seen. Rows come in random order.
         rows: ordinary rows, always in the data; may be none.
         canaries: each in the data by its own fair coin.
         delta: of the claim.

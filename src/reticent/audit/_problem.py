@@ -7,8 +7,9 @@ other row touches. So what a step releases along that direction is noise, and th
 took part; nothing else.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from reticent.clipping import sensitivity
+from reticent.clipping import Clipping, Group, GroupedClipping, PerLayerClipping, groups, sensitivity
 from reticent.plan import Plan
 
 Rows: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -85,11 +86,34 @@ def _call(model: nn.Module, rows: Any) -> Tensor:
     return model(rows)
 
 
+def inside(clipping: Clipping) -> Clipping:
+    """A model's clipping, for a module that holds the model as `inner`."""
+    if not isinstance(clipping, GroupedClipping):
+        return clipping
+    return GroupedClipping(
+        max_norms=tuple((f"inner.{pattern}", norm) for pattern, norm in clipping.max_norms)
+    )
+
+
+class AsLosses(nn.Module):
+    """A model that returns its rows' losses, times a factor."""
+
+    def __init__(self, inner: nn.Module, losses: Losses, factor: float = 1.0) -> None:
+        super().__init__()
+        self.inner, self._losses, self._factor = inner, losses, factor
+
+    def forward(self, rows: Any) -> Tensor:
+        return self._factor * self._losses(self.inner, rows)
+
+
 class Watched(nn.Module):
     """A model with canaries beside it: called with rows, it returns each row's loss, and notes canaries seen.
 
     A row whose canary id is 0 is an ordinary one, with the model's own loss. Any other row's loss is linear
     in the canaries' parameters, with canary j's direction as its gradient, and does not depend on the model.
+
+    Where groups of parameters are clipped by themselves, each group has canaries' parameters of its own. A
+    canary is as steep in all of them, so clipping leaves C_k in group k: sqrt(sum C_k^2), the whole bound.
 
     Args:
         inner: the audited model.
@@ -97,8 +121,9 @@ class Watched(nn.Module):
         num_canaries: M.
         directions: "dirac": each canary its own coordinate of an embedding; "random": orthonormal directions,
             uniform at random, dense over the weights of a linear layer, so that scores stay independent.
-        steepness: length of a canary's gradient.
+        steepness: length of a canary's gradient, in each group.
         seed: of the random directions; public.
+        parts: groups of the model's parameters that are clipped by themselves; none: all together.
     """
 
     def __init__(
@@ -110,21 +135,24 @@ class Watched(nn.Module):
         directions: Directions,
         steepness: float,
         seed: int = 0,
+        parts: Sequence[Group] = (),
     ) -> None:
         super().__init__()
+        named = dict(inner.named_parameters())
+        # Before `inner`, so that each parameter's first name, the one that clipping sees, is in its group.
+        self.parts = nn.ModuleList(
+            _Part(num_canaries, directions, [named[name] for name in part.parameters])
+            for part in parts or [_ALL]
+        )
         self.inner = inner
         self._losses, self._steepness, self._directions = losses, steepness, directions
+        self._num_canaries = num_canaries
+        total = math.hypot(*(part.max_norm for part in parts or [_ALL]))
+        self._shares = [part.max_norm / total for part in parts or [_ALL]]
         self._seen: list[Tensor] = []
-        self.canaries: nn.Embedding | nn.Linear
+        along = torch.empty(0) if directions == "dirac" else _orthonormal(num_canaries, seed=seed)
         self.along: Tensor
-        if directions == "dirac":
-            self.canaries = nn.Embedding(num_canaries + 1, 1)
-            along = torch.empty(0)
-        else:
-            self.canaries = nn.Linear(num_canaries, 1, bias=False)
-            along = _orthonormal(num_canaries, seed=seed)
         self.register_buffer("along", along, persistent=False)
-        nn.init.zeros_(self.canaries.weight)
 
     def forward(self, rows: Any) -> Tensor:
         """Each row's loss, shape (B,)."""
@@ -132,7 +160,8 @@ class Watched(nn.Module):
         self._seen.append(ids.detach())
         losses = self._losses(self.inner, own)
         reads = ids if self._directions == "dirac" else self.along[ids]
-        steep = self._steepness * self.canaries(reads).squeeze(-1)
+        steep = sum(self._steepness * part.canaries(reads).squeeze(-1) for part in self._each_part())
+        assert isinstance(steep, Tensor)
         return torch.where(ids == 0, losses, steep.to(losses.dtype))
 
     def take_seen(self) -> np.ndarray:
@@ -142,20 +171,37 @@ class Watched(nn.Module):
         return np.unique(ids[ids > 0])
 
     def along_canaries(self) -> np.ndarray:
-        """The released gradient along each canary's direction, shape (M,), float64."""
-        grad = self.canaries.weight.grad
-        if grad is None:
-            return np.full(self.num_canaries, np.nan)
-        flat = grad.detach().double().cpu()
-        if self._directions == "dirac":
-            return flat[1:, 0].numpy().copy()
-        return (self.along[1:].double() @ flat[0]).numpy()
+        """The released gradient along each canary's clipped direction, shape (M,), float64."""
+        total = np.zeros(self._num_canaries)
+        for share, part in zip(self._shares, self._each_part(), strict=True):
+            grad = part.canaries.weight.grad
+            if grad is None:
+                return np.full(self._num_canaries, np.nan)
+            flat = grad.detach().double().cpu()
+            dirac = self._directions == "dirac"
+            total += share * (flat[1:, 0] if dirac else self.along[1:].double() @ flat[0]).numpy()
+        return total
 
-    @property
-    def num_canaries(self) -> int:
-        """M."""
-        rows, columns = self.canaries.weight.shape
-        return int(rows) - 1 if self._directions == "dirac" else int(columns)
+    def _each_part(self) -> "list[_Part]":
+        return list(self.parts)  # type: ignore[arg-type]
+
+
+class _Part(nn.Module):
+    """Canaries' parameters, and those parameters of the model that are clipped together with them."""
+
+    def __init__(self, num_canaries: int, directions: Directions, theirs: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.canaries: nn.Embedding | nn.Linear = (
+            nn.Embedding(num_canaries + 1, 1)
+            if directions == "dirac"
+            else nn.Linear(num_canaries, 1, bias=False)
+        )
+        nn.init.zeros_(self.canaries.weight)
+        for k, parameter in enumerate(theirs):
+            self.register_parameter(f"of_the_model_{k}", parameter)
+
+
+_ALL: Final = Group(pattern="*", max_norm=1.0, parameters=())
 
 
 def _orthonormal(num: int, *, seed: int) -> Tensor:
@@ -195,18 +241,24 @@ def pose(
 
     Canaries stand at the end, for a trainer may look at the first rows beforehand.
     """
+    inner, parts = subject.build(), ()
+    if isinstance(plan.clipping, PerLayerClipping | GroupedClipping):
+        parts = groups(plan.clipping, {n: p.numel() for n, p in inner.named_parameters() if p.requires_grad})
+        norms = tuple((f"parts.{k}.*", part.max_norm) for k, part in enumerate(parts))
+        plan = replace(plan, clipping=GroupedClipping(max_norms=norms))
     model = Watched(
-        subject.build(),
+        inner,
         subject.losses,
         num_canaries=len(member),
         directions=directions,
         steepness=_STEEP * max(1.0, sensitivity(plan.clipping)),
         seed=seed,
+        parts=parts,
     )
     ids = np.concatenate([np.zeros(num_rows, dtype=np.int64), 1 + np.flatnonzero(member)])
     ordinary = subject.rows(num_rows)
     place = torch.from_numpy(np.where(ids == 0, np.arange(len(ids)), 0))  # what a canary looks like: row 0
-    rows = _each(ordinary, lambda t: t[place])
+    rows = each_tensor(ordinary, lambda t: t[place])
     problem = Problem(
         model=model,
         optimizer=subject.optimizer(model),
@@ -218,9 +270,17 @@ def pose(
     return problem, model
 
 
-def _each(rows: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
+def each_tensor(rows: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
+    """The same change of every tensor."""
     if isinstance(rows, Tensor):
         return change(rows)
     if isinstance(rows, dict):
         return {name: change(t) for name, t in rows.items()}
     return tuple(change(t) for t in rows)
+
+
+def count_of(rows: Rows) -> int:
+    """How many rows there are."""
+    if isinstance(rows, Tensor):
+        return len(rows)
+    return len(next(iter(rows.values() if isinstance(rows, dict) else rows)))

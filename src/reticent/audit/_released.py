@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reticent.clipping import sensitivity
 from reticent.errors import AuditError
@@ -23,29 +23,18 @@ from reticent.plan import Plan
 from reticent.sample import PoissonSampler
 
 from ._probes import Probe, moved_probe, noise_fresh, noise_size
-from ._problem import Problem, Rows, Subject, Trainer
+from ._problem import AsLosses, Problem, Rows, Subject, Trainer, count_of, each_tensor, inside
 
 _ALMOST_NO_NOISE: Final = 1e-5
 _STEEP: Final = 1e3  # the losses' factor: gradients long enough to be clipped
 _MOST_COORDINATES: Final = 20_000  # of each step, for tests of independence
 
 
-class _Scaled(nn.Module):
-    """A model that returns its rows' losses, times a factor."""
-
-    def __init__(self, inner: nn.Module, losses: Any, factor: float) -> None:
-        super().__init__()
-        self.inner, self._losses, self._factor = inner, losses, factor
-
-    def forward(self, rows: Any) -> Tensor:
-        return self._factor * self._losses(self.inner, rows)
-
-
 def _steps(
     trainer: Trainer, subject: Subject, model: nn.Module, rows: Rows, plan: Plan, factor: float
 ) -> list[dict[str, np.ndarray]]:
     """What each step of a plan releases, name -> the noised sum over its bound, float64."""
-    model = _Scaled(copy.deepcopy(model), subject.losses, factor)
+    model = AsLosses(copy.deepcopy(model), subject.losses, factor)
     scale = plan.expected_batch_size / sensitivity(plan.clipping)
     seen: list[dict[str, np.ndarray]] = []
 
@@ -66,7 +55,7 @@ def _steps(
             dataset=rows,
             plan=plan,
             folder=Path(folder),
-            physical_batch_size=max(1, (_count(rows) + 1) // 2),  # at least two chunks a step
+            physical_batch_size=max(1, (count_of(rows) + 1) // 2),  # at least two chunks a step
         )
         hook = problem.optimizer.register_step_pre_hook(note)
         try:
@@ -89,7 +78,7 @@ def _everything(plan: Plan, *, num_rows: int, num_steps: int, noise: float) -> P
         sampler=PoissonSampler(sampling_prob=1.0, expected_batch_size=float(num_rows)),
         num_steps=num_steps,
         noise_multiplier=noise,
-        clipping=plan.clipping,
+        clipping=inside(plan.clipping),
         delta=plan.delta,
     )
 
@@ -136,23 +125,12 @@ def neighbour_probe(trainer: Trainer, subject: Subject, *, num_rows: int = 8) ->
 
 
 def _sum(trainer: Trainer, subject: Subject, model: nn.Module, rows: Rows) -> dict[str, np.ndarray]:
-    plan = _everything(subject.plan, num_rows=_count(rows), num_steps=1, noise=_ALMOST_NO_NOISE)
+    plan = _everything(subject.plan, num_rows=count_of(rows), num_steps=1, noise=_ALMOST_NO_NOISE)
     return _steps(trainer, subject, model, rows, plan, _STEEP)[0]
 
 
-def _count(rows: Rows) -> int:
-    if isinstance(rows, Tensor):
-        return len(rows)
-    return len(next(iter(rows.values() if isinstance(rows, dict) else rows)))
-
-
 def _each_left_out(rows: Rows) -> Iterator[Rows]:
-    num = _count(rows)
+    num = count_of(rows)
     for left_out in range(num):
-        keep = torch.tensor([i for i in range(num) if i != left_out])
-        if isinstance(rows, Tensor):
-            yield rows[keep]
-        elif isinstance(rows, dict):
-            yield {name: t[keep] for name, t in rows.items()}
-        else:
-            yield tuple(t[keep] for t in rows)
+        keep = torch.arange(num) != left_out
+        yield each_tensor(rows, lambda t: t[keep])  # noqa: B023  (used before the loop goes on)

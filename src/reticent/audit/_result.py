@@ -5,7 +5,7 @@ Room: audit. May import NumPy, SciPy, `reticent.{account,records}` and the room'
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.special import ndtr, ndtri
 
 from reticent.records import Mechanism
 
+from ._exposure import ExposureRanks
 from ._intervals import clopper_pearson_lower, clopper_pearson_upper
 from ._probes import Probe
 from ._recording import LowerBound, Recording, trade_off
@@ -65,6 +66,7 @@ class AuditResult:
         bound: the lower bound on its epsilon.
         probes: what the probes found; none if they were not asked for.
         curve: true against false positives, if they were measured.
+        exposure: of canaries that are random tokens.
         num_canaries: M.
         num_steps: steps that were run for it; 0 if nobody counted.
         canaries: their kind, in a word or two.
@@ -75,6 +77,7 @@ class AuditResult:
     bound: LowerBound
     probes: tuple[Probe, ...] = ()
     curve: Curve | None = field(default=None, repr=False)
+    exposure: ExposureRanks | None = None
     num_canaries: int
     num_steps: int
     canaries: str
@@ -112,6 +115,7 @@ class AuditResult:
             "num_canaries": self.num_canaries,
             "num_steps": self.num_steps,
             "probes": [{"name": p.name, "passed": p.passed, "finding": p.finding} for p in self.probes],
+            "exposure": None if self.exposure is None else asdict(self.exposure),
             "curve": None,
             "pictures": [],
         }

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from reticent.clipping import AdaptiveClipping, GroupedClipping, sensitivity
+from reticent.clipping import AdaptiveClipping, sensitivity
 from reticent.errors import AuditError, ConfigError
-from reticent.plan import ROW, Plan
+from reticent.plan import Plan
 from reticent.records import SIZES, SamplingScheme
 from reticent.sample import FullBatchSampler, PoissonSampler
 from reticent.train import TrainSettings, silent_or_bar, train
@@ -70,7 +70,7 @@ def record(
 
     Raises:
         ConfigError[audit-size]: not at least 2 canaries, a step and 8 ordinary rows.
-        AuditError[audit-subject]: adaptive clipping or users, for which there is no such audit.
+        AuditError[audit-subject]: as `check_subject`.
         AuditError[audit-saw-nothing]: the optimizer was never stepped, or what was released is not finite.
         AuditError[audit-steps]: it was stepped another number of times than the plan says.
     """
@@ -130,23 +130,31 @@ def check_subject(subject: Subject) -> None:
     """Refuse what gradient canaries cannot measure.
 
     Raises:
-        AuditError[audit-subject]: adaptive clipping, users as units, or a claim without noise.
+        AuditError[audit-subject]: adaptive clipping, or as `check_claim`.
     """
-    plan = subject.plan
-    if isinstance(plan.clipping, AdaptiveClipping):
-        raise _unfit("its clipping norm adapts, so what a canary puts into a step is not known")
-    if isinstance(plan.clipping, GroupedClipping):
-        raise _unfit("its clipping names groups of parameters, and the canaries' are in none of them")
+    if isinstance(subject.plan.clipping, AdaptiveClipping):
+        raise _unfit(
+            "its clipping norm adapts. The norm of each step stays inside the trainer, so what a canary puts "
+            "into a release is not known; and each step also releases a noised count, which never passes the "
+            "optimizer. Audit it with input canaries (--how inputs), which need to know neither"
+        )
+    check_claim(subject.plan)
+
+
+def check_claim(plan: Plan) -> None:
+    """Refuse a claim that canaries cannot be held against.
+
+    Raises:
+        AuditError[audit-subject]: batches that are not Poisson or full, or a claim without noise.
+    """
     if SIZES[plan.mechanism.scheme]:
         raise _unfit(f"its batches are {plan.mechanism.scheme}, and canaries are drawn into Poisson batches")
-    if plan.unit != ROW:
-        raise _unfit(f"its privacy unit is '{plan.unit}', and canaries are single rows")
     if plan.noise_multiplier <= 0.0:
         raise _unfit("it claims no privacy: its noise multiplier is 0")
 
 
 def _unfit(why: str) -> AuditError:
-    return AuditError(f"This cannot be audited with gradient canaries: {why}.", code="audit-subject")
+    return AuditError(f"This cannot be audited with canaries: {why}.", code="audit-subject")
 
 
 def shrunk(plan: Plan, *, num_rows: int, num_steps: int) -> Plan:

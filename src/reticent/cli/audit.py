@@ -3,6 +3,7 @@
 Room: cli.
 """
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,15 @@ if TYPE_CHECKING:
     type=click.Choice(["step", "one-run", "inputs"]),
     default="step",
     show_default=True,
-    help="step, one-run: gradient canaries, guessed at in each step or once; inputs: mislabelled rows, "
-    "guessed at from the trained model (functions only).",
+    help="step, one-run: gradient canaries, guessed at in each step or once; inputs: strange rows, guessed "
+    "at from the trained model.",
+)
+@click.option(
+    "--inputs",
+    "kind",
+    type=click.Choice(["mislabelled", "out-of-distribution", "random-tokens"]),
+    help="Of --how inputs: what is strange.  [default: random-tokens for recipes on texts, "
+    "out-of-distribution for recipes on images, else mislabelled]",
 )
 @click.option("--canaries", "num_canaries", type=click.IntRange(2), default=1000, show_default=True)
 @click.option(
@@ -57,6 +65,7 @@ def command(
     ctx: click.Context,
     target: str,
     how: str,
+    kind: str | None,
     num_canaries: int,
     directions: str,
     steps: int | None,
@@ -82,15 +91,9 @@ def command(
         target,
         settings,
         how=how,
-        steps=steps,
         claim={name: value for name, value in claim.items() if value is not None},
-        options={
-            "num_canaries": num_canaries,
-            "directions": directions,
-            "probes": probes,
-            "confidence": confidence,
-            "seed": seed,
-        },
+        options=_options(ctx, how, kind=kind, steps=steps, probes=probes, directions=directions)
+        | {"num_canaries": num_canaries, "confidence": confidence, "seed": seed},
     )
     record = found.to_dict()
     path = _write(target, out, record)
@@ -104,13 +107,36 @@ def command(
         ctx.exit(1)
 
 
+def _options(
+    ctx: click.Context,
+    how: str,
+    *,
+    kind: str | None,
+    steps: int | None,
+    probes: bool,
+    directions: str,
+) -> dict[str, Any]:
+    """What the chosen way of auditing reads; what it would ignore is refused."""
+    if how == "inputs":
+        for name in ("directions", "probes"):
+            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    f"--{name} is of gradient canaries, and --how inputs sees the trained model only.", ctx
+                )
+        return {"kind": None if kind is None else kind.replace("-", " "), "num_steps": steps}
+    if kind is not None:
+        raise click.UsageError("--inputs is read with --how inputs.", ctx)
+    if steps is not None and how == "one-run":
+        raise click.UsageError("--how one-run takes all steps of the plan: leave --steps out.", ctx)
+    return {"num_steps": steps, "probes": probes, "directions": directions}
+
+
 def _found(
     ctx: click.Context,
     target: str,
     settings: tuple[str, ...],
     *,
     how: str,
-    steps: int | None,
     claim: dict[str, Any],
     options: dict[str, Any],
 ) -> "AuditResult":
@@ -125,21 +151,23 @@ def _found(
         )
     if settings and (is_function or is_run):
         raise click.UsageError("--set changes a recipe's settings, and the target is none.", ctx)
-    if steps is not None and (is_function or how != "step"):
-        raise click.UsageError("--steps is read for recipes and runs, with --how step.", ctx)
-    if how == "inputs" and not is_function:
-        raise click.UsageError("--how inputs audits functions; runs and recipes have gradient canaries.", ctx)
-
     if is_function:
+        if options.pop("num_steps") is not None:
+            raise click.UsageError("--steps is of recipes and runs; a function's are --claimed-steps.", ctx)
         from reticent.audit import audit_function  # torch is slow to import; --help should not wait for it
 
         return audit_function(target, how=how, console=progress_console(), **claim, **options)  # type: ignore[arg-type]
-    from reticent.recipes import audit_recipe, audit_run, request
+    from reticent import recipes
 
-    more = {**options, "one_run": how == "one-run", "num_steps": steps, "console": progress_console()}
+    options["console"] = progress_console()
+    if how == "inputs":
+        if is_run:
+            return recipes.audit_run_inputs(Path(target), **options)
+        return recipes.audit_recipe_inputs(recipes.request(target, settings), **options)
+    options["one_run"] = how == "one-run"
     if is_run:
-        return audit_run(Path(target), **more)
-    return audit_recipe(request(target, settings), **more)
+        return recipes.audit_run(Path(target), **options)
+    return recipes.audit_recipe(recipes.request(target, settings), **options)
 
 
 def _write(target: str, out: Path | None, record: dict[str, Any]) -> Path | None:
@@ -166,5 +194,14 @@ def _rows(found: "AuditResult", path: Path | None) -> list[tuple[str, str]]:
         ("delta", f"{found.claim.delta:g}"),
         ("method", bound.method),
     ]
+    if (seen := found.exposure) is not None:
+        rows.append(
+            (
+                "exposure",
+                f"{seen.bits_in:.2f} bits in the data, {seen.bits_out:.2f} left out (1.44 is chance; at most "
+                f"{math.log2(seen.num_references + 1):.2f}); median rank {seen.rank_in:g} and "
+                f"{seen.rank_out:g} of {seen.num_references + 1:,}",
+            )
+        )
     rows += [(probe.name, ("" if probe.passed else "FAILED: ") + probe.finding) for probe in found.probes]
     return rows if path is None else [*rows, ("audit", str(path))]

@@ -3,7 +3,7 @@
 Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 """
 
-from ._audited import audit_recipe, audit_run
+from ._audited import audit_recipe, audit_recipe_inputs, audit_run, audit_run_inputs
 from ._config import RecipeConfig, make_config, parse_settings, read_toml
 from ._recipe import Recipe, Request
 from ._run import describe, go_on, request, run
@@ -22,7 +22,9 @@ __all__ = [
     "TrainingConfig",
     "TrainingRecipe",
     "audit_recipe",
+    "audit_recipe_inputs",
     "audit_run",
+    "audit_run_inputs",
     "describe",
     "go_on",
     "make_config",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from reticent.audit import Inputs
 from reticent.data import ArrayPair, Dataset, load
 from reticent.errors import DataError
 
@@ -35,6 +36,7 @@ class ArrayRecipe(TrainingRecipe):
         scale: public constant that inputs are divided by.
         make: settings -> model, from torch's global generator.
         fallback: recipe to take, loudly, if no source of the data can be reached.
+        strange: what `strange_rows` are.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ArrayRecipe(TrainingRecipe):
     scale: float
     make: Callable[[Any], nn.Module]
     fallback: str | None = None
+    strange: Inputs | None = "out of distribution"
 
     def num_examples(self, config: TrainingConfig) -> int:
         return self.size
@@ -73,6 +76,10 @@ class ArrayRecipe(TrainingRecipe):
         generator = torch.Generator().manual_seed(0)
         x = torch.rand((num_rows, *self.row_shape), generator=generator).mul_(2.0).sub_(1.0)
         return x, torch.randint(self.num_classes, (num_rows,), generator=generator)
+
+    def strange_rows(self, config: TrainingConfig, num_rows: int) -> tuple[Tensor, Tensor]:
+        x, y = self.random_rows(config, num_rows)
+        return at_the_ends(x), y
 
     def loss_per_example(self, config: TrainingConfig) -> Callable[[nn.Module, Any], Tensor]:
         return cross_entropy
@@ -105,6 +112,12 @@ class ArrayRecipe(TrainingRecipe):
             )
         scaled = torch.from_numpy(x.astype(np.float32)).div_(self.scale / 2).sub_(1.0)
         return TensorDataset(scaled, torch.from_numpy(y.astype(np.int64)))
+
+
+def at_the_ends(x: Tensor) -> Tensor:
+    """Inputs of the same shape and kind, each entry at the lower or upper end of their range, by chance."""
+    upper = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.bool)
+    return torch.where(upper, x.max(), x.min())
 
 
 def cross_entropy(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:

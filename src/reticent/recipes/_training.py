@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from reticent.account import Segments
+from reticent.audit import Inputs
 from reticent.dist import Ranks
 from reticent.errors import CheckpointError, DataError, ReticentError
 from reticent.optim import Lamb, decayed_sgd
@@ -84,10 +85,12 @@ class TrainingRecipe(Recipe):
     Attributes:
         config: the type of its settings.
         fallback: recipe to take, loudly, if no source of the data can be reached.
+        strange: what `strange_rows` are; None: there are none, and an audit mislabels made-up rows.
     """
 
     config: type[TrainingConfig]
     fallback: str | None = None
+    strange: Inputs | None = None
 
     @abstractmethod
     def num_examples(self, config: Any) -> int:
@@ -119,7 +122,11 @@ class TrainingRecipe(Recipe):
 
     @abstractmethod
     def random_rows(self, config: Any, num_rows: int) -> Any:
-        """A batch of made-up rows in the shape of real ones, to measure memory with."""
+        """Made-up rows in the shape of real ones, as a transform leaves them: for memory and audits."""
+
+    def strange_rows(self, config: Any, num_rows: int) -> Any:
+        """Made-up rows unlike the others, which a model can only remember: an audit's canaries."""
+        raise NotImplementedError(f"'{self.name}' has no strange rows")
 
     @abstractmethod
     def loss_per_example(self, config: Any) -> Losses:
@@ -195,7 +202,7 @@ class TrainingRecipe(Recipe):
             config,
             plan,
             written=about["settings"],
-            settings=_settings(config),
+            settings=settings_of(config),
         )
         done = finished(folder, config, plan, run_id=about["run_id"])
         if done is not None:
@@ -385,7 +392,8 @@ def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda t
     return Request(recipe=recipe, config=config.model_copy(update=found), chosen=chosen)
 
 
-def _settings(config: TrainingConfig) -> TrainSettings:
+def settings_of(config: TrainingConfig) -> TrainSettings:
+    """Schedule, average, evaluation and checkpoints, as the settings ask for them."""
     return TrainSettings(
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
@@ -449,7 +457,7 @@ def _train_private(job: _Job, out: Path, console: Console | None, ranks: Ranks) 
         out=out,
         transform=job.recipe.transform(config),
         evaluation=job.evaluation,
-        settings=_settings(config),
+        settings=settings_of(config),
         physical_batch_size=config.num_rows_at_once,
         noise_seed=config.noise_seed,
         description=replace(job.description, layers=_layers(job)),
@@ -481,7 +489,7 @@ def _train_plain(job: _Job, out: Path, console: Console | None) -> dict[str, Any
         run_id=new_run_id(),
         description=job.description,
         plan=None,
-        settings=_settings(config),
+        settings=settings_of(config),
         physical_batch_size=config.num_rows_at_once,
         noise_seed=config.noise_seed,
         model=job.model,
@@ -515,7 +523,7 @@ def _resume_plain(job: _Job, folder: Path, console: Console | None) -> dict[str,
             job.plan.batches(job.material.train, start=start, stream=_public_stream(config, start)),
             loss_per_example=losses_of(job.recipe, job.config),
             folder=folder,
-            settings=_settings(config),
+            settings=settings_of(config),
             watcher=watcher,
             evaluation=job.evaluation,
             checkpoint=checkpoint,
@@ -537,7 +545,7 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
         transform=job.recipe.transform(config),
         seed=config.seed,
     )
-    settings = replace(_settings(config), checkpoint_every=0, show_loss=False, show_norms=False)
+    settings = replace(settings_of(config), checkpoint_every=0, show_loss=False, show_norms=False)
     with silent_or_bar(console, "twin without privacy", config.num_steps) as watcher:
         done = fit(
             stepper,

@@ -40,6 +40,16 @@ class Curves(_Part):
     measured: list[Measured]
 
 
+class Exposed(_Part):
+    """Where canaries that are random tokens stand among others like them."""
+
+    bits_in: float
+    bits_out: float
+    rank_in: float
+    rank_out: float
+    num_references: int
+
+
 class Picture(_Part):
     """A PNG beside `audit.json`, e.g. reconstructions beside their originals."""
 
@@ -64,6 +74,7 @@ class Audit(_Part):
     num_canaries: int = 0
     num_steps: int = 0
     probes: list[ProbeFound] = []
+    exposure: Exposed | None = None
     curve: Curves | None = None
     pictures: list[Picture] = []
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from reticent.audit import Inputs
 from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 from reticent.train import chunks_of, eval_mode
@@ -27,6 +28,7 @@ from ._adapt import adapt
 from ._classify_config import TextClassifyConfig
 from ._fit import read_model, read_tokenizer
 from ._labelled import KNOWN, Labelled, Splits, num_rows, splits
+from ._made_up import random_tokens
 from ._metrics import f1
 from ._objectives import (
     Answers,
@@ -51,6 +53,7 @@ class TextClassifyRecipe(TrainingRecipe):
     summary = "labelled texts (data=FILE or a name) with a pretrained model: a head, masked or next words"
     config: type[TextClassifyConfig] = TextClassifyConfig
     fallback: str | None = None
+    strange: Inputs | None = "random tokens"
 
     def num_examples(self, config: TextClassifyConfig) -> int:
         return num_rows(config.data, config.file)
@@ -91,10 +94,10 @@ class TextClassifyRecipe(TrainingRecipe):
         )
 
     def random_rows(self, config: TextClassifyConfig, num_rows: int) -> Rows:
-        shape = (num_rows, config.max_length)
-        y = torch.zeros(num_rows, dtype=torch.float32 if config.objective == "regression" else torch.int64)
-        ones = torch.ones(shape, dtype=torch.int64)
-        return 5 * ones, ones, 0 * ones, torch.full((num_rows,), config.max_length - 1), y
+        return _made_up(config, num_rows, whole=False)
+
+    def strange_rows(self, config: TextClassifyConfig, num_rows: int) -> Rows:
+        return _made_up(config, num_rows, whole=True)
 
     def loss_per_example(self, config: TextClassifyConfig) -> Callable[[nn.Module, Any], Tensor]:
         losses = number_losses if config.objective == "regression" else class_losses
@@ -147,6 +150,32 @@ def encoded(config: TextClassifyConfig, rows: Labelled) -> Rows:
     ids_BT = made["input_ids"]
     types_BT = made.get("token_type_ids", torch.zeros_like(ids_BT))
     return ids_BT, made["attention_mask"], types_BT, torch.zeros(len(rows), dtype=torch.int64), y_B
+
+
+def _made_up(config: TextClassifyConfig, num_rows: int, *, whole: bool) -> Rows:
+    """Random tokens and labels; of mask and prompt, the word is predicted at the last token."""
+    tokenizer = read_tokenizer(config.model)
+    seed = int(whole)
+    ids_BT, mask_BT = random_tokens(
+        tokenizer,
+        num_rows,
+        max_length=config.max_length,
+        pad=tokenizer.pad_token_id,
+        whole=whole,
+        seed=seed,
+    )
+    last_B = mask_BT.sum(1) - 1
+    if config.objective == "mask":
+        ids_BT.scatter_(1, last_B[:, None], tokenizer.mask_token_id)
+    generator = torch.Generator().manual_seed(seed)
+    second_B = torch.randint(1, config.max_length, (num_rows,), generator=generator)
+    types_BT = ((torch.arange(config.max_length) >= second_B[:, None]) & mask_BT.bool()).long()
+    y_B = (
+        torch.randn(num_rows, generator=generator)
+        if config.objective == "regression"
+        else torch.randint(_num_labels(config), (num_rows,), generator=generator)
+    )
+    return ids_BT, mask_BT, types_BT, last_B if config.worded else torch.zeros_like(last_B), y_B
 
 
 def prompt_of(config: TextClassifyConfig) -> Prompt:

@@ -24,6 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from reticent.audit import Inputs
 from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 from reticent.plan import ROW
@@ -31,6 +32,7 @@ from reticent.train import UserRows, over_users
 
 from .._training import Material, TrainingRecipe
 from .._training_config import TrainingConfig
+from ._made_up import random_tokens
 from ._pretrained import pretrained_folder
 from ._save import save_model
 from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses
@@ -124,6 +126,7 @@ class TextGenerateRecipe(TrainingRecipe):
     summary = "a pretrained language model on your texts (data=FILE or a name), LoRA by default"
     config: type[TextGenerateConfig] = TextGenerateConfig
     fallback: str | None = None
+    strange: Inputs | None = "random tokens"
 
     def num_examples(self, config: TextGenerateConfig) -> int:
         if config.data in KNOWN and config.only_class is None:
@@ -160,12 +163,10 @@ class TextGenerateRecipe(TrainingRecipe):
         return adapted(decoder_of(config), config)
 
     def random_rows(self, config: TextGenerateConfig, num_rows: int) -> Any:
-        each = 1 if config.user_column is None else rows_per_user(config)
-        rows = padded([[5] * config.max_length] * (num_rows * each), pad=0)
-        if config.user_column is None:
-            return rows
-        users = [k // each for k in range(num_rows * each)]
-        return _of_users(TensorDataset(*rows), users, config).fetch(np.arange(num_rows))
+        return _made_up(config, num_rows, whole=False)
+
+    def strange_rows(self, config: TextGenerateConfig, num_rows: int) -> Any:
+        return _made_up(config, num_rows, whole=True)
 
     def loss_per_example(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], Tensor]:
         return mean_loss if config.user_column is None else over_users(mean_loss)
@@ -191,6 +192,24 @@ class TextGenerateRecipe(TrainingRecipe):
     ) -> dict[str, Any]:
         base = config.model if config.model in pretrained_names() else None
         return {"kept": save_model(model, tokenizer_of(config), folder, base=base)}
+
+
+def _made_up(config: TextGenerateConfig, num_rows: int, *, whole: bool) -> Any:
+    """Random tokens, all to be learned; of users, as many rows each as take part."""
+    each = 1 if config.user_column is None else rows_per_user(config)
+    ids_BT, mask_BT = random_tokens(
+        tokenizer_of(config),
+        num_rows * each,
+        max_length=config.max_length,
+        pad=0,
+        whole=whole,
+        seed=int(whole),
+    )
+    rows = (ids_BT, mask_BT, ids_BT.masked_fill(mask_BT == 0, IGNORED))
+    if config.user_column is None:
+        return rows
+    users = [k // each for k in range(num_rows * each)]
+    return _of_users(TensorDataset(*rows), users, config).fetch(np.arange(num_rows))
 
 
 def mean_loss(model: nn.Module, rows: Rows) -> Float[Tensor, " B"]:

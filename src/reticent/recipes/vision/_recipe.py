@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reticent.audit import Inputs
 from reticent.data import ArrayPair, Dataset, load
 from reticent.errors import ConfigError, DataError
 
+from .._arrays import at_the_ends
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
 from ._assess import assess
@@ -46,6 +48,7 @@ class VisionRecipe(TrainingRecipe):
         shape: (channels, rows, columns) of an image.
         num_classes: labels are 0 .. num_classes - 1.
         fallback: recipe to take, loudly, if no source of the data can be reached.
+        strange: what `strange_rows` are.
     """
 
     name: str
@@ -56,6 +59,7 @@ class VisionRecipe(TrainingRecipe):
     shape: tuple[int, int, int]
     num_classes: int
     fallback: str | None = None
+    strange: Inputs | None = "out of distribution"
 
     def num_examples(self, config: VisionConfig) -> int:
         if config.validation >= self.size:
@@ -142,6 +146,10 @@ class VisionRecipe(TrainingRecipe):
         views = (config.augmult,) if config.augmult else ()
         x = torch.randint(256, (num_rows, *views, *shape), generator=generator, dtype=torch.uint8)
         return x, y
+
+    def strange_rows(self, config: VisionConfig, num_rows: int) -> Rows:
+        x, y = self.random_rows(config, num_rows)
+        return at_the_ends(x), y
 
     def transform(self, config: VisionConfig) -> Views | None:
         if not config.augmult:
