@@ -88,7 +88,7 @@ def test_a_run_is_held_against_its_ledger_and_keeps_the_audit(tmp_path):
     assert found["audit"] == str(tmp_path / "run" / "audit.json")
     assert kept["epsilon_claimed"] == json.loads((tmp_path / "run" / "result.json").read_text())["epsilon"]
     assert kept["claim"]["num_steps"] == 4 and kept["curve"]["measured"]
-    assert "<h2>Audit</h2>" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert ">Audit</h2>" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert {p["name"] for p in kept["probes"]} >= {"sensitivity", "noise size", "sampling rate"}
 
 
