@@ -104,8 +104,8 @@ MUTANTS = [
     (
         "noise multiplier of NaN accepted",
         "records.py",
-        "and not isinstance(value, bool) and math.isfinite(value)",
-        "and not isinstance(value, bool)",
+        "isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST",
+        "isinstance(value, int | float) and not isinstance(value, bool)",
         f"{FM}/test_noise.py -k fm_32",
     ),
     (
@@ -118,8 +118,8 @@ MUTANTS = [
     (
         "several ranks accepted",
         "train/_guards.py",
-        "    if size > 1 or wrappers or sharded:",
-        "    if False:",
+        "(size > 1 and ranks.size == 1, f",
+        "(False, f",
         f"{FM}/test_noise.py -k fm_24",
     ),
     (
@@ -132,8 +132,8 @@ MUTANTS = [
     (
         "the batch's loss not looked at",
         "clip/_isolation.py",
-        "    loss = losses(few)\n",
-        "    return\n    loss = losses(few)\n",
+        "    if units < 2 or size % units:\n        return\n",
+        "    return\n",
         f"{FM}/test_isolation.py -k 'fm_02 or fm_03'",
     ),
     (
@@ -150,6 +150,138 @@ MUTANTS = [
         "        True,\n",
         "tests/report/test_verify.py -k 'changed and weights'",
     ),
+    (
+        "a key of 32 bits",
+        "noise/source.py",
+        "return cls(Keystream(os.urandom(KEY_BYTES)), private=True)",
+        "return cls(Keystream(os.urandom(4) + bytes(KEY_BYTES - 4)), private=True)",
+        f"{FM}/test_noise.py -k fm_27",
+    ),
+    (
+        "a path without noise",
+        "noise/add.py",
+        "    if std == 0.0:\n",
+        "    if total.dtype == torch.float64 or std == 0.0:\n",
+        f"{FM}/test_noise.py -k fm_31",
+    ),
+    (
+        "each rank's noise shared out, and its sum too",
+        "dist/_replicas.py",
+        "noise_multiplier=noise_multiplier, source=source",
+        "noise_multiplier=noise_multiplier / self.size**0.5, source=source",
+        "tests/dist/test_replicas.py -k noise_in_total",
+    ),
+    (
+        "one use of a tied parameter is forgotten",
+        "clip/_passes.py",
+        "self._consumer.take(name, combine(forms))",
+        "self._consumer.take(name, combine(forms[:1]))",
+        f"{FM}/test_isolation.py -k fm_07",
+    ),
+    (
+        "a record that is not finite enters the sum",
+        "clip/_passes.py",
+        "        keep_U = torch.isfinite(norm_U)\n",
+        "        keep_U = torch.ones_like(norm_U, dtype=torch.bool)\n",
+        f"{FM}/test_isolation.py -k fm_11",
+    ),
+    (
+        "the clipping norm never reaches the clipper",
+        "clip/_groups.py",
+        "bound = self.max_norm if max_norm is None else max_norm",
+        "bound = 1.0 if max_norm is None else max_norm",
+        f"{FM}/test_isolation.py -k fm_06",
+    ),
+    (
+        "the padding row counts",
+        "rules/_embedding.py",
+        "        if self.padding_idx is not None:\n            g_UPD",
+        "        if False:\n            g_UPD",
+        f"{FM}/test_isolation.py -k fm_04",
+    ),
+    (
+        "norms from inner products as they come",
+        "rules/_rounding.py",
+        "    slack = 4 * torch.finfo(terms.dtype).eps * sizes * (1 + 1e-3)\n",
+        "    slack = 0.0 * sizes\n",
+        f"{FM}/test_isolation.py -k fm_13",
+    ),
+    (
+        "squares in half precision",
+        "rules/_rounding.py",
+        "    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t\n",
+        "    return t\n",
+        f"{FM}/test_isolation.py -k fm_12",
+    ),
+    (
+        "modules that mix the batch are accepted",
+        "clip/_proven.py",
+        "    capture: Capture, mixed: list[Key], found: Mapping[Key, Mapping[int, Layout | None]]\n"
+        ") -> CoupledExamples:\n",
+        "    capture: Capture, mixed: list[Key], found: Mapping[Key, Mapping[int, Layout | None]]\n"
+        ") -> CoupledExamples:\n    raise NotProven\n",
+        f"{FM}/test_isolation.py -k fm_01",
+    ),
+    (
+        "a buffer that the data change is accepted",
+        "clip/_guards.py",
+        '        if changed:\n            raise UnsupportedModel(\n                f"The forward changes',
+        '        if False:\n            raise UnsupportedModel(\n                f"The forward changes',
+        f"{FM}/test_account_and_ledger.py -k fm_63",
+    ),
+    (
+        "parameters added after the beginning are not looked for",
+        "train/_guards.py",
+        "        if changed:\n            raise StepError(\n",
+        "        if False:\n            raise StepError(\n",
+        f"{FM}/test_isolation.py -k fm_09",
+    ),
+    (
+        "groups of a convolution forgotten",
+        "rules/_conv.py",
+        "conf = ConvSettings(_tuple(stride, dims), pad, spread, False, zeros, groups)",
+        "conf = ConvSettings(_tuple(stride, dims), pad, spread, False, zeros, 1)",
+        f"{FM}/test_isolation.py -k fm_08",
+    ),
+    (
+        "only the last chunk's sum",
+        "train/_step.py",
+        "        added = self._engine.clipped_sum(losses, chunk, out=sums.total, **options)\n",
+        "        [t.zero_() for t in sums.total.values()]\n"
+        "        added = self._engine.clipped_sum(losses, chunk, out=sums.total, **options)\n",
+        f"{FM}/test_noise.py -k fm_23",
+    ),
+    (
+        "empty batches skipped",
+        "train/_step.py",
+        "self._release(opened._close())",
+        "closed = opened._close()\n            if len(batch.indices):\n                self._release(closed)",
+        f"{FM}/test_sampling.py -k fm_41",
+    ),
+    (
+        "steps after a checkpoint forgotten on resume",
+        "account/_ledger_chain.py",
+        "            self._resumes.append((self.num_steps, self._lost_at(step) + self.num_steps - step))\n",
+        "            mechanism, count = self._segments[-1]\n"
+        "            self._segments[-1] = (mechanism, count - self.num_steps + step)\n"
+        "            self.num_steps = step\n",
+        f"{FM}/test_account_and_ledger.py -k fm_55",
+    ),
+    (
+        "the count of adaptive clipping costs nothing",
+        "plan/_plan.py",
+        "        return split_noise(self.noise_multiplier, self.clipping.count_noise_multiplier)\n",
+        "        return self.noise_multiplier, split_noise(\n"
+        "            self.noise_multiplier, self.clipping.count_noise_multiplier\n        )[1]\n",
+        "tests/plan/test_plan.py",
+    ),
+    (
+        "the bound of groups is that of the largest one",
+        "clipping.py",
+        "return math.nextafter(math.hypot(*(norm for _, norm in clipping.max_norms)), math.inf)",
+        "return max(norm for _, norm in clipping.max_norms)",
+        f"{FM}/test_isolation.py -k fm_14",
+    ),
 ]
 
 
@@ -162,7 +294,7 @@ def run(mutant):
         path = source / "reticent" / file
         text = path.read_text(encoding="utf-8")
         if text.count(old) != 1:
-            return {"bug": bug, "caught": None, "by": tests, "problem": f"text found {text.count(old)} times"}
+            return {"bug": bug, "caught": None, "by": tests, "last line": f"found {text.count(old)} times"}
         path.write_text(text.replace(old, new), encoding="utf-8")
         env = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(

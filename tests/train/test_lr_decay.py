@@ -10,8 +10,9 @@ from torch import nn
 from reticent.errors import ConfigError
 from reticent.recipes import request
 from reticent.recipes._training import _settings
-from reticent.train import TrainSettings
+from reticent.train import SilentWatcher, TrainSettings, fit
 from reticent.train._loop import _set_rates, rate_share
+from tests.train.joint import cross_entropy, make_data, make_plan, make_private
 
 
 def test_linear_decay_starts_at_the_whole_rate_and_would_end_at_zero() -> None:
@@ -58,3 +59,26 @@ def test_a_recipe_s_schedule_is_relative_to_its_steps() -> None:
 def test_an_unknown_decay_is_refused() -> None:
     with pytest.raises(ConfigError, match="lr_decay must be 'linear' or 'cosine'"):
         TrainSettings(lr_decay="step")  # type: ignore[arg-type]
+
+
+def test_after_an_error_the_optimizer_has_its_own_rates_again(tmp_path: Any) -> None:
+    plan = make_plan(num_steps=4)
+    private = make_private(tmp_path, plan=plan)
+    before = [group["lr"] for group in private.optimizer.param_groups]
+
+    def breaks_later(model: Any, batch: Any) -> Any:
+        if private.num_steps == 2:
+            assert [group["lr"] for group in private.optimizer.param_groups] != before
+            raise RuntimeError("here")
+        return cross_entropy(model, batch)
+
+    with pytest.raises(RuntimeError, match="here"):
+        fit(
+            private,
+            plan.batches(make_data()),
+            loss_per_example=breaks_later,
+            folder=tmp_path,
+            settings=TrainSettings(lr_decay_steps=4),
+            watcher=SilentWatcher(),
+        )
+    assert [group["lr"] for group in private.optimizer.param_groups] == before

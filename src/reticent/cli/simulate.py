@@ -40,7 +40,7 @@ def command(
     if dry_run:
         said = found.describe()
     else:
-        folder = out or Path("runs") / f"simulation-{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = out or Path("runs") / f"simulation-{found.large.recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
         said = simulate(found, out=folder, console=progress_console())
     if as_json:
         print_json(said)

@@ -189,6 +189,7 @@ class PrivateTrainer(Trainer):
             num_steps=num_steps,
         )
         self._prepare(plan, each)
+        self.private_result = None  # an earlier call's says less than is spent from here on
         companion = TrainerCompanion(self, folder, num_steps=num_steps, steps_per_epoch=each)
         self.is_in_train = True
         try:

@@ -6,11 +6,12 @@ Room: recipes. May import `reticent.errors`.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from reticent.errors import ConfigError
 
-_NAMELESS = ("file", "folder")  # data of a person's own: told apart by where they are
+OWN_FOLDER: Final = "folder"
+_NAMELESS = ("file", OWN_FOLDER)  # data of a person's own: told apart by where they are
 
 
 def refuse_same_data(weights: Path, *, about: Mapping[str, Any], data: str | None) -> None:

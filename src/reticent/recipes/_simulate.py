@@ -11,7 +11,9 @@ Sources:
     [1] Sander, Stock, Sablayrolles 2022, arXiv:2210.03403 (TAN without a burn).
 """
 
+import shlex
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,8 +62,8 @@ class Simulation:
     @property
     def command(self) -> str:
         """What trains the large run."""
-        chosen = [f"--set {name}={_written(value)}" for name, value in self.large.chosen.items()]
-        return " ".join(["reticent train", self.large.recipe.name, *chosen])
+        chosen = [["--set", f"{name}={_written(value)}"] for name, value in self.large.chosen.items()]
+        return shlex.join(["reticent", "train", self.large.recipe.name, *chain.from_iterable(chosen)])
 
 
 def simulation(asked: Request, *, batch_size: float) -> Simulation:

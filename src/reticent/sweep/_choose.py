@@ -18,7 +18,7 @@ from rich.console import Console
 from reticent.account import Segments, choice_epsilon
 from reticent.account.ledger import read_run_ledger
 from reticent.errors import ConfigError
-from reticent.records import SIZES
+from reticent.records import SIZES, NeighbouringRelation
 
 from ._choice import Choice, what_each_spends
 from ._pool import run_all
@@ -150,11 +150,12 @@ def _conclude(
     ledger = None if folder is None else read_run_ledger(folder)
     entered = [] if ledger is None else [ledger.segments()]
     reproducible = ledger is not None and ledger.reproducible
-    report = choice_epsilon([*spends, *entered], trials=choice.trials, delta=delta)
+    relation = NeighbouringRelation.ADD_OR_REMOVE if ledger is None else ledger.relation
+    report = choice_epsilon([*spends, *entered], trials=choice.trials, delta=delta, relation=relation)
     privacy = {
         "epsilon": None if reproducible else report.epsilon,
         "delta": report.delta,
-        "neighbouring_relation": str(report.neighbouring_relation if ledger is None else ledger.relation),
+        "neighbouring_relation": str(report.neighbouring_relation),
         "accountant": report.accountant,
     }
     selection = {**wanted["choice"], **privacy, "candidates": [_plain(s) for s in [*spends, *entered]]}

@@ -9,7 +9,7 @@ gradient. So a run without privacy, for comparison, goes through the very same l
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,13 +238,12 @@ def fit(
     Raises:
         CheckpointError[checkpoint-mismatch]: the checkpoint does not fit the model or the optimizer.
     """
-    rates = [group["lr"] for group in stepper.optimizer.param_groups]
     state = _State(ema=ema_start(trainable(stepper.model)) if settings.ema else {})
     if checkpoint is None:
         _save(stepper, state, folder)
     else:
         _restore(stepper, state, checkpoint)
-    with torch.random.fork_rng():
+    with _own_rates(stepper.optimizer) as rates, torch.random.fork_rng():
         for batch in batches:
             _set_rates(stepper.optimizer, rates, settings, batch.step)
             if companion is not None and not companion.before(stepper):
@@ -263,8 +262,18 @@ def fit(
                     companion.saved(stepper)
             if evaluation is not None and settings.eval_every and spent % settings.eval_every == 0:
                 stepper.ranks.first(lambda: _measure(stepper, state, evaluation, folder))
-    _set_rates(stepper.optimizer, rates, settings, 0)
     return _finish(stepper, state, evaluation, folder)
+
+
+@contextmanager
+def _own_rates(optimizer: Optimizer) -> Iterator[list[float]]:
+    """The learning rates that an optimizer came with; it has them again afterwards, after an error too."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        yield rates
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def _set_rates(optimizer: Optimizer, rates: list[float], settings: TrainSettings, step: int) -> None:

@@ -237,3 +237,18 @@ def test_a_model_that_a_run_on_the_same_data_left_is_refused(tmp_path):
             assert not (tmp_path / name).exists()
         else:
             assert extract(backbone, INPUTS, out=tmp_path / name).split("train").x.shape == (50, 5)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_model_of_a_run_on_the_same_data_is_refused_folders_of_images_included(tmp_path, own):
+    run, images = tmp_path / "run", tmp_path / "images"
+    run.mkdir()
+    about = {"data": {"name": "folder" if own else "toy"}, "config": {"data": str(images)}}
+    (run / "run.json").write_text(json.dumps(about))
+    learned = dataclasses.replace(a_backbone(), name=str(run))
+    inputs = dataclasses.replace(INPUTS, folder=images if own else None)
+    with pytest.raises(ConfigError) as caught:
+        extract(learned, inputs, out=tmp_path / "store")
+    assert caught.value.code == "start-from"
+    other = dataclasses.replace(inputs, name="another", folder=tmp_path / "others" if own else None)
+    extract(learned, other, out=tmp_path / "store")

@@ -15,7 +15,7 @@ from rich.console import Console
 from reticent.errors import ConfigError
 from reticent.train import silent_or_bar
 
-from .._origin import refuse_same_data
+from .._origin import OWN_FOLDER, refuse_same_data
 from ._backbones import Backbone, Kind
 from ._store import FeatureStore, Fingerprint, Precision, Shape, StoreWriter, open_store
 
@@ -34,6 +34,7 @@ class Inputs:
         y: split -> labels (N,).
         class_names: label -> name.
         licence: as the authors state it.
+        folder: where they are, if they are a person's own.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Inputs:
     y: Mapping[str, np.ndarray]
     class_names: tuple[str, ...]
     licence: str
+    folder: Path | None = None
 
 
 def fingerprint_of(backbone: Backbone, inputs: Inputs) -> Fingerprint:
@@ -84,7 +86,12 @@ def extract(
         DataError: see `StoreWriter`.
     """
     if Path(backbone.name).is_dir():
-        refuse_same_data(Path(backbone.name), about={"name": inputs.name}, data=inputs.name)
+        own = inputs.folder
+        refuse_same_data(
+            Path(backbone.name),
+            about={"name": inputs.name if own is None else OWN_FOLDER},
+            data=None if own is None else str(own),
+        )
     if backbone.kind != inputs.kind:
         raise ConfigError(
             f"'{backbone.name}' takes {backbone.kind}, and '{inputs.name}' holds {inputs.kind}.",

@@ -98,4 +98,5 @@ def _folder(folder: Path, side: int) -> Inputs:
         y={"train": train.labels, "test": test.labels},
         class_names=train.class_names,
         licence="not stated",
+        folder=folder,
     )
