@@ -1,5 +1,7 @@
 """The pages are true: their code runs, their links lead somewhere, every page can be reached."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -70,3 +72,14 @@ def test_every_page_can_be_reached():
         raise TypeError(entry)
 
     assert pages(config["nav"]) == {str(page.relative_to(DOCS)) for page in PAGES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file", [path for path in sorted((ROOT / "src").rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+)
+def test_examples_in_docstrings_run(file):
+    name = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts)
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -5,17 +5,23 @@ theirs is asked for.
 """
 
 from ._command import run_extraction
+from ._config import LastLayerConfig
 from ._extract import Inputs, extract
+from ._rows_run import fit_rows
+from ._stages import Head
 from ._store import FeatureStore, Fingerprint, Shape, Split, StoreWriter, open_store
 
 __all__ = [
     "FeatureStore",
     "Fingerprint",
+    "Head",
     "Inputs",
+    "LastLayerConfig",
     "Shape",
     "Split",
     "StoreWriter",
     "extract",
+    "fit_rows",
     "open_store",
     "run_extraction",
 ]

@@ -131,7 +131,7 @@ def run_stages(
     folder: Path,
     settings: TrainSettings,
     watcher: Watcher,
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     checkpoint: Checkpoint | None,
 ) -> FitResult:
     """Run what is left of a method's stages.
@@ -145,7 +145,7 @@ def run_stages(
         folder: the run's.
         settings: how the loop goes; its average and learning-rate decay are the last stage's.
         watcher: is told of every release.
-        evaluation: on public rows; after the last stage, and during it if the settings say so.
+        evaluation: on public rows; after the last stage, and during it if the settings say so. None for none.
         checkpoint: where to go on from.
 
     Raises:

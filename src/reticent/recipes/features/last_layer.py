@@ -102,7 +102,7 @@ class LastLayerRecipe(Recipe):
                     recipe=self.name, config=config.public_dict(), data=dict(features.about)
                 ),
                 plan=method.plan.describe(),
-                settings=_settings(method),
+                settings=settings_of(method),
                 physical_batch_size=block_rows(features.shape.dim),
                 noise_seed=config.noise_seed,
                 model=method.head,
@@ -111,7 +111,7 @@ class LastLayerRecipe(Recipe):
         with removed_unless_spent(out):
             if not private:
                 return self._go(method, features, out, console, ledger=None, checkpoint=None)
-            with _new_ledger(out, method, run_id) as ledger:
+            with new_ledger(out, method, run_id) as ledger:
                 return self._go(method, features, out, console, ledger=ledger, checkpoint=None)
 
     def go_on(
@@ -167,10 +167,10 @@ class LastLayerRecipe(Recipe):
                 method,
                 features.train,
                 ledger=ledger,
-                noise=_noise(config, start),
-                stream=_stream(config, start, private=ledger is not None),
+                noise=noise_of(config, start),
+                stream=stream_of(config, start, private=ledger is not None),
                 folder=folder,
-                settings=_settings(method),
+                settings=settings_of(method),
                 watcher=watcher,
                 evaluation=evaluation,
                 checkpoint=checkpoint,
@@ -196,7 +196,7 @@ def _sayer(console: Console | None) -> Callable[[str], None]:
     return lambda text: console.print(text, style="bold yellow", markup=False, highlight=False)
 
 
-def _settings(method: Method) -> TrainSettings:
+def settings_of(method: Method) -> TrainSettings:
     config = method.config
     steps = method.plan.stages[-1].num_steps
     return TrainSettings(
@@ -208,13 +208,13 @@ def _settings(method: Method) -> TrainSettings:
     )
 
 
-def _noise(config: LastLayerConfig, start: int) -> CipherNoise:
+def noise_of(config: LastLayerConfig, start: int) -> CipherNoise:
     if config.noise_seed is None:
         return CipherNoise.fresh()
     return CipherNoise.reproducible(config.noise_seed, start=start)
 
 
-def _stream(config: LastLayerConfig, start: int, *, private: bool) -> SampleStream:
+def stream_of(config: LastLayerConfig, start: int, *, private: bool) -> SampleStream:
     if private and config.noise_seed is None:
         return SampleStream.fresh()
     seed = mix_seed(config.seed, "sampling without privacy") if not private else config.noise_seed
@@ -222,7 +222,7 @@ def _stream(config: LastLayerConfig, start: int, *, private: bool) -> SampleStre
     return SampleStream.reproducible(seed, start=start)
 
 
-def _new_ledger(folder: Path, method: Method, run_id: str) -> Ledger:
+def new_ledger(folder: Path, method: Method, run_id: str) -> Ledger:
     plan, config = method.plan, method.config
     return Ledger.create(
         folder / "ledger.jsonl",
@@ -243,7 +243,7 @@ def _old_ledger(folder: Path, method: Method, run_id: str, checkpoint: Checkpoin
     path = folder / "ledger.jsonl"
     began = checkpoint is not None or (folder / "result.json").exists()
     if not began and (not path.exists() or b"\n" not in path.read_bytes()):
-        return _new_ledger(folder, method, run_id)
+        return new_ledger(folder, method, run_id)
     ledger = Ledger.open(path)
     try:
         reproducible = method.config.noise_seed is not None

@@ -1,0 +1,104 @@
+"""`PrivateClassifier`: scikit-learn's own checks, the guarantee's conditions, where epsilon comes from."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import reticent as rt
+from reticent.account.ledger import read_ledger
+from reticent.errors import ConfigError, DataError
+from reticent.sklearn import PrivateClassifier
+
+# Public numbers and labels are declared, noise is reproducible: scikit-learn's checks ask for equal results.
+CHECKED = PrivateClassifier(
+    epsilon=50.0, delta=1e-3, num_examples="public", classes="public", noise_seed=0, method="adam"
+)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([CHECKED])
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+def digits():
+    return load_digits(return_X_y=True)
+
+
+def given(**changed):
+    return PrivateClassifier(
+        **{"epsilon": 3.0, "num_examples": 1797, "classes": range(10), "bounds": (0, 16), **changed}
+    )
+
+
+def test_it_learns_within_its_budget_and_says_so_from_a_ledger(tmp_path):
+    x, y = digits()
+    model = given(folder=tmp_path / "run").fit(x, y)
+    assert 2.9 < model.epsilon_ <= 3.0
+    assert model.private_
+    assert model.delta_ == 1797**-1.1 or model.delta_ == 1e-5
+    assert model.score(x, y) > 0.8
+    assert (tmp_path / "run" / "ledger.jsonl").read_text() == model.ledger_
+    view = read_ledger(tmp_path / "run" / "ledger.jsonl")
+    report = rt.epsilon(view.segments(), delta=view.delta, relation=view.relation)
+    assert report.epsilon == pytest.approx(model.epsilon_, rel=1e-6)
+    assert view.public["num_examples"] == 1797
+
+
+def test_two_fits_differ_and_a_fitted_model_is_the_same_after_pickling():
+    x, y = digits()
+    model = given(method="least-squares")
+    first = model.fit(x, y).decision_function(x[:5])
+    copy = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(copy.decision_function(x[:5]), first)
+    assert not np.array_equal(clone(model).fit(x, y).decision_function(x[:5]), first)
+
+
+def test_reproducible_noise_is_never_called_private():
+    x, y = digits()
+    model = given(noise_seed=1, method="least-squares").fit(x, y)
+    assert not model.private_
+    assert math.isinf(model.epsilon_)
+    assert '"reproducible":true' in model.ledger_
+
+
+@pytest.mark.parametrize("name", ["epsilon", "num_examples", "classes"])
+def test_what_must_be_declared_is_asked_for_before_rows_are_read(name):
+    with pytest.raises(ConfigError, match=f"Give {name}") as raised:
+        given(**{name: None}).fit(None, None)
+    assert raised.value.code == "estimator-public"
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"num_examples": 1796}, DataError, "num_examples is 1796"),
+        ({"classes": range(9)}, DataError, "none of `classes`"),
+        ({"bounds": (16, 0)}, DataError, "the first below the second"),
+        ({"bounds": (np.zeros(3), np.ones(3))}, DataError, "64 columns"),
+        ({"classes": [1]}, ConfigError, "2 classes or more"),
+        ({"epsilon": math.inf}, ConfigError, "An infinite epsilon"),
+        ({"epsilon": -1.0}, ConfigError, "epsilon"),
+        ({"settings": {"epsilon": 100.0}}, ConfigError, "settings holds epsilon"),
+        ({"settings": {"numsteps": 1}}, ConfigError, "unknown setting"),
+        ({"num_examples": "secret"}, ConfigError, "'secret'"),
+    ],
+)
+def test_what_would_void_the_guarantee_is_refused_and_spends_nothing(tmp_path, changed, error, message):
+    x, y = digits()
+    with pytest.raises(error, match=message):
+        given(folder=tmp_path / "run", **changed).fit(x, y)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_no_row_has_is_kept():
+    x, y = digits()
+    seen = y < 9
+    model = given(num_examples=int(seen.sum()), method="least-squares").fit(x[seen], y[seen])
+    assert list(model.classes_) == list(range(10))
+    assert model.predict_proba(x[:3]).shape == (3, 10)
