@@ -76,7 +76,8 @@ def test_every_page_can_be_reached():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "file", [path for path in sorted((ROOT / "src").rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+    "file",
+    [path for path in sorted((ROOT / "src").rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")],
 )
 def test_examples_in_docstrings_run(file):
     name = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts)
