@@ -31,6 +31,7 @@ from reticent.train import (
     RunDescription,
     TrainSettings,
     Transform,
+    check_tracking,
     finite,
     fit,
     largest_physical_batch_size,
@@ -43,6 +44,7 @@ from reticent.train import (
     removed_unless_spent,
     resume,
     silent_or_bar,
+    tracked,
     train,
     write_json,
     write_run,
@@ -178,6 +180,7 @@ class TrainingRecipe(Recipe):
         return [(plan.mechanism, plan.num_steps)]
 
     def run(self, asked: Request, *, out: Path, console: Console | None, data: Any = None) -> dict[str, Any]:
+        check_tracking(_training(asked)[1].log)
         with ranks_of(_training(asked)[1]) as ranks:
             ranks.first(lambda: new_folder(out))
             with removed_if_empty(out) if ranks.leads else nullcontext():
@@ -406,6 +409,7 @@ def settings_of(config: TrainingConfig) -> TrainSettings:
         compile=config.compile,
         show_loss=config.show_loss,
         show_norms=config.show_norms,
+        log=config.log,
     )
 
 
@@ -517,7 +521,8 @@ def _resume_plain(job: _Job, folder: Path, console: Console | None) -> dict[str,
         transform=job.recipe.transform(config),
         seed=config.seed,
     )
-    with silent_or_bar(console, "without privacy", config.num_steps) as watcher:
+    shown = silent_or_bar(console, "without privacy", config.num_steps)
+    with shown as seen, tracked(seen, config.log, folder, epsilon=None) as watcher:
         done = fit(
             stepper,
             job.plan.batches(job.material.train, start=start, stream=_public_stream(config, start)),
@@ -545,7 +550,7 @@ def _train_twin(job: _Job, folder: Path, console: Console | None) -> dict[str, A
         transform=job.recipe.transform(config),
         seed=config.seed,
     )
-    settings = replace(settings_of(config), checkpoint_every=0, show_loss=False, show_norms=False)
+    settings = replace(settings_of(config), checkpoint_every=0, show_loss=False, show_norms=False, log="none")
     with silent_or_bar(console, "twin without privacy", config.num_steps) as watcher:
         done = fit(
             stepper,

@@ -127,6 +127,10 @@ class TrainingConfig(RecipeConfig):
     show_norms: Annotated[
         bool, Field(description="write down gradient norms and share clipped, which are NOT private")
     ] = False
+    log: Annotated[
+        Literal["none", "tensorboard", "mlflow"],
+        Field(description="a tracker to tell of epsilon and test scores, nothing of the training rows"),
+    ] = "none"
     clipping: Annotated[
         Literal["flat", "automatic", "per-layer", "adaptive"],
         Field(
@@ -154,7 +158,7 @@ class TrainingConfig(RecipeConfig):
         bool | None, Field(description="of adaptive clipping: a norm for each layer")
     ] = None
 
-    carried: ClassVar[tuple[str, ...]] = (*RecipeConfig.carried, "twin", "show_loss", "show_norms")
+    carried: ClassVar[tuple[str, ...]] = (*RecipeConfig.carried, "twin", "show_loss", "show_norms", "log")
 
     @property
     def step_lr(self) -> float:

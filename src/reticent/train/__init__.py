@@ -23,13 +23,14 @@ from ._folder import (
     write_run,
 )
 from ._ledger import check_ledger, ledger_epsilon, new_run_id
-from ._loop import Companion, FitResult, Stepper, TrainSettings, fit
+from ._loop import Companion, FitResult, Stepper, Tracking, TrainSettings, fit
 from ._memory import PeakMemory
 from ._physical import available_memory, largest_physical_batch_size
 from ._progress import SilentWatcher, Watcher, progress_bar, silent_or_bar
 from ._rows import Transform, augment, chunks_of, num_rows
 from ._seeds import mix_seed
 from ._step import OpenStep, PrivateStep
+from ._track import check_tracking, tracked
 from ._train import TrainResult, resume, train
 from ._users import UserRows, over_users, over_views
 
@@ -45,6 +46,7 @@ __all__ = [
     "RunDescription",
     "SilentWatcher",
     "Stepper",
+    "Tracking",
     "TrainResult",
     "TrainSettings",
     "Transform",
@@ -54,6 +56,7 @@ __all__ = [
     "augment",
     "available_memory",
     "check_ledger",
+    "check_tracking",
     "chunks_of",
     "ema_start",
     "eval_mode",
@@ -76,6 +79,7 @@ __all__ = [
     "removed_unless_spent",
     "resume",
     "silent_or_bar",
+    "tracked",
     "train",
     "write_json",
     "write_run",

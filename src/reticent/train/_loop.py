@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ from ._guards import trainable
 from ._progress import Watcher
 from ._seeds import mix_seed
 from ._step import LossPerExample
+
+Tracking = Literal["none", "tensorboard", "mlflow"]
 
 
 class Companion(Protocol):
@@ -135,6 +137,8 @@ class TrainSettings:
         show_loss: show the training loss. It is computed from private rows and is NOT private.
         show_norms: write down how long the units' gradients were: share clipped, quantiles, and the
             clipped sum against its noise. NOT private either.
+        log: a tracker to tell of the run as well, "tensorboard" or "mlflow": of its settings, epsilon and
+            scores on test data.
 
     Raises:
         ConfigError[train-settings]: a value is out of range.
@@ -151,6 +155,7 @@ class TrainSettings:
     compile: bool = False
     show_loss: bool = False
     show_norms: bool = False
+    log: Tracking = "none"
 
     @property
     def not_private(self) -> tuple[str, ...]:
@@ -176,6 +181,8 @@ class TrainSettings:
             problems.append(f"ema must be in [0, 1) or 'polyak', got {self.ema!r}")
         if self.ema_start and not self.ema:
             problems.append("ema_start would be ignored: ema is 0")
+        if self.log not in get_args(Tracking):
+            problems.append(f"log must be one of {', '.join(get_args(Tracking))}, got {self.log!r}")
         if problems:
             raise ConfigError("; ".join(problems) + ".", code="train-settings")
 
@@ -261,8 +268,8 @@ def fit(
                 if companion is not None:
                     companion.saved(stepper)
             if evaluation is not None and settings.eval_every and spent % settings.eval_every == 0:
-                stepper.ranks.first(lambda: _measure(stepper, state, evaluation, folder))
-    return _finish(stepper, state, evaluation, folder)
+                stepper.ranks.first(lambda: _measure(stepper, state, evaluation, folder, watcher))
+    return _finish(stepper, state, evaluation, folder, watcher)
 
 
 @contextmanager
@@ -355,7 +362,7 @@ def _look(model: nn.Module, loss_per_example: LossPerExample, chunk: Any) -> Ten
 
 
 def _measure(
-    stepper: Stepper, state: _State, evaluation: Evaluation, folder: Path
+    stepper: Stepper, state: _State, evaluation: Evaluation, folder: Path, watcher: Watcher
 ) -> dict[str, dict[str, float]]:
     """Evaluate the last and the averaged weights, once a step, and write the metrics down."""
     if state.measured[0] == stepper.num_steps:
@@ -370,6 +377,7 @@ def _measure(
         if weights == "last" and isinstance(stepper.optimizer, Lamb):
             line["trust_ratios"] = finite(stepper.optimizer.trust_ratios(stepper.model))
         append_line(folder / "metrics.jsonl", {**line, "seconds": round(state.seconds, 3)})
+        watcher.measured(stepper.num_steps, weights, values)
     state.measured = stepper.num_steps, scores
     return scores
 
@@ -383,21 +391,23 @@ def averaged_model(model: nn.Module, average: Mapping[str, Tensor]) -> nn.Module
     return copy
 
 
-def _finish(stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path) -> FitResult:
+def _finish(
+    stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path, watcher: Watcher
+) -> FitResult:
     _save(stepper, state, folder)
-    scores = stepper.ranks.first(lambda: _leave(stepper, state, evaluation, folder))
+    scores = stepper.ranks.first(lambda: _leave(stepper, state, evaluation, folder, watcher))
     return FitResult(updates=state.updates, seconds=state.seconds, scores=scores or {})
 
 
 def _leave(
-    stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path
+    stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path, watcher: Watcher
 ) -> dict[str, dict[str, float]]:
     """Keep the weights, and measure them."""
     save_tensors(folder / "weights.safetensors", stepper.model.state_dict())
     if state.ema:
         average = averaged_model(stepper.model, state.ema)
         save_tensors(folder / "ema.safetensors", average.state_dict())
-    return {} if evaluation is None else _measure(stepper, state, evaluation, folder)
+    return {} if evaluation is None else _measure(stepper, state, evaluation, folder, watcher)
 
 
 def _save(stepper: Stepper, state: _State, folder: Path) -> None:

@@ -41,9 +41,10 @@ from ._guards import check_optimizer, trainable
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._loop import Companion, TrainSettings, fit
 from ._physical import largest_physical_batch_size
-from ._progress import silent_or_bar
+from ._progress import Spent, silent_or_bar
 from ._rows import Transform, fetch
 from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, LossPerExample, PrivateStep
+from ._track import check_tracking, tracked
 
 # What a run leaves only when its ledger was there: without one, a new ledger would forget what was spent.
 _LEFT_BY_STEPS: Final = ("checkpoint*", "*.safetensors", "metrics.jsonl", "not-private.jsonl", "result.json")
@@ -162,6 +163,7 @@ def train(
         )
     check_physical_batch_size(physical_batch_size)
     settings = settings or TrainSettings()
+    check_tracking(settings.log)
     if settings.show_loss and ranks.size > 1:
         raise ConfigError(
             "show_loss needs a single process: each rank has some of the rows whose loss it shows.",
@@ -259,6 +261,7 @@ def resume(
     about = read_run(folder)
     plan = Plan.from_dict(about["plan"])
     physical_batch_size, noise_seed, settings = _settings(about)
+    check_tracking(settings.log)
     checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
 
     def reopen() -> Ledger:
@@ -319,8 +322,18 @@ def _run(
     stream = (
         SampleStream.fresh() if noise_seed is None else SampleStream.reproducible(noise_seed, start=start)
     )
-    shown = silent_or_bar(console, "private", plan.num_steps, epsilon=lambda: private.epsilon().epsilon)
-    with shown as watcher:
+    budget = None if plan.budget is None else plan.budget.epsilon
+    spent = Spent(lambda: private.epsilon().epsilon, plan.num_steps, budget=budget)
+    shown = silent_or_bar(
+        console,
+        "private",
+        plan.num_steps,
+        epsilon=spent,
+        rows_at_once=lambda: private.physical_batch_size,
+        device=next(private.model.parameters()).device,
+    )
+    log = settings.log if ranks.leads else "none"
+    with shown as seen, tracked(seen, log, folder, epsilon=spent) as watcher:
         done = fit(
             private,
             plan.batches(dataset, start=start, stream=stream),

@@ -1,0 +1,148 @@
+"""What a person and a tracker are told of a run: epsilon, progress, test scores; nothing of the rows."""
+
+import io
+import json
+import os
+from datetime import datetime
+
+import pytest
+import torch
+from rich.console import Console
+
+from reticent.errors import ConfigError
+from reticent.train import Evaluation, TrainSettings, _track, resume, train
+from tests.train.joint import cross_entropy, make_data, make_model, make_plan
+
+
+def scores(model, rows):
+    x, y = rows
+    return {"accuracy": (model(x).argmax(1) == y).double()}
+
+
+def run(out, *, log="none", console=None, **settings):
+    model = make_model()
+    return train(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        plan=make_plan(num_steps=6),
+        dataset=make_data(),
+        loss_per_example=cross_entropy,
+        out=out,
+        evaluation=Evaluation(dataset=make_data(seed=1), scores=scores),
+        settings=TrainSettings(eval_every=3, log=log, **settings),
+        console=console,
+    )
+
+
+class Kept:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self, figures):
+        self.figures = figures
+
+    def scalar(self, name, value, *, step):
+        self.figures.append((name, step, value))
+
+    def close(self):
+        self.figures.append("closed")
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    figures = []
+    monkeypatch.setattr(_track, "find_spec", lambda name: object())
+    monkeypatch.setattr(_track, "_open", lambda tracking, folder: Kept(figures))
+    return figures
+
+
+def test_a_tracker_hears_of_epsilon_and_test_scores_and_of_nothing_else(kept, tmp_path):
+    result = run(tmp_path / "run", log="mlflow")
+    assert kept.pop() == "closed"
+    assert {(name, step) for name, step, _ in kept} == {
+        *(("privacy/epsilon", step) for step in range(1, 7)),
+        *(("test/accuracy_last", step) for step in (3, 6)),
+    }
+    spent = [value for name, _, value in kept if name == "privacy/epsilon"]
+    assert spent == sorted(spent) and spent[-1] == pytest.approx(result.epsilon.epsilon)
+
+
+def test_a_loss_that_was_asked_for_is_named_for_what_it_is(kept, tmp_path):
+    run(tmp_path / "run", log="mlflow", show_loss=True)
+    names = {figure[0] for figure in kept if figure != "closed"}
+    assert names == {"privacy/epsilon", "test/accuracy_last", "not_private/loss"}
+
+
+def test_a_tracker_that_fails_costs_the_run_nothing(monkeypatch, tmp_path):
+    def gone(tracking, folder):
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(_track, "find_spec", lambda name: object())
+    monkeypatch.setattr(_track, "_open", gone)
+    with pytest.warns(RuntimeWarning, match=r"tracker failed \(ConnectionError: no server\)") as told:
+        assert run(tmp_path / "run", log="mlflow").num_steps == 6
+    assert len(told) == 1
+
+
+def test_a_package_that_is_missing_is_said_before_there_is_a_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(_track, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'reticent\[track\]'.*\[missing-library\]"):
+        run(tmp_path / "run", log="tensorboard")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=r"log must be one of none, tensorboard, mlflow, got 'wandb'"):
+        TrainSettings(log="wandb")
+
+
+def test_the_live_view_says_epsilon_rows_at_once_and_memory(tmp_path):
+    out = io.StringIO()
+    result = run(tmp_path / "run", console=Console(file=out, width=100))
+    told = " ".join(out.getvalue().split())
+    assert (
+        "6/6" in told and "rows at once" in told and "MiB" in told and "test, last weights accuracy" in told
+    )
+    shown = float(told.split("epsilon ")[1].split()[0])
+    assert result.epsilon.epsilon <= shown <= result.epsilon.epsilon + 0.01
+
+
+def started(folder):
+    created = json.loads((folder / "run.json").read_text(encoding="utf-8"))["created"]
+    return datetime.fromisoformat(created).timestamp()
+
+
+def test_tensorboard_is_told_no_time_that_a_step_took(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path / "run", log="tensorboard")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) == {"privacy/epsilon", "test/accuracy_last"}
+    found = [event for tag in tags["scalars"] for event in events.Scalars(tag)]
+    assert found and all(event.wall_time == started(tmp_path / "run") + event.step for event in found)
+
+
+@pytest.mark.filterwarnings("ignore")  # its own, of its data base
+def test_mlflow_is_told_no_time_that_a_step_took_and_goes_on_with_a_resumed_run(tmp_path, monkeypatch):
+    tracking = pytest.importorskip("mlflow.tracking")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "run"
+    run(folder, log="mlflow")
+    began = round(1000 * started(folder))
+    client = tracking.MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("reticent").experiment_id])
+    assert set(found.data.metrics) == {"privacy/epsilon", "test/accuracy_last"}
+    for name in found.data.metrics:
+        history = client.get_metric_history(found.info.run_id, name)
+        assert all(metric.timestamp == began + 1000 * metric.step for metric in history)
+    assert (found.info.start_time, found.info.end_time) == (began, began + 6000)
+    os.remove(folder / "result.json")
+    model = make_model()
+    resume(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        dataset=make_data(),
+        loss_per_example=cross_entropy,
+        out=folder,
+        evaluation=Evaluation(dataset=make_data(seed=1), scores=scores),
+    )
+    assert len(client.search_runs([client.get_experiment_by_name("reticent").experiment_id])) == 1
