@@ -151,7 +151,7 @@ def write_run(
             "num_trainable": sum(p.numel() for p in trainable(model).values()),
         },
         "data": dict(description.data),
-        "layers": [dict(layer) for layer in description.layers],
+        **({"layers": [dict(layer) for layer in description.layers]} if description.layers else {}),
         "private": private,
     }
     try:
