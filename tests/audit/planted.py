@@ -103,6 +103,27 @@ def same_noise_every_step(name, p, std):
     return torch.randn(p.shape, generator=generator) * std
 
 
+def noise_from_a_fixed_seed(problem):
+    """Noise whose generator begins with the same seed in each run, as defaults do that nobody changes."""
+    generator = np.random.default_rng(42)
+
+    def noise(name, p, std):
+        return torch.from_numpy(generator.standard_normal(p.shape)).float() * std
+
+    trainer(noise=noise)(problem)
+
+
+def divided_by_the_batch(problem):
+    """The noised sum over the number of rows that were drawn, which is private."""
+    plan = problem.plan
+    for indices in poisson(len(problem.dataset[0]), plan):
+        rows = tuple(t[torch.from_numpy(indices)] for t in problem.dataset)
+        total = clipped(problem.model, rows)
+        for name, p in problem.model.named_parameters():
+            p.grad = (total[name] + gaussian(name, p, plan.noise_multiplier * C)) / max(1, len(indices))
+        problem.optimizer.step()
+
+
 class Tied(torch.nn.Module):
     """An embedding that is also the output layer; it is asked to repeat its input."""
 

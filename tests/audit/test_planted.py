@@ -77,10 +77,20 @@ def test_shuffling_sold_as_poisson():
     )
 
 
+def test_a_divisor_that_tells_how_many_rows_were_drawn():
+    assert "noise of each step" in failed(audited(planted.divided_by_the_batch))
+
+
 @pytest.mark.parametrize("noise", [planted.noise_on_weights_only, planted.same_noise_every_step])
 def test_noise_that_is_missing_or_repeated_away_from_the_canaries(noise):
     found = noise_probes(planted.trainer(noise=noise), small_subject(PLAN), chance=1e-3)
     assert not all(probe.passed for probe in found)
+
+
+def test_noise_that_every_run_repeats():
+    found = noise_probes(planted.noise_from_a_fixed_seed, small_subject(PLAN), chance=1e-3)
+    assert [probe.passed for probe in found] == [True, False]
+    assert "two steps carry related noise (cosine 1.00)" in found[1].finding
 
 
 def test_forgotten_ties_are_seen_by_the_neighbours_and_kept_ones_pass():

@@ -77,3 +77,28 @@ def test_full_batches_leave_nobody_out():
 def test_a_release_that_moves_by_more_than_the_bound():
     assert moved_probe([0.3, 1.0], slack=1e-4).passed
     assert not moved_probe([0.3, 1.01], slack=1e-4).passed
+
+
+def test_few_coordinates_are_enough_to_see_repeated_noise_and_seldom_seem_to():
+    rng = np.random.default_rng(6)
+    z = rng.standard_normal(20)
+    assert "cosine 1.00" in noise_fresh([z, z], std=1.0, chance=1e-3).finding
+    pairs = [rng.standard_normal((2, 5)) for _ in range(RUNS)]
+    assert sum(not noise_fresh(list(pair), std=1.0, chance=CHANCE).passed for pair in pairs) <= TOO_MANY
+
+
+def test_what_few_draws_cannot_show_is_said_to_be_untested():
+    rare = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=0.001, noise_multiplier=1.0)
+    found = sampling(np.random.default_rng(7).random((50, 300)) < 0.001, mechanism=rare, chance=1e-3)
+    assert [p.finding.startswith("NOT TESTED") for p in found] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(("num_steps", "num", "q"), [(30, 60, 0.5), (400, 300, 0.02), (60, 1000, 0.1)])
+def test_counts_of_right_draws_spread_as_they_should(num_steps, num, q):
+    rng = np.random.default_rng(8)
+    claimed = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=q, noise_multiplier=1.0)
+    alarms = sum(
+        not all(p.passed for p in sampling(rng.random((num_steps, num)) < q, mechanism=claimed, chance=0.05))
+        for _ in range(RUNS)
+    )
+    assert alarms <= TOO_MANY

@@ -23,6 +23,7 @@ from reticent.audit import (
     gaussian_delta,
     gaussian_epsilon,
     jeffreys_upper,
+    many_run_bound,
     mu_from_errors,
     one_run_bound,
     steinke_epsilon,
@@ -97,6 +98,24 @@ def test_no_leak_gives_no_bound_and_no_trials_give_no_bound():
 def test_perfect_guesses_over_many_trials_show_a_large_leak():
     perfect = Errors(false_positives=0, num_out=10_000, false_negatives=0, num_in=10_000)
     assert epsilon_from_errors(perfect, delta=DELTA, confidence=0.95) == pytest.approx(7.9, abs=0.05)
+
+
+@pytest.mark.parametrize("evidence", [np.zeros(1000), np.random.default_rng(10).standard_normal(1000)])
+def test_samples_that_are_the_same_in_and_out_give_no_bound(evidence):
+    """JAX-Privacy 2.0.0 reports epsilon 6.35 on them: it takes the absolute value of a negative mu."""
+    member = np.arange(1000) % 2 == 0
+    seen = Recording(scores=evidence[None], included=member[None], member=np.ones(1000, bool))
+    for step in (seen, Recording(scores=-5.0 + seen.scores, included=seen.included, member=seen.member)):
+        found = step_level_bound(step, mechanism=MECHANISM, num_steps=100, delta=DELTA, confidence=0.95)
+        assert (found.epsilon, found.mu) == (0.0, 0.0)
+    assert one_run_bound(evidence, member, delta=DELTA, confidence=0.95).epsilon == 0.0
+    assert many_run_bound(evidence, member, delta=DELTA, confidence=0.95).epsilon == 0.0
+
+
+def test_an_odd_number_of_canaries_is_guessed_at():
+    for num in (2, 3, 7, 1003):
+        bound = one_run_bound(np.arange(num) * 1.0, np.arange(num) > num / 2, delta=DELTA, confidence=0.95)
+        assert bound.epsilon >= 0.0
 
 
 @pytest.mark.parametrize(

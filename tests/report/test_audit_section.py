@@ -67,7 +67,7 @@ def test_a_refuted_claim_and_a_failed_probe_are_loud(tmp_path):
 
 def test_without_an_audit_there_is_no_section(tmp_path):
     folder = make_run(tmp_path / "run")
-    assert "<h2>Audit</h2>" not in write_report(folder).path.read_text(encoding="utf-8")
+    assert ">Audit</h2>" not in write_report(folder).path.read_text(encoding="utf-8")
 
 
 def test_bounds_that_are_infinite_and_audits_without_curves_are_shown(tmp_path):

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.special import betainc
 from scipy.stats import binom, chi2, kstest, norm
 
 from reticent.records import Mechanism
@@ -22,6 +23,7 @@ from reticent.records import Mechanism
 from ._recording import Recording
 
 _SLACK: Final = 1e-3  # relative rounding of released values and of what the sum's bound allows
+_ENOUGH_IN: Final = 30  # trials in, to say from how far up a canary lifts a release
 _SILENT: Final = 1e-4  # noise smaller than this, of what is claimed, is rounding
 
 
@@ -45,33 +47,42 @@ def two_sided(tail_below: float, tail_above: float) -> float:
     return min(1.0, 2.0 * min(tail_below, tail_above))
 
 
-def noise_size(noise: Sequence[tuple[str, np.ndarray]], *, std: float, chance: float) -> Probe:
-    """Is the noise on every tensor as large as the plan says? Chi-square on each tensor.
+def noise_size(
+    noise: Sequence[tuple[str, np.ndarray]],
+    *,
+    std: float,
+    chance: float,
+    name: str = "noise size",
+    of: str = "tensors",
+) -> Probe:
+    """Is the noise on every part as large as the plan says? Chi-square on each part.
 
     Args:
-        noise: (tensor's name, what was released of it beyond the sum), any shapes.
+        noise: (name of a tensor or a step, what was released of it beyond the sum), any shapes.
         std: the claimed standard deviation.
         chance: of a false alarm.
+        name: of the probe.
+        of: what the parts are.
     """
     each = chance / max(1, len(noise))
     worst, found = None, 1.0
-    for name, values in noise:
+    for part, values in noise:
         ratio = float(np.square(values / std).sum())
         p = two_sided(float(chi2.cdf(ratio, values.size)), float(chi2.sf(ratio, values.size)))
         measured = math.sqrt(ratio / values.size)
         if p < each and (worst is None or abs(measured - 1) > abs(found - 1)):
-            worst, found = name, measured
+            worst, found = part, measured
     if worst is None:
         measured = math.sqrt(
             sum(float(np.square(v / std).sum()) for _, v in noise) / sum(v.size for _, v in noise)
         )
         return Probe(
-            name="noise size",
+            name=name,
             passed=True,
-            finding=f"{measured:.4f} of the claimed standard deviation, over {len(noise)} tensors",
+            finding=f"{measured:.4f} of the claimed standard deviation, over {len(noise)} {of}",
         )
     what = "no noise" if found < 1e-3 else f"{found:.3g} of the claimed standard deviation"
-    return Probe(name="noise size", passed=False, finding=f"'{worst}' got {what}")
+    return Probe(name=name, passed=False, finding=f"'{worst}' got {what}")
 
 
 def noise_fresh(
@@ -98,6 +109,7 @@ def noise_fresh(
     steps = _between_steps(x_TD)
     num_tests = len(lags) + len(steps) + 1
     limit = float(norm.isf(chance / num_tests / 2.0)) * 1.2  # products of normals have longer tails
+    alike = _chance_of_cosine(steps, dim)
     if lags.size and np.abs(lags).max() > limit:
         lag = 1 + int(np.abs(lags).argmax())
         return Probe(
@@ -105,20 +117,17 @@ def noise_fresh(
             passed=False,
             finding=f"coordinates at distance {lag} carry related noise (z = {lags[lag - 1]:.1f})",
         )
-    if steps.size and np.abs(steps).max() > limit:
+    if steps.size and alike.min() < chance / num_tests:
         return Probe(
             name=name,
             passed=False,
-            finding=f"two steps carry related noise (z = {steps[np.abs(steps).argmax()]:.1f})",
+            finding=f"two steps carry related noise (cosine {steps[alike.argmin()]:.2f})",
         )
     p = float(kstest(x_TD.ravel(), "norm").pvalue)
     if p < chance / num_tests:
         return Probe(name=name, passed=False, finding=f"not normal (p = {p:.1g})")
-    return Probe(
-        name=name,
-        passed=True,
-        finding=f"normal; no relation between {num_steps} steps or {dim} coordinates at any distance",
-    )
+    far = f" or {dim} coordinates at any distance" if lags.size else ""
+    return Probe(name=name, passed=True, finding=f"normal; no relation between {num_steps} steps{far}")
 
 
 def _autocorrelation(x_TD: Float[np.ndarray, "T D"]) -> Float[np.ndarray, " L"]:
@@ -132,12 +141,16 @@ def _autocorrelation(x_TD: Float[np.ndarray, "T D"]) -> Float[np.ndarray, " L"]:
 
 
 def _between_steps(x_TD: Float[np.ndarray, "T D"]) -> Float[np.ndarray, " P"]:
-    """z of the mean product of the same coordinates in two steps, for each pair of steps."""
+    """The cosine of the noise of two steps, for each pair of steps."""
     num_steps, dim = x_TD.shape
-    if num_steps < 2 or dim < 200:
-        return np.zeros(0)
-    products = x_TD @ x_TD.T / math.sqrt(dim)
-    return products[np.triu_indices(num_steps, 1)]
+    return (x_TD @ x_TD.T / dim)[np.triu_indices(num_steps, 1)]  # each step has length sqrt(D)
+
+
+def _chance_of_cosine(cosines: Float[np.ndarray, " P"], dim: int) -> Float[np.ndarray, " P"]:
+    """How likely so large a cosine is between independent directions in D dimensions, exactly."""
+    if dim < 2:
+        return np.ones_like(cosines)
+    return betainc((dim - 1) / 2.0, 0.5, np.clip(1.0 - cosines**2, 0.0, 1.0))
 
 
 def sampling(included: Bool[np.ndarray, "T M"], *, mechanism: Mechanism, chance: float) -> list[Probe]:
@@ -176,14 +189,17 @@ def sampling(included: Bool[np.ndarray, "T M"], *, mechanism: Mechanism, chance:
 def _spread(
     name: str, counts: np.ndarray, trials: int, q: float, chance: float, of: str, sign_of: str
 ) -> Probe:
-    """Do these counts vary as Binomial(trials, q) does? Their dispersion is near chi-square."""
-    scaled = float(np.square(counts - trials * q).sum() / (trials * q * (1.0 - q)))
-    p = two_sided(float(chi2.cdf(scaled, len(counts))), float(chi2.sf(scaled, len(counts))))
-    enough = (
-        trials * q * (1.0 - q) >= 5.0
-    )  # below, counts are not near normal, and chi-square is not their law
-    ratio = scaled / len(counts)
-    passed = p >= chance or not enough
+    """Do these counts vary as Binomial(trials, q) does? Their dispersion is near chi-square.
+
+    With as many degrees of freedom as give it the variance that Binomial counts have.
+    """
+    variance = trials * q * (1.0 - q)
+    if variance < 5.0:  # counts are not near normal, and chi-square is not their law
+        return Probe(name=f"spread of {name}", passed=True, finding=f"NOT TESTED: too few draws of {of}")
+    ratio = float(np.square(counts - trials * q).mean() / variance)
+    freedom = 2.0 * len(counts) / (2.0 + (1.0 - 6.0 * q * (1.0 - q)) / variance)
+    p = two_sided(float(chi2.cdf(ratio * freedom, freedom)), float(chi2.sf(ratio * freedom, freedom)))
+    passed = p >= chance
     finding = f"variance over {len(counts)} {of} {ratio:.3g} times that of independent draws"
     if not passed and ratio < 1.0:
         finding += f": a sign of {sign_of}"
@@ -197,15 +213,18 @@ def _together(included: Bool[np.ndarray, "T M"], q: float, chance: float) -> Pro
     pairs = included.size - included.shape[1]
     after = float((x[1:] * x[:-1]).sum() / math.sqrt(max(pairs, 1)))
     limit = float(norm.isf(chance / (len(lags) + 1) / 2.0)) * 1.2
-    few = included.size * q * q < 20  # too few meetings for a normal law
+    if included.size * q * q < 20:  # too few meetings for a normal law
+        return Probe(
+            name="sampling independence", passed=True, finding="NOT TESTED: too few draws of two together"
+        )
     worst = int(np.abs(lags).argmax()) if lags.size else 0
-    if not few and lags.size and abs(lags[worst]) > limit:
+    if lags.size and abs(lags[worst]) > limit:
         return Probe(
             name="sampling independence",
             passed=False,
             finding=f"canaries at distance {worst + 1} are drawn together (z = {lags[worst]:.1f})",
         )
-    if not few and abs(after) > limit:
+    if abs(after) > limit:
         return Probe(
             name="sampling independence",
             passed=False,
@@ -223,10 +242,17 @@ def recording_probes(seen: Recording, *, mechanism: Mechanism, noise: float, cha
         noise: claimed noise on the sum over the clipping norm.
         chance: of a false alarm, for all of these together.
     """
-    level = float(seen.scores[seen.included].mean()) if seen.included.any() else 1.0
+    level = float(seen.scores[seen.included].mean()) if seen.included.sum() >= _ENOUGH_IN else 1.0
     residual = seen.scores - level * seen.included
     return [
-        noise_fresh(list(residual), std=noise, chance=chance / 2.0, name="noise along canaries"),
+        noise_size(
+            [(f"step {t}", values) for t, values in enumerate(residual, start=1)],
+            std=noise,
+            chance=chance / 4.0,
+            name="noise of each step",
+            of="steps",
+        ),
+        noise_fresh(list(residual), std=noise, chance=chance / 4.0, name="noise along canaries"),
         *sampling(seen.included[:, seen.member], mechanism=mechanism, chance=chance / 2.0),
     ]
 

@@ -171,7 +171,7 @@ def one_run_guesses(
     evidence: Float[np.ndarray, " M"], member: Bool[np.ndarray, " M"], *, share: float
 ) -> Guesses:
     """Guess "in" for the highest `share` / 2 of the canaries, "out" for the lowest; abstain on the rest."""
-    half = max(1, round(len(evidence) * share / 2))
+    half = max(1, int(len(evidence) * share / 2))
     order = np.argsort(evidence, kind="stable")
     right = int(member[order[-half:]].sum()) + int((~member[order[:half]]).sum())
     return Guesses(num_canaries=len(evidence), num_guesses=2 * half, num_correct=right)

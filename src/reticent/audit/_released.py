@@ -8,6 +8,7 @@ the neighbours all but no noise. So they need nothing of a trainer but that it k
 
 import copy
 import math
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,14 @@ _MOST_COORDINATES: Final = 20_000  # of each step, for tests of independence
 
 
 def _steps(
-    trainer: Trainer, subject: Subject, model: nn.Module, rows: Rows, plan: Plan, factor: float
+    trainer: Trainer,
+    subject: Subject,
+    model: nn.Module,
+    rows: Rows,
+    plan: Plan,
+    *,
+    factor: float,
+    seed: int = 0,
 ) -> list[dict[str, np.ndarray]]:
     """What each step of a plan releases, name -> the noised sum over its bound, float64."""
     model = AsLosses(copy.deepcopy(model), subject.losses, factor)
@@ -48,7 +56,7 @@ def _steps(
         )
 
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         problem = Problem(
             model=model,
             optimizer=subject.optimizer(model),
@@ -88,11 +96,24 @@ def noise_probes(
 ) -> list[Probe]:
     """Train on losses that do not depend on the model, so that noise is all there is to release.
 
-    Sees every trainable tensor: one without noise, or with another's.
+    Sees every trainable tensor: one without noise, or with another's. Trains twice, torch's global generator
+    seeded anew: noise from a seed that does not change is the same in both.
     """
     noise = subject.plan.noise_multiplier
     plan = _everything(subject.plan, num_rows=num_rows, num_steps=num_steps, noise=noise)
-    steps = _steps(trainer, subject, subject.build(), subject.rows(num_rows), plan, 0.0)
+    steps = [
+        step
+        for _ in range(2)
+        for step in _steps(
+            trainer,
+            subject,
+            subject.build(),
+            subject.rows(num_rows),
+            plan,
+            factor=0.0,
+            seed=secrets.randbits(31),
+        )
+    ]
     tensors = [(name, values) for step in steps for name, values in step.items()]
     flat = [np.concatenate([v.ravel() for v in step.values()])[:_MOST_COORDINATES] for step in steps]
     return [
@@ -126,7 +147,7 @@ def neighbour_probe(trainer: Trainer, subject: Subject, *, num_rows: int = 8) ->
 
 def _sum(trainer: Trainer, subject: Subject, model: nn.Module, rows: Rows) -> dict[str, np.ndarray]:
     plan = _everything(subject.plan, num_rows=count_of(rows), num_steps=1, noise=_ALMOST_NO_NOISE)
-    return _steps(trainer, subject, model, rows, plan, _STEEP)[0]
+    return _steps(trainer, subject, model, rows, plan, factor=_STEEP)[0]
 
 
 def _each_left_out(rows: Rows) -> Iterator[Rows]:

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     help="Of gradient canaries: each its own coordinate, or dense and orthogonal.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), help="Steps to run for it.  [default: the plan's, at most 100]"
+    "--steps",
+    type=click.IntRange(1),
+    help="Steps to run for it.  [default: the plan's; with --how step at most 100]",
 )
 @click.option("--confidence", type=float, default=0.999, show_default=True, help="Of the lower bound.")
 @click.option("--probes/--no-probes", default=True, help="Also probe sampling, noise and sensitivity.")
