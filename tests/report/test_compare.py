@@ -77,7 +77,7 @@ def test_a_run_that_is_not_private_has_no_epsilon_and_neither_have_they_together
     told = compared(pair[0], open_one)
     assert told["runs"][1]["epsilon"] is None and "seed" in told["runs"][1]["why_not"]
     assert told["together"][0]["epsilon"] is None
-    assert "open not private" in told["together"][0]["why_not"]
+    assert "not private: open" in told["together"][0]["why_not"]
     page = (pair[0].parent / "compare.html").read_text(encoding="utf-8")
     assert page.index("NOT PRIVATE: open") < page.index("<h2")
 

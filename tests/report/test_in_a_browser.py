@@ -1,7 +1,11 @@
 """The pages in a real browser: nothing in its console, nothing from elsewhere, contrast, width, keyboard."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
+import urllib.request
 
 import pytest
 
@@ -93,6 +97,16 @@ def test_the_checks_can_fail(page, tmp_path):
     page.problems.clear()
 
 
+def test_paper_is_white_whatever_the_screen_is(page, pages):
+    page.open(pages["report"], dark=True)
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    page.call("Emulation.setEmulatedMedia", media="print", features=[dark])
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert page.run(CONTRAST)["found"] == []
+    page.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
 def test_the_explorer_is_used_by_keyboard_and_says_what_is_wrong(page, pages):
     page.open(pages["explorer"])
     page.wait("document.getElementById('results').getAttribute('aria-busy') === 'false'")
@@ -112,3 +126,19 @@ def test_the_explorer_is_used_by_keyboard_and_says_what_is_wrong(page, pages):
     page.wait("!document.getElementById('problem').hidden")
     assert "is more than num_examples" in page.run("document.getElementById('problem').textContent")
     assert page.problems == []
+
+
+def test_the_command_serves_until_it_is_interrupted():
+    with subprocess.Popen(
+        [sys.executable, "-m", "reticent", "plan", "--open", "--no-browser", "--epsilon", "2.5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
+        url = running.stdout.readline().strip()
+        with urllib.request.urlopen(url, timeout=60) as reply:
+            assert 'value="2.5"' in reply.read().decode()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) == 0
+        assert running.stdout.read() == ""

@@ -15,7 +15,7 @@ from reticent.report._page import round_up
 from reticent.report._plots import Series, accuracy_plot, epsilon_plot
 from tests.report.runs import make_run
 
-VOID = {"meta", "link", "br", "img", "use", "path", "stop", "rect", "col"}
+VOID = {"meta", "link", "br", "img", "use", "path", "stop", "rect", "col", "wbr"}
 
 
 class Outline(HTMLParser):

@@ -27,6 +27,7 @@ def test_json_is_one_object_with_the_number_from_the_ledger(tmp_path):
     assert (told["num_steps"], told["planned_steps"], told["lost_steps"]) == (40, 40, 2)
     assert told["neighbouring_relation"] == "zero-out-one"
     assert told["report"] == str(folder / "report.html")
+    assert (told["sound"], told["problems"]) == (True, [])
 
 
 @pytest.mark.parametrize("settings", [{"reproducible": True}, {"private": False, "ledger": False}])

@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import sys
 from datetime import datetime
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -101,6 +104,51 @@ def test_the_live_view_says_epsilon_rows_at_once_and_memory(tmp_path):
     )
     shown = float(told.split("epsilon ")[1].split()[0])
     assert result.epsilon.epsilon <= shown <= result.epsilon.epsilon + 0.01
+
+
+ABOUT = {
+    "run_id": "first",
+    "created": "2026-11-26T10:00:00+00:00",
+    "recipe": "digits",
+    "private": True,
+    "config": {"lr": 0.5, "data": "/home/me/patients.csv", "log": "tensorboard"},
+    "plan": {"noise_multiplier": 1.5, "delta": 1e-5, "num_steps": 9},
+    "data": {"name": "file", "sha256": "00"},
+}
+BEGAN = datetime.fromisoformat(ABOUT["created"]).timestamp()
+
+
+def test_event_files_are_stamped_by_steps_and_not_told_where_data_lie(monkeypatch, tmp_path):
+    writer = MagicMock()
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda at: writer)
+    )
+    board = _track._TensorBoard(tmp_path, ABOUT)
+    board.scalar("privacy/epsilon", 2.0, step=7)
+    board.close()
+    writer.add_scalar.assert_called_once_with("privacy/epsilon", 2.0, 7, walltime=BEGAN + 7)
+    (_, text, _, stamp), _ = writer.add_text.call_args
+    assert stamp == BEGAN and "| lr | 0.5 |" in text and "patients" not in text and "00" not in text
+    writer.close.assert_called_once_with()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_mlflow_is_stamped_by_steps_and_goes_on_with_a_run_that_it_knows(monkeypatch, tmp_path, known):
+    client = MagicMock()
+    client.search_runs.return_value = [SimpleNamespace(info=SimpleNamespace(run_id="there"))] if known else []
+    client.create_run.return_value.info.run_id = "made"
+    opened = MagicMock(return_value=client)
+    monkeypatch.setattr(_track, "import_module", lambda name: SimpleNamespace(MlflowClient=opened))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
+    flow = _track._MLflow(tmp_path, ABOUT)
+    flow.scalar("privacy/epsilon", 2.0, step=7)
+    flow.close()
+    opened.assert_called_once_with(tracking_uri="http://tracker")
+    name, began = "there" if known else "made", round(1000 * BEGAN)
+    client.log_metric.assert_called_once_with(name, "privacy/epsilon", 2.0, timestamp=began + 7000, step=7)
+    client.set_terminated.assert_called_once_with(name, end_time=began + 7000)
+    assert client.create_run.called is not known
+    assert "data" not in {call.args[1] for call in client.log_param.call_args_list}
 
 
 def started(folder):

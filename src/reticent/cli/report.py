@@ -36,6 +36,8 @@ def command(run: Path, as_json: bool) -> None:
                 "num_steps": ledger.num_steps if ledger else None,
                 "planned_steps": ledger.planned_steps if ledger else None,
                 "lost_steps": ledger.num_lost if ledger else None,
+                "sound": written.verification.sound,
+                "problems": list(written.verification.problems),
                 "warnings": list(statement.warnings),
             },
             allow_nan=False,

@@ -255,9 +255,9 @@ def _spent(same: Sequence[Compared], delta: float | None) -> Together:
     chosen = [one.label for one in same if one.run.selection is not None]
     report = why_not = None
     if open_ones:
-        why_not = f"{', '.join(open_ones)} not private."
+        why_not = f"not private: {', '.join(open_ones)}."
     elif chosen:
-        why_not = f"{', '.join(chosen)} was kept as the best of several runs, which its ledger does not hold."
+        why_not = f"kept as the best of several runs, which its ledger does not hold: {', '.join(chosen)}."
     else:
         try:
             report = compose_runs([one.run.ledger for one in same if one.run.ledger], delta=delta)

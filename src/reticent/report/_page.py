@@ -44,12 +44,13 @@ _OF_RANDOM_SIZE: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A written page, the statement it makes, and the cards of models kept in the run's folder."""
+    """A written page, the statement it makes, what `verify_run` found, and the cards of models beside it."""
 
     path: Path
     cards: tuple[Path, ...]
     run: Run
     statement: Statement
+    verification: Verification
 
 
 def write_report(folder: str | Path) -> Report:
@@ -74,11 +75,11 @@ def write_report(folder: str | Path) -> Report:
         LedgerError: the ledger is damaged.
     """
     run = read_run(folder)
-    statement = state(run)
+    statement, verification = state(run), verify_read(run)
     path = run.folder / "report.html"
     beside = run.folder / ".report.html.part"
     try:
-        beside.write_text(render(run, statement, verify_read(run)), encoding="utf-8")
+        beside.write_text(render(run, statement, verification), encoding="utf-8")
         os.replace(beside, path)
     except OSError as error:
         raise ConfigError(
@@ -86,7 +87,8 @@ def write_report(folder: str | Path) -> Report:
             "Make it writable, or copy the folder.",
             code="report-not-writable",
         ) from error
-    return Report(path=path, cards=write_cards(run, statement), run=run, statement=statement)
+    cards = write_cards(run, statement)
+    return Report(path=path, cards=cards, run=run, statement=statement, verification=verification)
 
 
 def render(run: Run, statement: Statement, verification: Verification) -> str:

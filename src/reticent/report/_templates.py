@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from reticent.report._figures import percent_up, round_up
 
@@ -27,9 +27,15 @@ def page(template: str, **values: Any) -> str:
         "percent_up": percent_up,
         "thousands": "{:,}".format,
         "or_none": _or_none,
+        "breakable": _breakable,
         "log": math.log,
     }
     return templates.get_template(template).render(style=Markup(part("style.css")), **values)
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that a narrow page may break between its words."""
+    return Markup(str(escape(name)).replace(".", ".<wbr>").replace("_", "_<wbr>"))
 
 
 def _or_none(value: Any, form: str) -> str:
