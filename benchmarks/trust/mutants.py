@@ -215,12 +215,10 @@ MUTANTS = [
     ),
     (
         "modules that mix the batch are accepted",
-        "clip/_proven.py",
-        "    capture: Capture, mixed: list[Key], found: Mapping[Key, Mapping[int, Layout | None]]\n"
-        ") -> CoupledExamples:\n",
-        "    capture: Capture, mixed: list[Key], found: Mapping[Key, Mapping[int, Layout | None]]\n"
-        ") -> CoupledExamples:\n    raise NotProven\n",
-        f"{FM}/test_isolation.py -k fm_01",
+        "clip/_engine.py",
+        "        if mixed:\n            raise mixing_error(capture, mixed, found)\n",
+        "        if mixed:\n            raise NotProven\n",
+        "tests/clip/test_engine.py -k test_two_of_many_units_that_mix",
     ),
     (
         "a buffer that the data change is accepted",

@@ -137,6 +137,14 @@ def test_fm_04_padding_counts_for_nothing():
     assert distance(dict(one.total), dict(two.total)) < 1e-5
     assert not one.total["table.weight"][0].any()
 
+    def unmasked(ids):
+        return head(table(ids)).squeeze(-1).square().sum(1)
+
+    ours = clipped_sum(model, unmasked, short, max_norm=HUGE)
+    assert not ours.total["table.weight"][0].any()
+    _, norms = loop_clipped_sum(model, unmasked, short, HUGE)
+    torch.testing.assert_close(ours.norms.double(), norms, rtol=1e-4, atol=0)
+
 
 def test_fm_05_each_example_is_clipped_before_anything_is_added():
     """The mean gradient, or each micro-batch's, is clipped in place of each example's.
@@ -317,18 +325,22 @@ def test_fm_13_a_norm_from_inner_products_is_never_below_the_truth():
     Prevented: the rounding bound is added to the squared norm, or the gradient is made and measured.
     """
     generator = torch.Generator().manual_seed(0)
-    model = nn.Linear(16, 16, bias=False)
-    x = torch.randn(3, 512, 16, generator=generator)
-    basis, _ = torch.linalg.qr(x.double(), mode="reduced")  # so that x^T g nearly vanishes
-    g = torch.randn(3, 512, 16, generator=generator).double()
-    g = (g - basis @ (basis.mT @ g)).float()
-    ours = clipped_sum(model, lambda b: (model(b[0]) * b[1]).sum((1, 2)), (x, g), max_norm=1e-4)
+    model = nn.Linear(256, 256, bias=False)
+    x, g = (torch.randn(3, 16, 256, generator=generator) for _ in range(2))
+    x, g = torch.cat([x, x], 1), torch.cat([g, -g * (1 + 1e-4)], 1)  # so that x^T g nearly vanishes
+    plain = (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2)).sqrt()
+    engine = ClipEngine(model, max_norm=1e-4)
+
+    def summed(batch):
+        return engine.clipped_sum(lambda b: (model(b[0]) * b[1]).sum((1, 2)), batch)
+
+    ours = summed((x, g))
+    assert "gram" in str(engine.explain()), "inner products are not what this model is clipped by"
     true = torch.einsum("bti,bto->boi", x.double(), g.double()).flatten(1).norm(dim=1)
     assert (ours.norms.double() >= true).all()
+    assert not (plain.double() >= true).all(), "plain inner products would do"
     for row in range(3):
-        less = clipped_sum(
-            model, lambda b: (model(b[0]) * b[1]).sum((1, 2)), without_row((x, g), row), max_norm=1e-4
-        )
+        less = summed(without_row((x, g), row))
         assert distance(dict(ours.total), dict(less.total)) <= 1e-4 * (1 + 1e-3)
 
 
