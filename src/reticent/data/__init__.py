@@ -19,6 +19,7 @@ from reticent.data._layouts import read_cifar100, read_svhn
 from reticent.data._load import fetch, fetch_all, load, names
 from reticent.data._pretrained import cached_folder, fetch_pretrained, pretrained_names
 from reticent.data._records import ArrayPair, Dataset, RemoteFile, Source
+from reticent.data._tar_shards import TarShards
 
 __all__ = [
     "ADULT_CATEGORIES",
@@ -28,6 +29,7 @@ __all__ = [
     "RemoteFile",
     "Source",
     "Table",
+    "TarShards",
     "arrays_sha256",
     "cache_root",
     "cached_folder",

@@ -39,6 +39,9 @@ def fetch(dataset: Any, indices: np.ndarray) -> Rows:
     Args:
         dataset: a tensor or numpy array; a tuple, list or dict of them; a `TensorDataset`; or a
             map-style `torch.utils.data.Dataset`, whose rows go through `default_collate`; or `Units`.
+            Arrays may be memory-mapped. Rows of a `Dataset` are taken one at a time, never with
+            `__getitems__`: a transform of many rows at once could let one change another. A table of
+            Hugging Face's `datasets` in the format "torch", which has no transform, is read together.
         indices: shape (B,), B > 0, integers.
 
     Returns:
@@ -57,6 +60,9 @@ def fetch(dataset: Any, indices: np.ndarray) -> Rows:
         return tuple(_pick(a, indices) for a in dataset)
     if isinstance(dataset, Mapping):
         return {name: _pick(array, indices) for name, array in dataset.items()}
+    together = _of_table(dataset, indices)
+    if together is not None:
+        return together
     if hasattr(dataset, "__getitem__"):
         return _as_rows(default_collate([dataset[int(i)] for i in indices]))
     raise DataError(
@@ -136,6 +142,16 @@ def refuse_mixing(rows: Rows, transform: Transform, *, seed: int) -> None:
                     "Transform each row by itself, and draw as much randomness for every row.",
                     code="mixing-transform",
                 )
+
+
+def _of_table(dataset: Any, indices: np.ndarray) -> Rows | None:
+    """Rows of a table of `datasets`, which makes tensors of each by itself; None for anything else."""
+    kind = type(dataset)
+    known = (kind.__module__, kind.__qualname__) == ("datasets.arrow_dataset", "Dataset")
+    if not known or dataset.format["type"] != "torch":
+        return None
+    together = dataset[[int(i) for i in indices]]
+    return together if all(isinstance(column, Tensor) for column in together.values()) else None
 
 
 def _pick(array: Tensor | np.ndarray, indices: np.ndarray) -> Tensor:
