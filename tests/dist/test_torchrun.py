@@ -31,9 +31,10 @@ def train(out, *settings, processes=2, command="train"):
     )
 
 
-def test_a_rank_is_killed_and_one_process_goes_on_to_the_plans_end(tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_a_rank_is_killed_and_one_process_goes_on_to_the_plans_end(tmp_path, parallel):
     out = tmp_path / "run"
-    job = train(out, *SETTINGS, "parallel=ddp")
+    job = train(out, *SETTINGS, f"parallel={parallel}")
     ledger = out / "ledger.jsonl"
     while not (ledger.exists() and ledger.read_bytes().count(b"\n") > 8):
         assert job.poll() is None, job.communicate()

@@ -10,8 +10,9 @@ that it has no branches for ranks.
 
 from ._join import joined
 from ._ledger import RanksLedger
-from ._ranks import ALONE, Alone, Holding, Ranks
+from ._parts import described_parts, read_parts, sharded_like
+from ._ranks import ALONE, Alone, Holding, Ranks, together
 from ._replicas import Replicas
 from ._shards import Shards
 
-__all__ = ["ALONE", "Alone", "Holding", "Ranks", "RanksLedger", "Replicas", "Shards", "joined"]
+__all__ = ["ALONE", "Alone", "Holding", "Ranks", "RanksLedger", "Replicas", "Shards", "described_parts", "joined", "read_parts", "sharded_like", "together"]

@@ -12,20 +12,25 @@ import torch.distributed as dist
 
 from ._ranks import ALONE, Ranks
 from ._replicas import Replicas
+from ._shards import Shards
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(*, sharded: bool = False) -> Iterator[Ranks]:
     """The ranks that torchrun started this process with: `ALONE` without it, or with one process.
 
     Joins the process group (NCCL where every rank of the machine has a GPU of its own, else gloo) unless the
     program has done so, and leaves it again.
+
+    Args:
+        sharded: the model will be sharded over them: `Shards`, not `Replicas`.
     """
+    make = Shards if sharded else Replicas
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     if dist.is_initialized():
-        yield Replicas()
+        yield make()
         return
     local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= here
@@ -33,6 +38,6 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
-        yield Replicas()
+        yield make()
     finally:
         dist.destroy_process_group()

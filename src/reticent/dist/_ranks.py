@@ -3,7 +3,8 @@
 Room: dist. May import torch, NumPy, `reticent.noise` and the floors below.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -123,6 +124,18 @@ class Ranks(Protocol):
         """Give every rank the leader's parameters and buffers."""
         ...
 
+    def measure(self, model: nn.Module, act: Callable[[], T]) -> T | None:
+        """Let the leader do something that runs the model; where every pass needs all ranks, all of them do.
+
+        Returns:
+            What it returned, on every rank that did it.
+        """
+        ...
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the leader, whose CPU gets them where they were sharded; on others, maybe nothing."""
+        ...
+
     def add_noise(
         self, bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSource
     ) -> dict[str, Tensor]:
@@ -181,6 +194,14 @@ class Alone:
     def begin_alike(self, model: nn.Module) -> None:
         """Nobody to be like."""
 
+    def measure(self, model: nn.Module, act: Callable[[], T]) -> T | None:
+        """Act."""
+        return act()
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors."""
+        return dict(tensors)
+
     def add_noise(
         self, bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSource
     ) -> dict[str, Tensor]:
@@ -192,3 +213,14 @@ class Alone:
 
 
 ALONE: Final[Ranks] = Alone()
+
+
+@contextmanager
+def together(ranks: Ranks, *, passing: bool = False) -> Iterator[None]:
+    """Leave the block when every rank has left it, and fail if one of them did; `passing`: see `Ranks.meet`."""
+    try:
+        yield
+    except BaseException as e:
+        ranks.meet(e, passing=passing)
+        raise
+    ranks.meet(None)

@@ -63,7 +63,7 @@ class Replicas:
         self._group: Final = group
         self.rank: Final = dist.get_rank(group)
         self.size: Final = dist.get_world_size(group)
-        self._device: Final = _device_of(group)
+        self.device: Final = _device_of(group)
 
     @property
     def leads(self) -> bool:
@@ -137,10 +137,10 @@ class Replicas:
 
     def scatter_sum(self, mine: Tensor, parts: Tensor) -> None:
         """Sum `parts`, shape (size * S,), over the ranks, into the rank's own part, shape (S,)."""
-        near = mine.device.type == self._device.type
-        here = mine if near else torch.empty_like(mine, device=self._device)
+        near = mine.device.type == self.device.type
+        here = mine if near else torch.empty_like(mine, device=self.device)
         with self._lost_ranks_named():
-            _reduce_scatter(here, parts if near else parts.to(self._device), group=self._group)
+            _reduce_scatter(here, parts if near else parts.to(self.device), group=self._group)
         if not near:
             mine.copy_(here)
 
@@ -152,9 +152,17 @@ class Replicas:
         """Give every rank the leader's numbers."""
         with self._lost_ranks_named(), torch.no_grad():
             for t in tensors:
-                there = t.detach().to(self._device).contiguous()
+                there = t.detach().to(self.device).contiguous()
                 dist.broadcast(there, src=self._leader(), group=self._group)
                 t.copy_(there)
+
+    def measure(self, model: nn.Module, act: Callable[[], T]) -> T | None:
+        """Let the leader act."""
+        return self.first(act)
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, which every rank has."""
+        return dict(tensors)
 
     def add_noise(
         self, bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSource
@@ -162,7 +170,7 @@ class Replicas:
         """The sum over all ranks, noised once, on every rank."""
         noised: dict[str, Tensor] = {}
         for part in _buckets(bounded.total):
-            flat = torch.cat([t.detach().reshape(-1) for t in part.values()]).to(self._device)
+            flat = torch.cat([t.detach().reshape(-1) for t in part.values()]).to(self.device)
             length = flat.numel()
             flat = torch.nn.functional.pad(flat, (0, -length % self.size))
             shard = torch.empty(flat.numel() // self.size, dtype=flat.dtype, device=flat.device)
@@ -178,19 +186,19 @@ class Replicas:
 
     def _tell(self, words: Tensor) -> Tensor:
         """The leader's one-dimensional tensor, whatever its length, on every rank's CPU."""
-        length = torch.tensor([words.numel()], dtype=torch.int64, device=self._device)
+        length = torch.tensor([words.numel()], dtype=torch.int64, device=self.device)
         with self._lost_ranks_named():
             dist.broadcast(length, src=self._leader(), group=self._group)
-            there = words.to(self._device) if self.leads else None
+            there = words.to(self.device) if self.leads else None
             if there is None:
-                there = torch.empty(int(length), dtype=words.dtype, device=self._device)
+                there = torch.empty(int(length), dtype=words.dtype, device=self.device)
             dist.broadcast(there, src=self._leader(), group=self._group)
         return there.cpu()
 
     def _gather(self, mine: Tensor) -> Tensor:
         """Every rank's tensor of the same shape, shape (size, *shape), on the CPU."""
-        mine = mine.to(self._device)
-        everyone = torch.empty((self.size, *mine.shape), dtype=mine.dtype, device=self._device)
+        mine = mine.to(self.device)
+        everyone = torch.empty((self.size, *mine.shape), dtype=mine.dtype, device=self.device)
         with self._lost_ranks_named():
             _all_gather(everyone.view(-1), mine.view(-1), group=self._group)
         return everyone.cpu()

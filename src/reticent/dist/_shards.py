@@ -3,16 +3,22 @@
 Room: dist. May import torch, NumPy, `reticent.noise` and the floors below.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from reticent.bounded import BoundedSum
 from reticent.errors import StepError
 from reticent.noise import NoiseSource, add_noise
 
+from ._parts import write_parts
 from ._ranks import Indices, T
 from ._replicas import Replicas
 from ._sharded_model import ScatteredSums, ShardedModel
@@ -22,11 +28,10 @@ class Shards:
     """The ranks of a process group over which `fully_shard` has spread a model [FSDP2].
 
         torch.distributed.init_process_group()             # under torchrun
-        for block in model.blocks:
-            fully_shard(block)
-        fully_shard(model)
+        ranks = Shards()
+        ranks.shard(model)                                 # or fully_shard on blocks and model, as you like
         optimizer = torch.optim.AdamW(model.parameters())
-        private = PrivateStep(model, optimizer, plan=plan, ledger="runs/a", ranks=Shards())
+        private = PrivateStep(model, optimizer, plan=plan, ledger="runs/a", ranks=ranks)
 
     Batches, ledger and guarantee are those of `Replicas`. Clipped sums are reduce-scattered unit by unit, each rank
     draws noise for its own shard from a key of its own, and updates it: no rank ever holds the whole summed
@@ -50,6 +55,7 @@ class Shards:
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._replicas: Final = Replicas(group)
+        self._group: Final = group
         self.rank: Final = self._replicas.rank
         self.size: Final = self._replicas.size
         self._failed = False
@@ -84,9 +90,9 @@ class Shards:
         if self._failed or (error is not None and passing):
             self._failed = True
             raise StepError(
-                "This rank of a sharded run failed in the middle of a pass, which the others cannot finish without "
-                f"it ({_in_a_line(error)}). This step released and spent nothing. End the job, and go on by "
-                "resuming the run.",
+                "This rank of a sharded run failed where the others cannot go on without it "
+                f"({_in_a_line(error)}). End the job, and go on by resuming the run; what its ledger holds stays "
+                "spent, and no more is.",
                 code="shard-failed",
             ) from error
         self._replicas.meet(error)
@@ -107,6 +113,43 @@ class Shards:
         """Give every rank the leader's buffers. Shards are what `fully_shard` made them from."""
         self._replicas.broadcast(model.buffers())
 
+    def measure(self, model: nn.Module, act: Callable[[], T]) -> T | None:
+        """Let every rank act, and give back what the model's last pass has gathered."""
+        try:
+            return act()
+        finally:
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the leader's CPU, gathered one at a time."""
+        gathered: dict[str, Tensor] = {}
+        for name, t in tensors.items():
+            whole = t.full_tensor() if isinstance(t, DTensor) else t
+            if self.leads:
+                gathered[name] = whole.detach().cpu()
+        return gathered
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write each rank's part of tensors into an empty folder that all of them see; see `read_parts`."""
+        write_parts(folder, tensors, self._group)
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """Give every rank the leader's weights, and apply `fully_shard` with each block as a unit.
+
+        Blocks are the children of the model's outermost lists of modules (`nn.ModuleList`, `nn.Sequential`)
+        that share no parameter with the rest of it. Make the optimizer afterwards.
+        """
+        self._replicas.begin_alike(model)
+        group = dist.group.WORLD if self._group is None else self._group
+        assert group is not None
+        mesh = DeviceMesh.from_group(group, self._replicas.device.type)
+        for block in _blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+
     def add_noise(
         self, bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSource
     ) -> dict[str, Tensor]:
@@ -117,6 +160,25 @@ class Shards:
 
     def __repr__(self) -> str:
         return f"Shards(rank={self.rank}, size={self.size})"
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Children of the outermost lists of modules that have parameters, all of them their own."""
+    uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module) -> None:
+        for child in module.children():
+            inside = Counter(id(p) for m in child.modules() for p in m.parameters(recurse=False))
+            alone = all(uses[key] == count for key, count in inside.items())
+            if isinstance(module, nn.ModuleList | nn.Sequential) and inside and alone:
+                if not isinstance(child, nn.ModuleList | nn.Sequential):
+                    found.append(child)
+                    continue
+            look(child)
+
+    look(model)
+    return found
 
 
 def _in_a_line(error: BaseException | None) -> str:

@@ -18,7 +18,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from reticent.account import Segments
 from reticent.audit import Inputs
-from reticent.dist import Ranks
+from reticent.dist import Ranks, Shards, together
 from reticent.errors import CheckpointError, DataError, ReticentError
 from reticent.optim import Lamb, decayed_sgd
 from reticent.plan import ROW, Plan
@@ -185,13 +185,15 @@ class TrainingRecipe(Recipe):
             ranks.first(lambda: new_folder(out))
             with removed_if_empty(out) if ranks.leads else nullcontext():
                 asked, data, replaced = _with_data(asked, data, console, ranks)
-                asked = with_physical_batch(asked, say=_sayer(console))
-                job = _Job.prepare(asked, data, fallback_from=replaced)
+                with together(ranks):
+                    asked = with_physical_batch(asked, say=_sayer(console))
+                    material = _prepared(asked, data)
+                job = _Job.prepare(asked, material, ranks=ranks, fallback_from=replaced)
                 plain = math.isinf(job.config.epsilon)
                 result = (
                     _train_plain(job, out, console) if plain else _train_private(job, out, console, ranks)
                 )
-                return ranks.first(lambda: _conclude(job, out, result, console)) or result
+                return ranks.first(lambda: _conclude(job, out, result, console, ranks)) or result
 
     def go_on(
         self, folder: Path, *, about: Mapping[str, Any], console: Console | None, data: Any = None
@@ -213,7 +215,10 @@ class TrainingRecipe(Recipe):
         with ranks_of(_training(asked)[1]) as ranks:
             if data is None:
                 data = fetched_by(ranks, self, config, console)
-            job = _Job.prepare(asked, data, plan=plan, fallback_from=about["data"].get("fallback_from"))
+            with together(ranks):
+                material = _prepared(asked, data)
+            origin = about["data"].get("fallback_from")
+            job = _Job.prepare(asked, material, ranks=ranks, plan=plan, fallback_from=origin)
             if math.isinf(config.epsilon):
                 result = _resume_plain(job, folder, console)
             else:
@@ -228,7 +233,7 @@ class TrainingRecipe(Recipe):
                     console=console,
                     ranks=ranks,
                 ).to_dict()
-            return ranks.first(lambda: _conclude(job, folder, result, console)) or result
+            return ranks.first(lambda: _conclude(job, folder, result, console, ranks)) or result
 
 
 def plan_of(asked: Request) -> Plan:
@@ -285,14 +290,19 @@ class _Job:
 
     @classmethod
     def prepare(
-        cls, asked: Request, fetched: Any, *, plan: Plan | None = None, fallback_from: str | None
+        cls,
+        asked: Request,
+        material: Material,
+        *,
+        ranks: Ranks,
+        plan: Plan | None = None,
+        fallback_from: str | None,
     ) -> "_Job":
         recipe, config = _training(asked)
-        material = recipe.prepare(config, fetched)
-        begins_with = recipe.begins_with(config)
-        if begins_with is not None:
-            refuse_same_data(begins_with, about=material.about, data=config.model_dump().get("data"))
-        model = build_model(recipe, config)
+        with together(ranks):
+            model = build_model(recipe, config)
+        if isinstance(ranks, Shards):
+            ranks.shard(model)
         origin = {} if fallback_from is None else {"fallback_from": fallback_from}
         return cls(
             recipe=recipe,
@@ -306,6 +316,15 @@ class _Job:
                 recipe=recipe.name, config=config.public_dict(), data={**material.about, **origin}
             ),
         )
+
+
+def _prepared(asked: Request, fetched: Any) -> Material:
+    recipe, config = _training(asked)
+    material = recipe.prepare(config, fetched)
+    begins_with = recipe.begins_with(config)
+    if begins_with is not None:
+        refuse_same_data(begins_with, about=material.about, data=config.model_dump().get("data"))
+    return material
 
 
 def _training(asked: Request) -> tuple[TrainingRecipe, TrainingConfig]:
@@ -464,15 +483,15 @@ def _train_private(job: _Job, out: Path, console: Console | None, ranks: Ranks) 
         settings=settings_of(config),
         physical_batch_size=config.num_rows_at_once,
         noise_seed=config.noise_seed,
-        description=replace(job.description, layers=_layers(job)),
+        description=replace(job.description, layers=_layers(job, sharded=ranks.shards)),
         console=console,
         ranks=ranks,
     ).to_dict()
 
 
-def _layers(job: _Job) -> Sequence[Mapping[str, Any]]:
-    """What clipping each parameter costs, on made-up rows; nothing if compiled, which plans otherwise."""
-    if job.config.compile:
+def _layers(job: _Job, *, sharded: bool) -> Sequence[Mapping[str, Any]]:
+    """What clipping each parameter costs, on made-up rows; nothing if compiled or sharded."""
+    if job.config.compile or sharded:
         return ()
     losses = losses_of(job.recipe, job.config)
     try:
@@ -586,7 +605,9 @@ def _plain_result(done: FitResult, config: TrainingConfig, folder: Path) -> dict
     }
 
 
-def _conclude(job: _Job, out: Path, result: dict[str, Any], console: Console | None) -> dict[str, Any]:
+def _conclude(
+    job: _Job, out: Path, result: dict[str, Any], console: Console | None, ranks: Ranks
+) -> dict[str, Any]:
     """Train the twin if it was asked for, and write the whole result down."""
     data = job.description.data
     result["recipe"] = job.recipe.name
@@ -602,15 +623,17 @@ def _conclude(job: _Job, out: Path, result: dict[str, Any], console: Console | N
                 (result["seconds"] / max(updates, 1)) / (max(twin["seconds"], 1e-3) / twin["num_steps"]), 3
             ),
         }
-    model = _published(job, out, result["weights"])
+    model = _published(job, out, result["weights"], sharded=ranks.shards)
     result |= job.recipe.assess(job.config, model, job.material.test)
     result |= job.recipe.finish(job.config, model, out, console=console)
     write_json(out / "result.json", result)
     return result
 
 
-def _published(job: _Job, folder: Path, weights: str) -> nn.Module:
-    """The trained model with the weights that its scores belong to."""
-    if weights == "ema":
-        job.model.load_state_dict(load_tensors(folder / "ema.safetensors")[0])
-    return job.model
+def _published(job: _Job, folder: Path, weights: str, *, sharded: bool) -> nn.Module:
+    """The trained model with the weights that its scores belong to, whole."""
+    model = build_model(job.recipe, job.config) if sharded else job.model
+    if weights == "ema" or sharded:
+        file = "ema.safetensors" if weights == "ema" else "weights.safetensors"
+        model.load_state_dict(load_tensors(folder / file)[0])
+    return model

@@ -115,8 +115,11 @@ class TrainingConfig(RecipeConfig):
         bool, Field(description="clip in a compiled graph: minutes once, then faster steps")
     ] = False
     parallel: Annotated[
-        Literal["none", "ddp"],
-        Field(description="ddp: a share of each batch on every process that torchrun started"),
+        Literal["none", "ddp", "fsdp2"],
+        Field(
+            description="ddp: a share of each batch on every process that torchrun started; fsdp2: and a "
+            "part of every parameter"
+        ),
     ] = "none"
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 0
     checkpoint_every: Annotated[
@@ -183,6 +186,11 @@ class TrainingConfig(RecipeConfig):
         if math.isinf(self.epsilon) and self.twin:
             raise ValueError(
                 "twin is a run without privacy beside a private one; with epsilon = inf leave it out"
+            )
+        if self.parallel == "fsdp2" and (self.compile or self.physical_batch_size == "auto"):
+            raise ValueError(
+                "parallel = fsdp2 takes neither compile = true nor physical_batch_size = auto, which need "
+                "the whole model in one process: leave them out, or set parallel = ddp"
             )
         if (self.max_batch_size is None) == (self.sampler == "truncated-poisson"):
             raise ValueError(

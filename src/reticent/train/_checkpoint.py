@@ -1,34 +1,42 @@
 """Checkpoints: what a run needs to go on, in safetensors and JSON. Nothing is ever unpickled.
 
-Room: train. May import torch, safetensors and `reticent.errors`.
+Room: train. May import torch, safetensors, `reticent.dist` and `reticent.errors`.
 
-A checkpoint is one `checkpoint-NNNNNN.safetensors`, whose header carries the rest as JSON;
-`checkpoint.json` lists the last two with their SHA-256, newest first. It holds weights, their
-average, the optimizer's state and clipping norms that adapt, all of them computed from noised sums only,
-and the length and head of the ledger. It never holds a key, a generator or anything of a batch.
+A checkpoint is one `checkpoint-NNNNNN.safetensors`, whose header carries the rest as JSON; or, of a
+sharded run, a folder `checkpoint-NNNNNN` to which each rank wrote its part, with the rest and their SHA-256
+in `parts.json`. Any number of ranks, or one process, goes on from either. `checkpoint.json` lists the last
+two with their SHA-256, newest first. A checkpoint holds weights, their average, the optimizer's state and
+clipping norms that adapt, all of them computed from noised sums only, and the length and head of the
+ledger. It never holds a key, a generator or anything of a batch.
 """
 
 import hashlib
 import json
 import math
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from reticent.dist import Shards, described_parts, read_parts, sharded_like, together
 from reticent.errors import CheckpointError
 
-from ._files import write_atomically, write_json
+from ._files import sync_folder, write_atomically, write_json
 
 _INDEX: Final = "checkpoint.json"
 _FORMAT: Final = 1
 _KEPT: Final = 2
-_FILE_NAME: Final = re.compile(r"checkpoint-\d+\.safetensors")
+_FILE_NAME: Final = re.compile(r"checkpoint-\d+(\.safetensors)?")
+_PARTS: Final = "parts.json"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,6 +52,7 @@ class Checkpoint:
         ema: name -> averaged parameter; empty if averaging is off.
         optimizer: the optimizer's `state_dict`.
         clip_norms: clipping norms of the next step, if they adapt: computed from noised counts.
+        parts: where the tensors are, if ranks wrote a part each; none are here before `filled` reads them.
     """
 
     step: int
@@ -54,6 +63,25 @@ class Checkpoint:
     ema: Mapping[str, Tensor] = field(repr=False)
     optimizer: Mapping[str, Any] = field(repr=False)
     clip_norms: tuple[float, ...] = ()
+    parts: Path | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but the tensors, as JSON values."""
+        return {
+            "format": _FORMAT,
+            "step": self.step,
+            "updates": self.updates,
+            "ledger_head": self.ledger_head,
+            "seconds": self.seconds,
+            "clip_norms": list(self.clip_norms),
+        }
+
+    def flattened(self) -> tuple[dict[str, Tensor], Any]:
+        """Every tensor under a name of its own, and the optimizer's state as JSON that names them."""
+        tensors = {f"model/{name}": t for name, t in self.model.items()}
+        tensors |= {f"ema/{name}": t for name, t in self.ema.items()}
+        return tensors, _flatten(self.optimizer, "optimizer", tensors)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -65,20 +93,90 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         CheckpointError[optimizer-state]: the optimizer's state holds something that is neither tensor
             nor JSON.
     """
-    tensors = {f"model/{name}": t for name, t in checkpoint.model.items()}
-    tensors |= {f"ema/{name}": t for name, t in checkpoint.ema.items()}
-    optimizer = _flatten(checkpoint.optimizer, "optimizer", tensors)
-    about = {
-        "format": _FORMAT,
-        "step": checkpoint.step,
-        "updates": checkpoint.updates,
-        "ledger_head": checkpoint.ledger_head,
-        "seconds": checkpoint.seconds,
-        "clip_norms": list(checkpoint.clip_norms),
-    }
+    tensors, optimizer = checkpoint.flattened()
     path = folder / f"checkpoint-{checkpoint.step:06d}.safetensors"
-    save_tensors(path, tensors, header={**about, "optimizer": optimizer})
-    entry = {"file": path.name, "sha256": _sha256(path), **about}
+    save_tensors(path, tensors, header={**checkpoint.about, "optimizer": optimizer})
+    _list(folder, path, _sha256(path), checkpoint)
+
+
+def save_in_parts(folder: Path, checkpoint: Checkpoint, ranks: Shards) -> None:
+    """`save_checkpoint` where each rank has a part of the tensors; collective, in a folder that all see."""
+    tensors, optimizer = checkpoint.flattened()
+    path = folder / f"checkpoint-{checkpoint.step:06d}"
+    beside = path.with_name(f".{path.name}.part")
+    if ranks.tell(ranks.first(lambda: _is_listed(folder, path.name, checkpoint))):
+        return  # a listed one is never written over: a crash would damage it
+
+    def begin() -> None:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+
+    def end() -> None:
+        digests = {file.name: _sha256(file) for file in sorted(beside.iterdir())}
+        write_json(beside / _PARTS, {**checkpoint.about, "optimizer": optimizer, "parts": digests})
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(beside, path)
+        sync_folder(folder)
+        _list(folder, path, _sha256(path / _PARTS), checkpoint)
+
+    ranks.first(begin)
+    with together(ranks, passing=True):
+        ranks.write(beside, tensors)
+    ranks.first(end)
+
+
+def filled(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor]
+) -> Checkpoint:
+    """The checkpoint with its tensors as this process holds the model's: whole, or its shards of them.
+
+    Raises:
+        KeyError, ValueError: they do not fit.
+    """
+    of_model, params = model.state_dict(), [p for g in optimizer.param_groups for p in g["params"]]
+
+    def like(name: str) -> Any:
+        kind, _, rest = name.partition("/")
+        if kind == "model":
+            return of_model[rest]
+        if kind == "ema":
+            return average[rest]
+        of_param = re.match(r"optimizer/state/(\d+)/", name)
+        return None if of_param is None else params[int(of_param[1])]
+
+    if checkpoint.parts is None:
+        tensors, raw = checkpoint.flattened()
+        tensors = {name: sharded_like(t, like(name)) for name, t in tensors.items()}
+    else:
+        raw, tensors = checkpoint.optimizer["raw"], {}
+        for name, (shape, dtype) in described_parts(checkpoint.parts).items():
+            p = like(name)
+            if p is not None and p.shape == shape:
+                tensors[name] = torch.empty_like(p, dtype=dtype, requires_grad=False)
+            elif name.startswith("optimizer/"):
+                tensors[name] = torch.empty(shape, dtype=dtype)
+            else:
+                raise ValueError(f"another shape: {name}")
+        read_parts(checkpoint.parts, tensors)
+    return replace(
+        checkpoint,
+        model=_under(tensors, "model/"),
+        ema=_under(tensors, "ema/"),
+        optimizer=_unflatten(raw, tensors),
+    )
+
+
+def _is_listed(folder: Path, name: str, checkpoint: Checkpoint) -> bool:
+    if not (folder / _INDEX).exists():
+        return False
+    newest = _read_index(folder)[0]
+    same = ("step", "updates", "ledger_head")
+    return newest["file"] == name and all(newest[k] == checkpoint.about[k] for k in same)
+
+
+def _list(folder: Path, path: Path, digest: str, checkpoint: Checkpoint) -> None:
+    """Name a whole checkpoint as the newest one, and delete all but the last two."""
+    entry = {"file": path.name, "sha256": digest, **checkpoint.about}
     older = [e for e in _read_index(folder) if e["file"] != path.name] if (folder / _INDEX).exists() else []
     entries = [entry, *older][:_KEPT]
     write_json(folder / _INDEX, {"format": _FORMAT, "checkpoints": entries})
@@ -99,7 +197,7 @@ def load_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Checkpoint |
         CheckpointError[checkpoint-damaged]: no listed checkpoint is whole.
     """
     if not (folder / _INDEX).exists():
-        if any(folder.glob("checkpoint-*.safetensors")) and not _only_first(folder):
+        if any(folder.glob("checkpoint-*")) and not _only_first(folder):
             raise CheckpointError(f"'{folder / _INDEX}' is missing.", code="checkpoint-index")
         return None
     problems: list[str] = []
@@ -145,7 +243,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _only_first(folder: Path) -> bool:
     """Whether a crash between the first file and its list is all that happened."""
-    return [p.name for p in folder.glob("checkpoint-*.safetensors")] == ["checkpoint-000000.safetensors"]
+    return [p.stem for p in folder.glob("checkpoint-*")] == ["checkpoint-000000"]
 
 
 def _read_index(folder: Path) -> list[dict[str, Any]]:
@@ -167,10 +265,17 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
 
 def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
     path = folder / entry["file"]
+    in_parts = not path.name.endswith(".safetensors")
     try:
-        if _sha256(path) != entry["sha256"]:
+        if _sha256(path / _PARTS if in_parts else path) != entry["sha256"]:
             raise CheckpointError(f"'{path}' is damaged: its SHA-256 differs.", code="checkpoint-damaged")
-        tensors, header = load_tensors(path)
+        if in_parts:
+            tensors: dict[str, Tensor] = {}
+            header = json.loads((path / _PARTS).read_text(encoding="utf-8"))
+            if any(_sha256(path / name) != digest for name, digest in header["parts"].items()):
+                raise CheckpointError(f"A part of '{path}' is damaged.", code="checkpoint-damaged")
+        else:
+            tensors, header = load_tensors(path)
         return Checkpoint(
             step=header["step"],
             updates=header["updates"],
@@ -178,7 +283,8 @@ def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
             seconds=header["seconds"],
             model=_under(tensors, "model/"),
             ema=_under(tensors, "ema/"),
-            optimizer=_unflatten(header["optimizer"], tensors),
+            optimizer={"raw": header["optimizer"]} if in_parts else _unflatten(header["optimizer"], tensors),
+            parts=path if in_parts else None,
             clip_norms=tuple(float(norm) for norm in header.get("clip_norms", ())),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
@@ -197,8 +303,10 @@ def _sha256(path: Path) -> str:
 
 
 def _delete_unlisted(folder: Path, listed: set[str]) -> None:
-    for path in [*folder.glob("checkpoint-*.safetensors"), *folder.glob(".checkpoint-*.part")]:
-        if path.name not in listed:
+    for path in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.part")]:
+        if path.is_dir() and path.name not in listed:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in listed:
             path.unlink(missing_ok=True)
 
 

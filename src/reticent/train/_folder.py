@@ -5,6 +5,7 @@ Room: train. May import torch, `reticent.{account,plan}` and the floors below.
 
 import json
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -98,9 +99,14 @@ def removed_unless_spent(folder: Path) -> Iterator[None]:
     finally:
         if not finished and folder.exists() and not _was_spent(folder):
             ours = [folder / name for name in _OURS]
-            ours += [*folder.glob("checkpoint-*.safetensors"), *folder.glob(".*.part")]
+            ours += [
+                *folder.glob("checkpoint-*.safetensors"),
+                *(p for p in folder.glob(".*.part") if p.is_file()),
+            ]
             for path in ours:
                 path.unlink(missing_ok=True)
+            for path in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.part")]:
+                shutil.rmtree(path, ignore_errors=True)
             if not any(folder.iterdir()):
                 folder.rmdir()
 

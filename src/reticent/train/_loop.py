@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reticent.dist import Ranks
+from reticent.dist import Ranks, Shards
 from reticent.errors import CheckpointError, ConfigError
 from reticent.optim import Lamb
 from reticent.plan import LogicalBatch
 
-from ._checkpoint import Checkpoint, save_checkpoint, save_tensors
+from ._checkpoint import Checkpoint, filled, save_checkpoint, save_in_parts, save_tensors
 from ._ema import Average, ema_start, ema_update
 from ._evaluate import Evaluation, evaluate
 from ._files import append_line, finite
@@ -268,7 +267,9 @@ def fit(
                 if companion is not None:
                     companion.saved(stepper)
             if evaluation is not None and settings.eval_every and spent % settings.eval_every == 0:
-                stepper.ranks.first(lambda: _measure(stepper, state, evaluation, folder, watcher))
+                stepper.ranks.measure(
+                    stepper.model, lambda: _measure(stepper, state, evaluation, folder, watcher)
+                )
     return _finish(stepper, state, evaluation, folder, watcher)
 
 
@@ -369,69 +370,82 @@ def _measure(
         return state.measured[1]
     scores = {"last": evaluate(stepper.model, evaluation)}
     if state.ema:
-        scores["ema"] = evaluate(averaged_model(stepper.model, state.ema), evaluation)
-    for weights, values in scores.items():
+        with averaged(stepper.model, state.ema):
+            scores["ema"] = evaluate(stepper.model, evaluation)
+    trusts = stepper.optimizer.trust_ratios(stepper.model) if isinstance(stepper.optimizer, Lamb) else None
+    for weights, values in scores.items() if stepper.ranks.leads else ():
         line = {"step": stepper.num_steps, "split": "test", "weights": weights, **values}
         if stepper.clip_norms:
             line["clip_norms"] = list(stepper.clip_norms)
-        if weights == "last" and isinstance(stepper.optimizer, Lamb):
-            line["trust_ratios"] = finite(stepper.optimizer.trust_ratios(stepper.model))
+        if weights == "last" and trusts is not None:
+            line["trust_ratios"] = finite(trusts)
         append_line(folder / "metrics.jsonl", {**line, "seconds": round(state.seconds, 3)})
         watcher.measured(stepper.num_steps, weights, values)
     state.measured = stepper.num_steps, scores
     return scores
 
 
-def averaged_model(model: nn.Module, average: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` with averaged parameters."""
-    copy = deepcopy(model)
-    with torch.no_grad():
-        for name, p in trainable(copy).items():
-            p.copy_(average[name])
-    return copy
+@contextmanager
+def averaged(model: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
+    """A block in which the model has averaged parameters."""
+    params = trainable(model)
+    kept = {name: p.detach().clone() for name, p in params.items()}
+    try:
+        _copy_into(params, average)
+        yield
+    finally:
+        _copy_into(params, kept)
+
+
+@torch.no_grad()
+def _copy_into(params: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, p in params.items():
+        p.copy_(values[name])
 
 
 def _finish(
     stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path, watcher: Watcher
 ) -> FitResult:
     _save(stepper, state, folder)
-    scores = stepper.ranks.first(lambda: _leave(stepper, state, evaluation, folder, watcher))
+    _keep(stepper, folder / "weights.safetensors")
+    if state.ema:
+        with averaged(stepper.model, state.ema):
+            _keep(stepper, folder / "ema.safetensors")
+    scores = None
+    if evaluation is not None:
+        scores = stepper.ranks.measure(
+            stepper.model, lambda: _measure(stepper, state, evaluation, folder, watcher)
+        )
     return FitResult(updates=state.updates, seconds=state.seconds, scores=scores or {})
 
 
-def _leave(
-    stepper: Stepper, state: _State, evaluation: Evaluation | None, folder: Path, watcher: Watcher
-) -> dict[str, dict[str, float]]:
-    """Keep the weights, and measure them."""
-    save_tensors(folder / "weights.safetensors", stepper.model.state_dict())
-    if state.ema:
-        average = averaged_model(stepper.model, state.ema)
-        save_tensors(folder / "ema.safetensors", average.state_dict())
-    return {} if evaluation is None else _measure(stepper, state, evaluation, folder, watcher)
+def _keep(stepper: Stepper, path: Path) -> None:
+    """Write the model's whole tensors to a file, on the leader."""
+    ranks = stepper.ranks
+    whole = ranks.gather(stepper.model.state_dict())
+    ranks.first(lambda: save_tensors(path, whole))
 
 
 def _save(stepper: Stepper, state: _State, folder: Path) -> None:
-    stepper.ranks.first(lambda: _write_checkpoint(stepper, state, folder))
-
-
-def _write_checkpoint(stepper: Stepper, state: _State, folder: Path) -> None:
-    save_checkpoint(
-        folder,
-        Checkpoint(
-            step=stepper.num_steps,
-            updates=state.updates,
-            ledger_head=stepper.head,
-            seconds=state.seconds,
-            model=stepper.model.state_dict(),
-            ema=state.ema,
-            optimizer=stepper.optimizer.state_dict(),
-            clip_norms=stepper.clip_norms,
-        ),
+    checkpoint = Checkpoint(
+        step=stepper.num_steps,
+        updates=state.updates,
+        ledger_head=stepper.head,
+        seconds=state.seconds,
+        model=stepper.model.state_dict(),
+        ema=state.ema,
+        optimizer=stepper.optimizer.state_dict(),
+        clip_norms=stepper.clip_norms,
     )
+    if isinstance(stepper.ranks, Shards):
+        save_in_parts(folder, checkpoint, stepper.ranks)
+    else:
+        stepper.ranks.first(lambda: save_checkpoint(folder, checkpoint))
 
 
 def _restore(stepper: Stepper, state: _State, checkpoint: Checkpoint) -> None:
     try:
+        checkpoint = filled(checkpoint, stepper.model, stepper.optimizer, state.ema)
         stepper.model.load_state_dict(dict(checkpoint.model))
         stepper.optimizer.load_state_dict(dict(checkpoint.optimizer))
     except (RuntimeError, ValueError, KeyError) as e:
@@ -447,5 +461,5 @@ def _restore(stepper: Stepper, state: _State, checkpoint: Checkpoint) -> None:
         )
     stepper.restore_clip_norms(checkpoint.clip_norms)
     device = next(stepper.model.parameters()).device
-    state.ema = {name: t.to(device) for name, t in checkpoint.ema.items()}
+    state.ema = {name: t.to(device) for name, t in checkpoint.ema.items()}  # sharded ones too
     state.updates, state.seconds = checkpoint.updates, checkpoint.seconds

@@ -23,7 +23,7 @@ from reticent.account.ledger import Ledger
 from reticent.bounded import BoundedSum
 from reticent.clip import ClipEngine, CompiledEngine
 from reticent.clipping import StepClipping, sensitivity
-from reticent.dist import ALONE, Ranks, RanksLedger
+from reticent.dist import ALONE, Ranks, RanksLedger, together
 from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
 from reticent.noise import CipherNoise, NoiseSource
 from reticent.plan import ROW, LogicalBatch, Plan
@@ -271,7 +271,7 @@ class PrivateStep:
     ) -> None:
         self.ranks: Final = ranks
         source = CipherNoise.fresh() if noise is None else noise
-        with self._together():  # an error here must not leave other ranks waiting for this one
+        with together(self.ranks):  # an error here must not leave other ranks waiting for this one
             check_physical_batch_size(physical_batch_size)
             if compile and engine is not None:
                 raise ConfigError(
@@ -295,7 +295,7 @@ class PrivateStep:
         self._norms: Final = ClipNorms(
             plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}
         )
-        with self._together():
+        with together(self.ranks):
             self._holding: Final = ranks.hold(model)
             self._engine: Final[Engine] = self._make_engine(compile) if engine is None else engine
         self._show_norms: Final = show_norms
@@ -363,7 +363,7 @@ class PrivateStep:
             StepError[parameters-changed, raw-gradient]: someone else touched what this object trains.
             BudgetExhausted[budget-exhausted]: the ledger holds every step of the plan.
         """
-        with self._together():
+        with together(self.ranks):
             self._admit(batch)
         if self.ranks.size > 1:  # one draw, the leader's, for all of them
             self.ranks.agree("the size of the data set", _rows.num_rows(batch.dataset))
@@ -371,7 +371,7 @@ class PrivateStep:
         opened = OpenStep(self, batch)
         self._is_open = True
         try:
-            with self._together(passing=True):
+            with together(self.ranks, passing=True):
                 yield opened
                 opened._require_complete()
                 self._watch.check_parameters()
@@ -380,16 +380,6 @@ class PrivateStep:
         finally:
             self._is_open = False
             destroy(opened._close())
-
-    @contextmanager
-    def _together(self, *, passing: bool = False) -> Iterator[None]:
-        """Leave the block when every rank has left it, and fail if one of them did."""
-        try:
-            yield
-        except BaseException as e:
-            self.ranks.meet(e, passing=passing)
-            raise
-        self.ranks.meet(None)
 
     def _admit(self, batch: LogicalBatch) -> None:
         if self._is_open:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reticent.account.ledger import Ledger, verify_contains
-from reticent.dist import ALONE, Ranks, RanksLedger
+from reticent.dist import ALONE, Ranks, RanksLedger, together
 from reticent.errors import CheckpointError, ConfigError
 from reticent.noise import CipherNoise
 from reticent.plan import Plan
@@ -152,7 +152,14 @@ def train(
         ConfigError[out-exists]: the folder exists and is not empty.
         ReticentError: as `PrivateStep` and its steps.
     """
-    check_optimizer(model, optimizer)
+    with together(ranks):
+        check_optimizer(model, optimizer)
+        if physical_batch_size == "auto" and ranks.shards:
+            raise ConfigError(
+                "physical_batch_size='auto' measures a whole model in one process, and this one is sharded. "
+                "Give a number of rows.",
+                code="physical-batch-size",
+            )
     if physical_batch_size == "auto":
         rows = fetch(dataset, np.zeros(1, dtype=np.int64)) if check_batch is None else check_batch
         physical_batch_size = _what_fits(model, loss_per_example, rows, plan, transform, memory_budget)
@@ -258,11 +265,12 @@ def resume(
         CheckpointError: no checkpoint is whole, or it does not fit.
     """
     folder = Path(out)
-    about = read_run(folder)
-    plan = Plan.from_dict(about["plan"])
-    physical_batch_size, noise_seed, settings = _settings(about)
-    check_tracking(settings.log)
-    checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
+    with together(ranks):
+        about = read_run(folder)
+        plan = Plan.from_dict(about["plan"])
+        physical_batch_size, noise_seed, settings = _settings(about)
+        check_tracking(settings.log)
+        checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
 
     def reopen() -> Ledger:
         ledger = _reopen_ledger(folder, plan, about["run_id"], noise_seed, settings)

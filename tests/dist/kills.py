@@ -1,0 +1,137 @@
+"""Jobs of which a rank is killed, and gone on with by other numbers of ranks: `python -m tests.dist.kills`.
+
+One process reads the modules, and forks every rank of every job: a trial then takes a second.
+
+    python -m tests.dist.kills FOLDER NUM_TRIALS SEED
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reticent.account.ledger import read_ledger
+from reticent.clipping import FlatClipping
+from reticent.dist import ALONE, Replicas, Shards
+from reticent.plan import Plan
+from reticent.sample import PoissonSampler
+from reticent.train import TrainSettings, load_tensors, resume, train
+from tests.train.joint import cross_entropy, make_data, make_model
+
+NUM_STEPS = 12
+PLAN = Plan(
+    sampler=PoissonSampler(num_examples=64, expected_batch_size=8),
+    num_steps=NUM_STEPS,
+    noise_multiplier=1.0,
+    clipping=FlatClipping(max_norm=1.0),
+    delta=1e-3,
+    budget=None,
+)
+
+
+def work(ranks, run, what):
+    """One rank's part of a run, or of going on with it."""
+    model = make_model(seed=ranks.rank)
+    if isinstance(ranks, Shards):
+        ranks.shard(model)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    if what == "train":
+        train(
+            model,
+            adam,
+            plan=PLAN,
+            dataset=make_data(),
+            loss_per_example=cross_entropy,
+            out=run,
+            settings=TrainSettings(checkpoint_every=2, ema=0.9),
+            physical_batch_size=4,
+            ranks=ranks,
+        )
+    else:
+        resume(model, adam, dataset=make_data(), loss_per_example=cross_entropy, out=run, ranks=ranks)
+
+
+def fork(kind, rank, size, meeting, run, what):
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        sys.stderr = open(f"{meeting}-{rank}.err", "w")
+        torch.set_num_threads(1)
+        if size == 1:
+            work(ALONE, run, what)
+        else:
+            torch.distributed.init_process_group(
+                "gloo", f"file://{meeting}", timedelta(seconds=30), world_size=size, rank=rank
+            )
+            work(kind(), run, what)
+        code = 0
+    except BaseException as e:
+        sys.stderr.write(f"{type(e).__name__}: {e}")
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def job(kind, size, meeting, run, what, *, kill_after=None, victim=0):
+    """Exit codes of all ranks, and how long they took."""
+    start = time.monotonic()
+    pids = [fork(kind, rank, size, meeting, run, what) for rank in range(size)]
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(pids[victim], signal.SIGKILL)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return codes, time.monotonic() - start
+
+
+def main():
+    folder, trials, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
+    work(ALONE, folder / "alone", "train")  # reads what is imported late
+    codes, whole = job(Shards, 2, folder / "meet", folder / "whole", "train")
+    assert codes == [0, 0], codes
+    written, again = load_tensors(folder / "whole" / "weights.safetensors")[0], []
+    for kind, size in ((Shards, 3), (Replicas, 1)):
+        shutil.copytree(folder / "whole", run := folder / f"whole-{size}")
+        codes, _ = job(kind, size, folder / f"meet-{size}", run, "resume")
+        read = load_tensors(run / "weights.safetensors")[0]
+        again.append(codes == [0] * size and all(torch.equal(read[n], t) for n, t in written.items()))
+    found: list[Any] = [again]
+    for trial in range(trials):
+        kind, other = (Shards, Replicas) if trial % 2 else (Replicas, Shards)
+        size, run = rng.choice((2, 3)), folder / f"run-{trial}"
+        delay, victim = rng.uniform(0.1, 0.8) * whole, rng.randrange(size)
+        codes, seconds = job(kind, size, folder / f"a-{trial}", run, "train", kill_after=delay, victim=victim)
+        begun = (run / "run.json").exists()
+        ledger = run / "ledger.jsonl"
+        spent = read_ledger(ledger).num_steps if ledger.exists() and b"\n" in ledger.read_bytes() else 0
+        after = rng.choice((1, 2, 3))
+        codes_after, _ = job(
+            rng.choice((kind, other)), after, folder / f"b-{trial}", run, "resume" if begun else "train"
+        )
+        errors = [p.read_text()[-300:] for p in folder.glob(f"[ab]-{trial}-*.err")]
+        result = json.loads((run / "result.json").read_text()) if codes_after == [0] * after else {}
+        found.append(
+            {
+                "codes": codes,
+                "seconds": seconds,
+                "spent": spent,
+                "codes_after": codes_after,
+                "errors": errors,
+                "result": result,
+                "epsilon": PLAN.epsilon().epsilon,
+            }
+        )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
