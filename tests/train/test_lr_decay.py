@@ -9,7 +9,7 @@ from torch import nn
 
 from reticent.errors import ConfigError
 from reticent.recipes import request
-from reticent.recipes._training import _settings
+from reticent.recipes._training import settings_of
 from reticent.train import SilentWatcher, TrainSettings, fit
 from reticent.train._loop import _set_rates, rate_share
 from tests.train.joint import cross_entropy, make_data, make_plan, make_private
@@ -52,7 +52,7 @@ def test_a_warm_up_reaches_the_whole_rate_with_its_last_step() -> None:
 
 def test_a_recipe_s_schedule_is_relative_to_its_steps() -> None:
     config: Any = request("mnist", ["num_steps=40", "lr_decay=cosine", "lr_warmup=0.1"]).config
-    settings = _settings(config)
+    settings = settings_of(config)
     assert (settings.lr_decay, settings.lr_decay_steps, settings.lr_warmup_steps) == ("cosine", 40, 4)
 
 
