@@ -152,7 +152,7 @@ def test_epsilon_is_never_rounded_down(tmp_path, call):
     tiny = ["--set", "epsilon=1e-6", *SHORT]
     status, out, err = call("train", "digits", "--out", tmp_path / "run", *tiny)
     assert status == 0
-    assert "epsilon 0.01" in err
+    assert "epsilon 0.01 of 1e-06" in " ".join(err.split())
     spent = float(next(line for line in out.splitlines() if "epsilon" in line).split()[3])
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epsilon"] <= spent <= 1e-6
 

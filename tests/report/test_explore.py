@@ -71,7 +71,7 @@ def test_its_command_gives_the_same_noise():
         ({"num_steps": ""}, "steps must be a number"),
         ({"num_steps": 1e9, "epsilon": 0}, "ε must be from 0.05 to 50.*; steps must be from 1 to 1e\\+06"),
         ({"num_examples": 100.5}, "N must be a whole number"),
-        ({"expected_batch_size": 101}, "is more than num_examples 100"),
+        ({"expected_batch_size": 101}, "B must not be larger than the number N of"),
     ],
 )
 def test_what_cannot_be_is_said_in_words(changed, problem):
@@ -89,7 +89,8 @@ def test_the_page_and_its_numbers_are_under_the_token_only(explorer):
     status, _, body = get(explorer, f"{token}plan?{query}")
     assert status == 200 and json.loads(body) == json.loads(json.dumps(explore(SMALL).to_dict()))
     _, _, body = get(explorer, f"{token}plan?{query.replace('size=100', 'size=101')}")
-    assert json.loads(body) == {"error": "expected_batch_size 101.0 is more than num_examples 100."}
+    problem = "expected batch size B must not be larger than the number N of training examples."
+    assert json.loads(body) == {"error": problem}
     for path, options in (
         ("/", {}),
         (f"/{'x' * (len(token) - 2)}/", {}),

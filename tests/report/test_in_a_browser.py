@@ -124,7 +124,8 @@ def test_the_explorer_is_used_by_keyboard_and_says_what_is_wrong(page, pages):
     page.press("End", code=35)
     page.press("0", code=48, text="0")
     page.wait("!document.getElementById('problem').hidden")
-    assert "is more than num_examples" in page.run("document.getElementById('problem').textContent")
+    assert "must not be larger than" in page.run("document.getElementById('problem').textContent")
+    assert page.run("document.querySelectorAll('#rows dd').length") == 0  # no numbers of other settings
     assert page.problems == []
 
 

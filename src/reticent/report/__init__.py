@@ -1,7 +1,7 @@
-"""A run folder becomes one self-contained HTML page.
+"""Pages: about a run, about several side by side, and the plan explorer.
 
-Room: report. May import account, records and errors of ours; never torch, so that a page can be made
-years later on a machine that could not run the model.
+Room: report. May import account, plan, sample, records and errors of ours; never torch, so that a page can be
+made years later on a machine that could not run the model.
 """
 
 from reticent.report._card import write_card

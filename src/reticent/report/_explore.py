@@ -11,7 +11,7 @@ from typing import Any, Final
 from reticent.account import risk
 from reticent.clipping import FlatClipping
 from reticent.errors import ConfigError, ReticentError
-from reticent.plan import Plan, problem, raise_together
+from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.report._figures import percent_up, round_up
 from reticent.sample import PoissonSampler
@@ -100,10 +100,6 @@ def explore(given: Mapping[str, str | float]) -> Explored:
     values = {knob.name: _number(knob, given.get(knob.name, "")) for knob in KNOBS}
     _check(values)
     num_examples, size = int(values["num_examples"]), values["expected_batch_size"]
-    raise_together(
-        problem(lambda: Budget(epsilon=values["epsilon"], delta=values["delta"])),
-        problem(lambda: PoissonSampler(num_examples=num_examples, expected_batch_size=size)),
-    )
     plan = Plan.calibrate(
         budget=Budget(epsilon=values["epsilon"], delta=values["delta"]),
         sampler=PoissonSampler(num_examples=num_examples, expected_batch_size=size),
@@ -128,8 +124,8 @@ def _rows(plan: Plan) -> tuple[tuple[str, str, str], ...]:
         (
             "signal to noise B/σ",
             f"{size / sigma:.4g}",
-            "the clipped gradients of a batch, were they all alike and of length C, against the noise on one "
-            "coordinate of their sum: larger is better",
+            "a batch of like gradients of length C, against the noise on one coordinate of their sum: larger "
+            "is better",
         ),
         (
             "ε by PLD",
@@ -173,12 +169,14 @@ def _check(values: Mapping[str, float]) -> None:
             problems.append(f"{knob.label} must be from {knob.low:,g} to {knob.high:,g} here, not {value:,g}")
         elif knob.whole and value != int(value):
             problems.append(f"{knob.label} must be a whole number, not {value:g}")
+    if not problems and values["expected_batch_size"] > values["num_examples"]:
+        problems.append("expected batch size B must not be larger than the number N of training examples")
     if problems:
         raise _wrong("; ".join(problems))
 
 
 def _wrong(text: str) -> ConfigError:
-    return ConfigError(f"{text}. `reticent plan` without --open has no such limits.", code="plan-explorer")
+    return ConfigError(f"{text}.", code="plan-explorer")
 
 
 def in_words(error: ReticentError) -> str:

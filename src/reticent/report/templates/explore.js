@@ -31,7 +31,7 @@ function toSlider(knob) {
 
 function later() {
   results.setAttribute("aria-busy", "true");
-  state.textContent = "Computing …";
+  state.textContent = rows.children.length ? "Computing … Below are the settings before." : "Computing …";
   clearTimeout(resting);
   resting = setTimeout(ask, 300);
 }
@@ -60,8 +60,10 @@ function show(found) {
   state.textContent = found.error ? "" : `${found.rows[0][0]}: ${found.rows[0][1]}. Computed by the library's own accounting.`;
   problem.hidden = !found.error;
   problem.textContent = found.error || "";
-  results.classList.toggle("stale", Boolean(found.error));
-  if (found.error) return;
+  if (found.error) {
+    for (const told of [rows, warnings, command]) told.replaceChildren();
+    return;
+  }
   rows.replaceChildren(...found.rows.map(([name, value, meaning]) => {
     const row = document.createElement("div");
     const told = document.createElement("dd");
