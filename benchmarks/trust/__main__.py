@@ -35,6 +35,7 @@ def main():
         ("settings", faults.settings),
         ("neighbours", faults.neighbours),
         ("ledger cost", cost.ledger),
+        ("noise cost", cost.noise),
         ("calibration", cost.calibration),
     ):
         if name not in kept:
@@ -53,7 +54,12 @@ def main():
             keep()
     keep()
     figures = {**kept["ledgers"], **kept["settings"], **kept["neighbours"], **kept.get("fuzz", {})}
-    figures |= {**kept["ledger cost"], **kept["calibration"], **plans.table(kept["plans"])}
+    figures |= {
+        **kept["ledger cost"],
+        **kept["noise cost"],
+        **kept["calibration"],
+        **plans.table(kept["plans"]),
+    }
     for name, value in figures.items():
         print(f"| {name} | {json.dumps(value)} |")
     for found in kept.get("mutants", ()):

@@ -1,12 +1,18 @@
-"""What the ledger costs a step, and how long the noise of well-known plans takes to solve for."""
+"""What ledger and noise cost a step, and how long the noise of well-known plans takes to solve for."""
 
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import torch
+
+from benchmarks import vision
 from reticent.account import calibrate_noise_multiplier
 from reticent.account.ledger import Ledger
+from reticent.bounded import BoundedSum
+from reticent.clip import ClipEngine
+from reticent.noise import CipherNoise, add_noise
 from reticent.records import Budget, Mechanism, NeighbouringRelation, SamplingScheme
 
 STEP_SECONDS = 0.1  # of a run of ten steps a second
@@ -48,6 +54,35 @@ def ledger(num_steps=1000):
         "ledger: share of a 0.1 s step, median wall time": statistics.median(seconds) / STEP_SECONDS,
         "ledger: share of a 0.1 s step, CPU time": cpu / STEP_SECONDS,
     }
+
+
+def noise(num_coordinates=10_000_000):
+    """What a coordinate's noise costs, beside torch's own draw, and the share of a small step."""
+    sums = BoundedSum(total={"w": torch.zeros(num_coordinates)}, bound=1.0, norms=torch.empty(0))
+    source = CipherNoise.fresh()
+    ours = _cpu_seconds(lambda: add_noise(sums, noise_multiplier=1.0, source=source))
+    plain = _cpu_seconds(lambda: torch.zeros(num_coordinates).add_(torch.randn(num_coordinates)))
+    work = vision.wide_resnet(16, 4, 64)
+    engine = ClipEngine(work.model, max_norm=1.0)
+    engine.clipped_sum(work.losses, work.batch)  # what a run does once
+    step = _cpu_seconds(lambda: engine.clipped_sum(work.losses, work.batch))
+    coordinates = sum(p.numel() for p in work.trainable().values())
+    return {
+        "noise: ns a coordinate, CPU time": round(1e9 * ours / num_coordinates, 1),
+        "noise by torch.randn: ns a coordinate": round(1e9 * plain / num_coordinates, 1),
+        f"noise: share of a step of {work.num_examples()} images through WRN-16-4": round(
+            ours / num_coordinates * coordinates / step, 4
+        ),
+    }
+
+
+def _cpu_seconds(run, times=5):
+    seconds = []
+    for _ in range(times):
+        began = time.process_time()
+        run()
+        seconds.append(time.process_time() - began)
+    return statistics.median(seconds)
 
 
 def calibration():
