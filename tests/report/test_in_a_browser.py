@@ -130,12 +130,12 @@ def test_the_explorer_is_used_by_keyboard_and_says_what_is_wrong(page, pages):
 
 
 def test_the_command_serves_until_it_is_interrupted():
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as on a terminal
+        "from reticent.cli import main; main(['plan', '--open', '--no-browser', '--epsilon', '2.5'])"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "reticent", "plan", "--open", "--no-browser", "--epsilon", "2.5"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as running:
         url = running.stdout.readline().strip()
         with urllib.request.urlopen(url, timeout=60) as reply:
