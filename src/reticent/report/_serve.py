@@ -23,7 +23,7 @@ _LONGEST_QUERY: Final = 1000
 
 
 class Explorer:
-    """A server of the plan explorer; `serve` until interrupted, then `close`.
+    """A server of the plan explorer.
 
     Args:
         start: where the knobs stand at first: name -> value.
@@ -47,13 +47,15 @@ class Explorer:
         self.url: Final = f"http://{_HOST}:{self._server.server_port}/{self._token}/"
 
     def serve(self) -> None:
-        """Answer until interrupted, or until `close` is called from another thread."""
-        self._server.serve_forever()
+        """Answer until interrupted, or until `close` is called from another thread; then the port is free."""
+        try:
+            self._server.serve_forever()
+        finally:
+            self._server.server_close()
 
     def close(self) -> None:
-        """Stop answering, and give the port back."""
+        """End `serve`, which runs in another thread."""
         self._server.shutdown()
-        self._server.server_close()
 
     def answer(self, host: str | None, target: str) -> tuple[HTTPStatus, str, str, str]:
         """Status, content type, content policy and body for one GET."""
