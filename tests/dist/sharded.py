@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -9,15 +10,18 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from reticent.clip import ClipEngine
 from reticent.clipping import FlatClipping, PerLayerClipping
 from reticent.dist import Replicas, Shards
 from reticent.errors import ReticentError
 from reticent.noise import NoiseSource
+from reticent.optim import Lamb
 from reticent.recipes.vision._wide_resnet import WideResNet
 from reticent.sample import SampleStream
 from reticent.train import PrivateStep
@@ -57,6 +61,43 @@ def wrn():
 
     problem = Problem(model=model, losses=losses, batch=rows)
     return problem, [m for m in model.children() if any(p.requires_grad for p in m.parameters())]
+
+
+class Block(nn.Module):
+    """A frozen layer, a bare parameter that is broadcast, and a residual."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.norm, self.frozen = nn.LayerNorm(size), nn.Linear(size, size).requires_grad_(False)
+        self.up, self.down = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+        self.gain = nn.Parameter(torch.full((size,), 0.3))
+
+    def forward(self, x):
+        return x + self.gain * self.down(torch.tanh(self.up(self.norm(self.frozen(x)))))
+
+
+class Odd(nn.Module):
+    """Blocks that are run again in the backward, and a head whose weight is computed from two parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(6) for _ in range(3))
+        self.head = weight_norm(nn.Linear(6, 3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.head(x)
+
+
+def odd():
+    torch.manual_seed(0)
+    model, rows = Odd().double(), (torch.randn(5, 6).double(), torch.tensor([0, 1, 2, 0, 1]))
+
+    def losses(batch):
+        return nn.functional.cross_entropy(model(batch[0]).to(batch[0]), batch[1], reduction="none")
+
+    return Problem(model=model, losses=losses, batch=rows), list(model.blocks)
 
 
 def held_by(model):
@@ -104,6 +145,25 @@ def wide_resnet(ranks, folder):
     return compare(ranks, wrn, 5)
 
 
+def odd_model(ranks, folder):
+    """Exact in float64; and in bfloat16 under FSDP2's own mixed precision, to its rounding."""
+    found = compare(ranks, odd, 5)
+    problem, blocks = odd()
+    total, _ = loop_clipped_sum(problem.model, problem.losses, problem.batch, 1.0)
+    problem.model.float()
+    for module in (*blocks, problem.model):
+        fully_shard(module, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    holding = ranks.hold(problem.model)
+    engine = ClipEngine(problem.model, max_norm=1.0, held=holding.held)
+    rows, out = (problem.batch[0].float(), problem.batch[1]), holding.zeros({})
+    engine.check(problem.losses, rows)
+    engine.clipped_sum(problem.losses, take_rows(rows, torch.arange(5)[ranks.rank :: ranks.size]), out=out)
+    params = dict(problem.model.named_parameters())
+    whole = {n: holding.gradient(params[n], part) for n, part in out.items()}
+    gap = sum(float((p.full_tensor() - total[n]).square().sum()) for n, p in whole.items())
+    return {**found, "half": gap**0.5 / sum(float(t.square().sum()) for t in total.values()) ** 0.5}
+
+
 def transformers(ranks, folder):
     """Three rows: with two ranks, one has a single row in its pass, and nothing to prove."""
     return {"gpt2": compare(ranks, gpt2, 3), "vit": compare(ranks, vit, 5)}
@@ -121,9 +181,10 @@ def trained(ranks, folder, clipping):
     model = make_model()
     plan, without = plan_with(CLIPPINGS[clipping]), cast(NoiseSource, NoNoise())
     model = sharded(model) if ranks.shards else model
-    sgd = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    make = {"flat": partial(torch.optim.SGD, momentum=0.9), "per-layer": Lamb, "adaptive": torch.optim.AdamW}
+    optimizer = make[clipping](model.parameters(), lr=0.5)
     private = PrivateStep(
-        model, sgd, plan=plan, ledger=folder / clipping, noise=without, ranks=ranks, physical_batch_size=4
+        model, optimizer, plan=plan, ledger=folder / clipping, noise=without, ranks=ranks, physical_batch_size=4
     )
     x, y = make_data().tensors
     for batch in plan.batches((x.double(), y), stream=SampleStream.fresh()):
@@ -131,7 +192,7 @@ def trained(ranks, folder, clipping):
         mine = rng.choice(64, 13 + batch.step, replace=False) if ranks.leads else np.arange(5)
         take(private, with_rows(batch, np.sort(mine)))
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
-    held = [t for state in sgd.state.values() for t in state.values()]
+    held = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor) and t.dim()]
     return {
         "weights": [p.tolist() for p in whole],
         "clip_norms": private.clip_norms,
@@ -233,6 +294,8 @@ def refused(ranks, folder):
     part = make_model()
     fully_shard(part[2])
     hybrid = fully_shard(make_model(), mesh=init_device_mesh("cpu", (1, ranks.size), mesh_dim_names=("a", "b")))
+    half = fully_shard(make_model(), mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float64))
+    attempt(half, ranks)
     attempt(make_model(), ranks)
     attempt(part, ranks)
     attempt(hybrid, ranks)

@@ -24,13 +24,19 @@ def require_exact(found, *, num_rows, size):
 def of_two(tmp_path_factory):
     """Folder and results of one job of two ranks."""
     folder = tmp_path_factory.mktemp("two") / "ranks"
-    found = results("wide_resnet+noise+refused+same_training", folder, size=2)
+    found = results("wide_resnet+odd_model+noise+refused+same_training", folder, size=2)
     return folder, {name: [of_rank[name] for of_rank in found] for name in found[0]}
 
 
 def test_sums_of_a_wide_resnet_are_those_of_one_process(of_two):
     for found in of_two[1]["wide_resnet"]:
         require_exact(found, num_rows=5, size=2)
+
+
+def test_so_are_those_of_frozen_checkpointed_and_parametrized_layers_and_in_half_precision(of_two):
+    for found in of_two[1]["odd_model"]:
+        require_exact(found, num_rows=5, size=2)
+        assert found["half"] < 0.02
 
 
 @pytest.mark.slow
@@ -94,7 +100,7 @@ def test_no_rank_holds_the_whole_gradient_or_model(tmp_path, size):
 
 def test_what_is_sharded_otherwise_or_clipped_by_other_engines_is_refused(of_two):
     for found in of_two[1]["refused"]:
-        assert found["codes"] == ["sharded-model"] * 3 + ["several-ranks"] * 2
+        assert found["codes"] == ["sharded-model"] * 4 + ["several-ranks"] * 2
 
 
 def test_a_rank_that_fails_in_a_pass_ends_the_job_on_all(tmp_path):

@@ -186,13 +186,14 @@ class Capture(TorchFunctionMode):
                 if id(t) not in self._values:
                     self._constants[id(t)] = t
         elif tensors and id(tensors[0]) in self._constants and _in_place(func, _name(func)):
-            self._overwritten.add(tensors[0].untyped_storage().data_ptr())
+            self._overwritten.add(_address(tensors[0]))
+            self._overwritten.discard(0)
         return out
 
     def _is_constant(self, t: Tensor) -> bool:
         if id(t) not in self._constants:
             return False
-        return not self._overwritten or t.untyped_storage().data_ptr() not in self._overwritten
+        return not self._overwritten or _address(t) not in self._overwritten
 
     def _on_value(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
@@ -400,6 +401,15 @@ class Capture(TorchFunctionMode):
         """See `Recorder`."""
         with self:
             return func(*args, **kwargs)
+
+
+def _address(t: Tensor) -> int:
+    """Where its memory is; 0 if it has none (a wrapper of shards), or has given it back for a while."""
+    storage = t.untyped_storage()
+    try:
+        return storage.data_ptr() if storage.nbytes() else 0
+    except RuntimeError:
+        return 0
 
 
 def _padding_idx(args: tuple[Any, ...], kwargs: dict[str, Any], num_rows: int) -> int | None:

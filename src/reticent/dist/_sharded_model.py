@@ -45,6 +45,7 @@ class ShardedModel:
         self._model, self._ranks = model, ranks
         self._is_whole = False
         self.sharded: Final = dict(model.named_parameters())
+        _refuse_reduce_dtype(self._fsdp_modules())
         _refuse_others(self.sharded, ranks.size)
         self.units: Final[list[tuple[str, ...]]] = []
         self._gathered: dict[str, nn.Parameter] = {}
@@ -229,6 +230,17 @@ def _refuse_others(sharded: Mapping[str, nn.Parameter], num_ranks: int) -> None:
             f"Parameters {other[:3]} are not sharded on their first axis over all {num_ranks} ranks alone "
             "(hybrid or tensor parallel meshes, or a shard_placement_fn). Use a mesh with one axis: the "
             "default of fully_shard.",
+            code="sharded-model",
+        )
+
+
+def _refuse_reduce_dtype(modules: list[FSDPModule]) -> None:
+    """Refuse a policy under which FSDP2 takes gradients of examples alone away: it reduces nothing here."""
+    policies = [getattr(module._get_fsdp_state(), "_mp_policy", None) for module in modules]
+    if any(getattr(policy, "reduce_dtype", None) is not None for policy in policies):
+        raise ConfigError(
+            "The mixed precision policy has a reduce_dtype, and FSDP2 reduces no gradient in a private step: "
+            "clipped sums are float32 whatever the parameters are. Leave reduce_dtype out.",
             code="sharded-model",
         )
 
