@@ -127,6 +127,17 @@ def test_a_run_whose_parts_disagree_says_so_at_the_top(tmp_path):
     assert page.index("The parts of this run do not agree") < page.index("<h2")
 
 
+def test_a_run_on_users_speaks_of_users(tmp_path):
+    folder = make_run(tmp_path / "run")
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    about["plan"]["unit"] = "user"
+    (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    told = words(write_report(folder).path.read_text(encoding="utf-8"))
+    for part in ("whether any one user was used", "The number of users, 60,000", "a certain user was used"):
+        assert part in told
+    assert "training example" not in told and "People who have several rows" not in told
+
+
 def test_headings_go_down_one_by_one_and_tables_have_headers(tmp_path):
     page = page_of(tmp_path / "run")
     levels = [int(level) for level in re.findall(r"<h(\d)", page)]
