@@ -36,6 +36,8 @@ def test_right_noise_seldom_fails_and_noise_a_fifth_too_small_always_does():
     tensors = [[("a", rng.standard_normal(2000)), ("b", rng.standard_normal((3, 50)))] for _ in range(RUNS)]
     assert sum(not noise_size(t, std=1.0, chance=CHANCE).passed for t in tensors) <= TOO_MANY
     assert all(not noise_size(t, std=1.25, chance=1e-3).passed for t in tensors[:20])
+    many = [(f"t{k}", 0.99 * rng.standard_normal(1000)) for k in range(200)]
+    assert "'all of them' got 0.99" in noise_size(many, std=1.0, chance=1e-3).finding
 
 
 def test_noise_that_is_no_normal_and_noise_that_is_missing():

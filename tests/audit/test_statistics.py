@@ -253,6 +253,25 @@ MECHANISM = Mechanism(scheme="poisson", sampling_prob=0.1, noise_multiplier=0.93
 
 
 @pytest.mark.slow
+def test_step_level_bound_covers_full_batches():
+    rng, noise = np.random.default_rng(11), 0.936
+    full = Mechanism(scheme="full-batch", sampling_prob=1.0, noise_multiplier=noise)
+    found = [
+        step_level_bound(
+            recording(rng, noise=noise, q=0.5, steps=2, m=500),
+            mechanism=full,
+            num_steps=1,
+            delta=DELTA,
+            confidence=0.95,
+        )
+        for _ in range(RUNS)
+    ]
+    truth = epsilon([(full, 1)], delta=DELTA).epsilon
+    assert sum(bound.epsilon > truth for bound in found) <= TOO_MANY
+    assert np.median([bound.epsilon for bound in found]) > 0.7 * truth
+
+
+@pytest.mark.slow
 def test_step_level_bound_covers_and_accepts_the_right_noise():
     rng = np.random.default_rng(8)
     mus = [

@@ -55,7 +55,7 @@ def noise_size(
     name: str = "noise size",
     of: str = "tensors",
 ) -> Probe:
-    """Is the noise on every part as large as the plan says? Chi-square on each part.
+    """Is the noise on every part as large as the plan says? Chi-square on each part, and on all together.
 
     Args:
         noise: (name of a tensor or a step, what was released of it beyond the sum), any shapes.
@@ -64,18 +64,17 @@ def noise_size(
         name: of the probe.
         of: what the parts are.
     """
-    each = chance / max(1, len(noise))
+    squares = [(part, float(np.square(values / std).sum()), values.size) for part, values in noise]
+    whole = ("all of them", sum(square for _, square, _ in squares), sum(size for *_, size in squares))
+    each = chance / (len(squares) + 1)
     worst, found = None, 1.0
-    for part, values in noise:
-        ratio = float(np.square(values / std).sum())
-        p = two_sided(float(chi2.cdf(ratio, values.size)), float(chi2.sf(ratio, values.size)))
-        measured = math.sqrt(ratio / values.size)
+    for part, square, size in [*squares, whole]:
+        p = two_sided(float(chi2.cdf(square, size)), float(chi2.sf(square, size)))
+        measured = math.sqrt(square / size)
         if p < each and (worst is None or abs(measured - 1) > abs(found - 1)):
             worst, found = part, measured
     if worst is None:
-        measured = math.sqrt(
-            sum(float(np.square(v / std).sum()) for _, v in noise) / sum(v.size for _, v in noise)
-        )
+        measured = math.sqrt(whole[1] / whole[2])
         return Probe(
             name=name,
             passed=True,
