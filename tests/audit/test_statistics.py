@@ -30,6 +30,8 @@ from reticent.audit import (
     steinke_p_value,
     step_level_bound,
 )
+from reticent.audit._one_run import f_dp_rejected
+from reticent.audit._recording import NUM_GUESSES, log_likelihood_ratios, one_run_guesses, trade_off
 from reticent.errors import ConfigError
 from reticent.records import Mechanism
 
@@ -222,10 +224,31 @@ def test_one_run_bound_covers_while_trying_several_numbers_of_guesses():
     truth = gaussian_epsilon(mu, delta=DELTA)
     found = [
         one_run_bound(*one_run_gaussian(rng, mu, 200), delta=DELTA, confidence=0.95).epsilon
-        for _ in range(20)
+        for _ in range(RUNS)
     ]
-    assert sum(bound > truth for bound in found) <= 5  # Bin(20, 0.05): above with probability 3e-4
+    assert sum(bound > truth for bound in found) <= TOO_MANY
     assert max(found) > 0
+
+
+@pytest.mark.slow
+def test_the_curve_of_sampled_steps_is_rarely_refuted_and_that_of_three_times_the_noise_is():
+    q, noise, steps, m = 0.1, 0.936, 100, 400
+    true, claimed = (
+        trade_off(Mechanism(scheme="poisson", sampling_prob=q, noise_multiplier=sigma), steps)
+        for sigma in (noise, 3.0 * noise)
+    )
+    rng, wrong, right = np.random.default_rng(12), 0, 0
+    for _ in range(RUNS):
+        member = rng.random(m) < 0.5
+        included = (rng.random((steps, m)) < q) & member
+        scores = included + noise * rng.standard_normal((steps, m))
+        seen = Recording(scores=scores, included=included, member=member)
+        evidence = log_likelihood_ratios(seen, mechanism=MECHANISM)
+        tries = [one_run_guesses(evidence, member, share=share) for share in NUM_GUESSES]
+        wrong += any(f_dp_rejected(g, blow_up_inverse=true, chance=0.05 / len(tries)) for g in tries)
+        right += any(f_dp_rejected(g, blow_up_inverse=claimed, chance=0.05 / len(tries)) for g in tries)
+    assert wrong <= TOO_MANY
+    assert right > RUNS / 2
 
 
 @pytest.mark.slow

@@ -82,9 +82,9 @@ def audit_rows(
     planted = mislabelled_rows(made_up) if strange is None else strange(num_canaries + num_references)
     canaries = _Rows(each_tensor(planted, lambda t: t[:num_canaries]))
     references = _Rows(each_tensor(planted, lambda t: t[num_canaries:]))
-    fresh = _Trained(AsLosses(subject.build(), subject.losses), subject.physical_batch_size)
     trained = _Trained(AsLosses(subject.build(), subject.losses), subject.physical_batch_size)
     plan = _on_rows(subject.plan, num_rows=count_of(made_up) + num_canaries / 2, num_steps=steps)
+    before = trained.losses(canaries)
 
     def run(rows: "_Rows") -> "Callable[[_Rows], np.ndarray]":
         with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def audit_rows(
                     physical_batch_size=subject.physical_batch_size,
                 )
             )
-        return lambda asked: trained.losses(asked) - fresh.losses(asked)
+        return lambda asked: trained.losses(asked) - before  # they are the canaries
 
     found = one_run_inputs(
         run,

@@ -59,8 +59,8 @@ class Problem:
     Args:
         model: called with a batch of rows, it returns each row's loss, shape (B,).
         optimizer: over the model's parameters; to be stepped once for each private step, with the noised mean
-            gradient (the noised sum over `plan.expected_batch_size`) in `.grad`. What a trainer changes in the
-            model otherwise is not seen.
+            gradient (the noised sum over `plan.expected_batch_size`) in `.grad`. What a trainer changes
+            in the model otherwise is not seen.
         dataset: tensors of equal length, row i of each together one example.
         plan: sampling, clipping, noise and number of steps that are claimed.
         folder: an empty folder for what the trainer writes.
