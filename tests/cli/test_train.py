@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import reticent.cli
+from reticent.cli._run_screen import _scores
 from reticent.recipes import _arrays as arrays_module
 
 SHORT = ["--set", "num_steps=4", "--set", "expected_batch_size=40", "--set", "checkpoint_every=2"]
@@ -306,3 +307,8 @@ def test_a_damaged_run_is_refused_in_one_line(stopped, call, damage, code):
     assert (status, out) == (2, "")
     assert f"[{code}]" in err
     assert "Traceback" not in err
+
+
+def test_scores_of_each_class_are_left_to_the_report():
+    scores = {"test_accuracy": 0.5, "test_class_accuracy": [0.1, 0.9], "test_loss": 1.0, "test_auc": None}
+    assert _scores(scores) == [("test accuracy", "50.00%"), ("test auc", "not finite")]

@@ -94,8 +94,12 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _scores(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each score on the test data; the loss only where there is nothing better."""
-    found = {name: value for name, value in result.items() if name.startswith("test_")}
+    """Each number scored on the test data; the loss only where there is nothing better."""
+    found = {
+        name: value
+        for name, value in result.items()
+        if name.startswith("test_") and (value is None or isinstance(value, int | float))
+    }
     shown = {name: value for name, value in found.items() if name != "test_loss"} or found
     return [(name.replace("_", " "), _score(name, value)) for name, value in shown.items()]
 

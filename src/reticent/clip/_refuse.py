@@ -46,8 +46,8 @@ def refuse_unsupported(model: nn.Module) -> None:
 
     Raises:
         UnsupportedModel[batch-norm]: batch normalisation that uses statistics of the batch.
-        UnsupportedModel[embedding-max-norm], UnsupportedModel[scale-grad-by-freq],
-        UnsupportedModel[embedding-bag], UnsupportedModel[spectral-norm]: as the names say.
+        UnsupportedModel[embedding-max-norm, scale-grad-by-freq, embedding-bag, spectral-norm]: as the names
+            say.
     """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
