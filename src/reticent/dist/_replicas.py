@@ -226,7 +226,8 @@ class Replicas:
 def _device_of(group: dist.ProcessGroup | None) -> torch.device:
     """Where tensors must be for the group's collectives; NCCL knows GPUs only."""
     backends = (str(dist.get_backend(group)), str(dist.get_backend_config(group)))
-    return torch.device("cuda" if any("nccl" in name for name in backends) else "cpu")
+    on_gpu = torch.cuda.is_available() and any("nccl" in name for name in backends)
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def _state(error: BaseException | None) -> int:

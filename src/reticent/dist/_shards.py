@@ -110,8 +110,9 @@ class Shards:
         return ShardedModel(model, ranks=self._replicas)
 
     def begin_alike(self, model: nn.Module) -> None:
-        """Give every rank the leader's buffers. Shards are what `fully_shard` made them from."""
-        self._replicas.broadcast(model.buffers())
+        """Give every rank the leader's buffers, and parameters that are not sharded."""
+        whole = [p for p in model.parameters() if not isinstance(p.data, DTensor)]
+        self._replicas.broadcast((*whole, *model.buffers()))
 
     def measure(self, model: nn.Module, act: Callable[[], T]) -> T | None:
         """Let every rank act, and give back what the model's last pass has gathered."""
