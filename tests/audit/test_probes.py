@@ -92,7 +92,8 @@ def test_few_coordinates_are_enough_to_see_repeated_noise_and_seldom_seem_to():
 def test_what_few_draws_cannot_show_is_said_to_be_untested():
     rare = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=0.001, noise_multiplier=1.0)
     found = sampling(np.random.default_rng(7).random((50, 300)) < 0.001, mechanism=rare, chance=1e-3)
-    assert [p.finding.startswith("NOT TESTED") for p in found] == [False, True, True, True]
+    assert [p.tested for p in found] == [True, False, False, False]
+    assert all(p.passed for p in found)
 
 
 @pytest.mark.parametrize(("num_steps", "num", "q"), [(30, 60, 0.5), (400, 300, 0.02), (60, 1000, 0.1)])

@@ -65,6 +65,18 @@ def test_a_refuted_claim_and_a_failed_probe_are_loud(tmp_path):
     assert "A probe failed" in failed and "FAILED: 1.4" in failed
 
 
+def test_what_was_not_tested_does_not_agree_with_the_plan(tmp_path):
+    rare = {"name": "sampling", "passed": True, "finding": "too few draws", "tested": False}
+    text = page(tmp_path, probes=[rare])
+    assert "not tested: too few draws" in text and "agrees with the plan: too few" not in text
+
+
+def test_the_exposure_of_random_tokens_is_told(tmp_path):
+    exposure = {"bits_in": 4.25, "bits_out": 1.4, "rank_in": 51, "rank_out": 480, "num_references": 1000}
+    text = page(tmp_path, canaries="inputs, random tokens", exposure=exposure)
+    assert "4.25 bits" in text and "1.44 bits on average" in text and "finished model's losses" in text
+
+
 def test_without_an_audit_there_is_no_section(tmp_path):
     folder = make_run(tmp_path / "run")
     assert ">Audit</h2>" not in write_report(folder).path.read_text(encoding="utf-8")

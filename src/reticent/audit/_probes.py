@@ -35,11 +35,13 @@ class Probe:
         name: what was probed.
         passed: whether it agrees with the plan.
         finding: in words, with the numbers.
+        tested: False if there was too little to test it with: nothing speaks against the plan, or for it.
     """
 
     name: str
     passed: bool
     finding: str
+    tested: bool = True
 
 
 def two_sided(tail_below: float, tail_above: float) -> float:
@@ -194,7 +196,7 @@ def _spread(
     """
     variance = trials * q * (1.0 - q)
     if variance < 5.0:  # counts are not near normal, and chi-square is not their law
-        return Probe(name=f"spread of {name}", passed=True, finding=f"NOT TESTED: too few draws of {of}")
+        return Probe(name=f"spread of {name}", passed=True, finding=f"too few draws of {of}", tested=False)
     ratio = float(np.square(counts - trials * q).mean() / variance)
     freedom = 2.0 * len(counts) / (2.0 + (1.0 - 6.0 * q * (1.0 - q)) / variance)
     p = two_sided(float(chi2.cdf(ratio * freedom, freedom)), float(chi2.sf(ratio * freedom, freedom)))
@@ -214,7 +216,7 @@ def _together(included: Bool[np.ndarray, "T M"], q: float, chance: float) -> Pro
     limit = float(norm.isf(chance / (len(lags) + 1) / 2.0)) * 1.2
     if included.size * q * q < 20:  # too few meetings for a normal law
         return Probe(
-            name="sampling independence", passed=True, finding="NOT TESTED: too few draws of two together"
+            name="sampling independence", passed=True, finding="too few draws of two together", tested=False
         )
     worst = int(np.abs(lags).argmax()) if lags.size else 0
     if lags.size and abs(lags[worst]) > limit:

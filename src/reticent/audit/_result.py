@@ -114,7 +114,7 @@ class AuditResult:
             "canaries": self.canaries,
             "num_canaries": self.num_canaries,
             "num_steps": self.num_steps,
-            "probes": [{"name": p.name, "passed": p.passed, "finding": p.finding} for p in self.probes],
+            "probes": [asdict(probe) for probe in self.probes],
             "exposure": None if self.exposure is None else asdict(self.exposure),
             "curve": None,
             "pictures": [],

@@ -205,5 +205,7 @@ def _rows(found: "AuditResult", path: Path | None) -> list[tuple[str, str]]:
                 f"{seen.rank_out:g} of {seen.num_references + 1:,}",
             )
         )
-    rows += [(probe.name, ("" if probe.passed else "FAILED: ") + probe.finding) for probe in found.probes]
+    for probe in found.probes:
+        mark = "" if probe.passed and probe.tested else "not tested: " if probe.passed else "FAILED: "
+        rows.append((probe.name, mark + probe.finding))
     return rows if path is None else [*rows, ("audit", str(path))]

@@ -30,6 +30,7 @@ class ProbeFound(_Part):
     name: str
     passed: bool
     finding: str
+    tested: bool = True
 
 
 class Curves(_Part):
