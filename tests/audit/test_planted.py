@@ -4,10 +4,12 @@ A right trainer fails a probe with probability at most 1e-3 in each test here, a
 with probability at most 1e-3.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from reticent.audit import Claim, audit_steps, neighbour_probe, noise_probes, private_training, small_subject
-from reticent.clipping import FlatClipping
+from reticent.clipping import FlatClipping, GroupedClipping, PerLayerClipping
 from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.sample import PoissonSampler
@@ -58,6 +60,27 @@ def test_mistakes_that_the_bound_sees(parts, probe):
     assert result.bound.epsilon > 8.0
     assert not result.passed
     assert probe in failed(result)
+
+
+def half_the_noise(problem):
+    """The library's own training, by a plan of half the noise."""
+    plan = replace(problem.plan, noise_multiplier=problem.plan.noise_multiplier / 2.0)
+    private_training(replace(problem, plan=plan))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "clipping",
+    [PerLayerClipping(max_norm=1.0), GroupedClipping(max_norms=(("2.*", 0.3), ("*", 1.5)))],
+)
+def test_half_the_noise_of_clipping_by_groups(clipping):
+    subject = small_subject(replace(PLAN, clipping=clipping))
+    size = {"num_canaries": 240, "num_rows": 64, "num_steps": 20}
+    halved = audit_steps(subject, claim=CLAIM, trainer=half_the_noise, probes=False, **size)
+    assert halved.refuted and halved.bound.epsilon > 16.0
+    right = audit_steps(subject, claim=CLAIM, **size)
+    assert right.passed, right
+    assert right.bound.epsilon > 3.0  # and so not that of one group alone
 
 
 def test_equal_seeds_of_two_workers_noise_is_seen_by_a_probe_only():
