@@ -95,9 +95,8 @@ def test_equal_seeds_of_two_workers_draws():
 
 
 def test_shuffling_sold_as_poisson():
-    assert {"spread of turns", "spread of batch sizes"} & failed(
-        audited(planted.trainer(draws=planted.shuffled))
-    )
+    found = audited(planted.trainer(draws=planted.shuffled), num_steps=80)  # enough for turns to be counted
+    assert "spread of turns" in failed(found)
 
 
 def test_a_divisor_that_tells_how_many_rows_were_drawn():
