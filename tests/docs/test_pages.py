@@ -17,6 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("**/*.md"))
 PAGES = [page for page in PAGES if "errors.d" not in page.parts]
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
+WRITTEN.append(ROOT / "examples" / "README.md")
 WITH_CODE = [p for p in WRITTEN if any(b.language in ("python", "sh", "toml") for b in blocks(p))]
 
 MOST_NOT_RUN = 20
