@@ -33,7 +33,7 @@ is run with every change.
 - **serious**: false in a regime, or against a strong adversary;
 - **minor**: the guarantee holds; the result is worse, or the run stops.
 
-Training on several processes is refused in this version; the rows about it say so.
+Processes that were not named as a step's ranks are refused; ranks that were have tests in `tests/dist/`.
 
 | # | what goes wrong | severity | what prevents it | test |
 |---|---|---|---|---|

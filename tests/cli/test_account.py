@@ -6,10 +6,11 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from reticent.account import epsilon
+from reticent.account import RandomTrials, TrialsDistribution, choice_epsilon, epsilon
 from reticent.account.ledger import Ledger
 from reticent.cli import main
 from reticent.records import Mechanism, NeighbouringRelation, SamplingScheme
+from tests.report.runs import make_run
 
 STEP = Mechanism(scheme=SamplingScheme.FULL_BATCH, sampling_prob=1.0, noise_multiplier=20.0)
 
@@ -239,3 +240,22 @@ def test_a_run_of_users_is_not_restated_for_users(tmp_path):
 def test_a_bad_number_of_rows_is_refused():
     line = "--sampler full-batch --noise-multiplier 20 --num-steps 5 --delta 1e-5 --user-rows 0"
     assert "group-size" in refused(line)
+
+
+def test_a_run_kept_as_the_best_of_several_is_stated_as_the_choice_that_it_is(tmp_path):
+    """Its ledger holds its own steps alone: read by itself it would say less than was spent."""
+    folder = make_run(tmp_path / "best")
+    alone = numbers(str(folder))["epsilon"]
+    candidate = ["full-batch", 1.0, 10.0, 40]
+    selection = {"distribution": "geometric", "mean": 5.0, "candidates": [[candidate]]}
+    (folder / "selection.json").write_text(json.dumps(selection))
+    trials = RandomTrials(distribution=TrialsDistribution.GEOMETRIC, mean=5.0)
+    step = Mechanism(scheme="full-batch", sampling_prob=1.0, noise_multiplier=10.0)
+    truth = choice_epsilon(
+        [[(step, 40)]], trials=trials, delta=1e-5, relation=NeighbouringRelation.ZERO_OUT
+    ).epsilon
+    for run_ in (folder, folder / "ledger.jsonl"):
+        assert numbers(str(run_))["epsilon"] == pytest.approx(truth)
+    assert truth > 1.2 * alone
+    assert "best of several" in refused(str(folder), make_ledger(tmp_path / "other"))
+    assert "best of several" in refused(str(folder), "--user-rows", 2)

@@ -1,7 +1,9 @@
 """Samples in tar archives by index: those that WebDataset reads in turn; damaged archives are refused."""
 
 import io
+import os
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -58,6 +60,29 @@ def test_the_index_is_made_once_and_anew_when_an_archive_changes(folder, monkeyp
     assert (folder / INDEX_NAME).read_bytes() != before
 
 
+def test_an_archive_of_the_same_size_is_another(folder):
+    """tar pads archives to whole blocks: the old index would take bytes of two samples for one."""
+    write(folder / "b.tar", [("p.x", b"A" * 600), ("q.x", b"B" * 10)])
+    TarShards(folder / "b.tar", decode=dict)
+    size = (folder / "b.tar").stat().st_size
+    write(folder / "b.tar", [("p.x", b"A" * 10), ("q.x", b"B" * 600)])
+    assert (folder / "b.tar").stat().st_size == size
+    os.utime(folder / "b.tar", ns=(1, 1))  # two writes may fall into one tick of the file system's clock
+    shards = TarShards(folder / "b.tar", decode=dict)
+    assert [shards[i] for i in range(2)] == [{"x": b"A" * 10}, {"x": b"B" * 600}]
+
+
+@pytest.mark.parametrize("shape", [(10**15,), (10**30,), (-5,)])
+def test_an_index_that_is_a_bomb_is_made_again(folder, shape):
+    TarShards(folder, decode=decode)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(folder / INDEX_NAME, "w", zipfile.ZIP_DEFLATED) as saved:
+        saved.writestr("starts.npy", header.getvalue())
+        saved.writestr("where.npy", bytes(10**7))
+    assert len(TarShards(folder, decode=decode)) == 11
+
+
 @pytest.mark.parametrize("change", ["offset", "shard", "suffix", "starts", "cut", "text"])
 def test_an_index_that_would_read_elsewhere_is_made_again(folder, change):
     TarShards(folder, decode=decode)
@@ -86,6 +111,7 @@ def test_an_index_that_would_read_elsewhere_is_made_again(folder, change):
         ([("noending", b"1")], "w", "without a name and an ending"),
         ([("a.x", b"1"), ("a.x", b"2")], "w", "two members that end in"),
         ([], "w", "holds no sample"),
+        ([("a." + "x" * 101, b"1")], "w", "ending of more than 100"),
     ],
 )
 def test_what_is_no_shard_is_refused(tmp_path, members, mode, message):
@@ -109,6 +135,16 @@ def test_links_cut_archives_and_missing_ones_are_refused(tmp_path):
     with pytest.raises(DataError, match="There is no archive") as caught:
         TarShards([tmp_path / "none.tar"], decode=decode)
     assert caught.value.code == "data-missing"
+
+
+def test_a_size_that_leads_back_is_refused(tmp_path):
+    """Python's own reader goes round in circles on such sizes (CVE-2025-8194)."""
+    link = tarfile.TarInfo("a.txt")
+    link.pax_headers = {"size": "-1024"}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(link)
+    with pytest.raises(DataError, match=r"overlaps another|no plain tar"):
+        TarShards(tmp_path, decode=decode)
 
 
 def test_an_index_can_be_kept_elsewhere_and_where_it_cannot_is_said(folder, tmp_path):

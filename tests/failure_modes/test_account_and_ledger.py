@@ -357,7 +357,7 @@ def test_fm_61_the_printed_noise_keeps_to_the_budget(target):
     assert 0.999 * target <= epsilon([(poisson(0.05, printed), 200)], delta=1e-5).epsilon <= target
 
 
-ALLOWED = {"step", "split", "weights", "accuracy", "loss", "seconds", "clip_norms"}
+ALLOWED = {"step", "split", "weights", "accuracy", "loss", "clip_norms"}
 
 
 def test_fm_62_files_and_logs_hold_what_may_be_published(tmp_path):

@@ -126,7 +126,6 @@ def _write_metrics(path: Path, *, ceiling: float, steps: int, ema: bool) -> None
                     "weights": weights,
                     "accuracy": round(accuracy + bonus, 4),
                     "loss": round(1.5 - accuracy, 4),
-                    "seconds": round(5.3 * step, 2),
                 }
             )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

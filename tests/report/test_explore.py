@@ -100,6 +100,7 @@ def test_the_page_and_its_numbers_are_under_the_token_only(explorer):
         assert get(explorer, path, **options)[0] == 403
     assert get(explorer, f"{token}etc/passwd")[0] == 404
     assert get(explorer, token, method="POST")[0] == 501
+    assert explorer.answer(f"127.0.0.1:{explorer._server.server_port}", "http://[::1")[0] == 400
 
 
 def test_of_requests_that_wait_only_the_newest_is_computed(explorer):

@@ -1,6 +1,9 @@
 """`reticent verify`: a run as it was written is sound; one that was changed anywhere is not."""
 
+import base64
+import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -37,7 +40,7 @@ PLAN = Plan(  # full batches: their epsilon is exact, and takes no time
 )
 
 
-def make(out, **options):
+def make(out, *, ema=0.0, **options):
     model = make_model()
     train(
         model,
@@ -46,7 +49,7 @@ def make(out, **options):
         dataset=make_data(),
         loss_per_example=cross_entropy,
         out=out,
-        settings=TrainSettings(checkpoint_every=3),
+        settings=TrainSettings(checkpoint_every=3, ema=ema),
         **options,
     )
     return out
@@ -119,6 +122,44 @@ def without_checkpoint(folder):
     sorted(folder.glob("checkpoint-*.safetensors"))[-1].unlink()
 
 
+def lengthen(path, end):
+    """A tensor whose data end far behind the file's end."""
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["data_offsets"][1] = end
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def pipe(path):
+    """What would be waited for without end."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def public(folder):
+    header = json.loads((folder / "ledger.jsonl").read_text().split("\n")[0])
+    return {name: value for name, value in header["public"].items() if name != "num_examples"}
+
+
+def rewrite(folder, member=None, *, scheme=None, **changes):
+    """Change the ledger's header, or its sampler, and every hash after it: what no chain can show."""
+    path, head, made = folder / "ledger.jsonl", "A" * 22, []
+    for seq, line in enumerate(path.read_text().splitlines()):
+        entry = {k: v for k, v in json.loads(line).items() if k not in ("seq", "prev", "hash")}
+        if seq == 0:
+            entry |= {member: changes} if member else changes
+        elif scheme and entry.get("kind") == "segment":
+            entry |= {"scheme": scheme, "num_examples": 64, "batch_size": 64}
+        body = json.dumps({"seq": seq, **entry, "prev": head}, separators=(",", ":"))
+        head = base64.urlsafe_b64encode(hashlib.sha256(body.encode()).digest()[:16])[:22].decode()
+        made.append(f'{{"hash":"{head}"}}' if not entry else f'{body[:-1]},"hash":"{head}"}}')
+    path.write_text("\n".join(made) + "\n")
+    for name in ("checkpoint.json", "result.json", "weights.safetensors"):
+        (folder / name).unlink()
+
+
 TAMPERED = {
     "a changed line": (edit("ledger.jsonl", lambda t: t.replace("20.0,", "90.0,", 1)), "line"),
     "a cut ledger": (edit("ledger.jsonl", drop_last_line), "cut off"),
@@ -141,6 +182,17 @@ TAMPERED = {
     "a missing checkpoint": (without_checkpoint, "missing"),
     "another place": (edit_json("checkpoint.json", set_in("checkpoints", 0, "step", 5)), "checkpoint"),
     "other weights": (flip("weights.safetensors", -1), "weights"),
+    "data that end nowhere": (lambda f: lengthen(f / "weights.safetensors", 10**17), "weights"),
+    "a seed that nobody told": (edit_json("run.json", set_in("settings", "noise_seed", 7)), "noise_seed"),
+    "a loss that nobody told": (edit_json("run.json", set_in("settings", "show_loss", True)), "is shown"),
+    "a smaller data set": (lambda f: rewrite(f, "public", num_examples=9, **public(f)), "number of examples"),
+    "a pipe as a checkpoint": (lambda f: pipe(sorted(f.glob("checkpoint-*.safetensors"))[-1]), "SHA-256"),
+    "a pipe as weights": (lambda f: pipe(f / "weights.safetensors"), "weights"),
+    "a pipe as the list": (lambda f: pipe(f / "checkpoint.json"), "checkpoints"),
+    "steps that are no number": (lambda f: rewrite(f, planned_steps="6"), "header"),
+    "settings that are no object": (lambda f: rewrite(f, public="x"), "header"),
+    "no JSON among the settings": (lambda f: rewrite(f, public={"x": float("nan")}), "changed"),
+    "no bound for such steps": (lambda f: rewrite(f, scheme="fixed-size"), "statement"),
     "weights cut short": (lambda f: (f / "weights.safetensors").write_bytes(b"\xff" * 8), "weights"),
 }  # fmt: skip
 
@@ -169,6 +221,37 @@ def test_the_command_says_it_in_json_and_by_its_status(run):
     assert not said["sound"] and said["problems"] and said["epsilon"] is None
     shown = CliRunner().invoke(main, ["verify", str(run)])
     assert shown.exit_code == 1 and "problem" in shown.stdout
+
+
+def test_what_a_terminal_would_obey_is_shown_as_text(run):
+    edit_json("result.json", set_in("num_lost", "\x1b[2J all is sound \ud800"))(run)
+    shown = CliRunner().invoke(main, ["verify", str(run)])
+    assert shown.exit_code == 1 and "\x1b" not in shown.stdout and "x1b[2J" in shown.stdout
+
+
+def test_the_average_is_checked_too(tmp_path):
+    folder = make(tmp_path / "run", ema=0.5)
+    assert "averaged weights" in verify_run(folder).checks
+    flip("ema.safetensors", -1)(folder)
+    assert any("average" in problem for problem in verify_run(folder).problems)
+
+
+def test_a_checkpoint_of_several_ranks_is_checked_part_by_part(run):
+    """Its folder is put together here: what ranks write is tested in tests/dist."""
+    listed = json.loads((run / "checkpoint.json").read_text())
+    entry = listed["checkpoints"][0]
+    parts = run / entry["file"].removesuffix(".safetensors")
+    parts.mkdir()
+    (run / entry["file"]).rename(parts / "part.safetensors")
+    about = {key: entry[key] for key in ("step", "updates", "ledger_head")}
+    digest = hashlib.sha256((parts / "part.safetensors").read_bytes()).hexdigest()
+    (parts / "parts.json").write_text(json.dumps({**about, "parts": {"part.safetensors": digest}}))
+    entry |= {"file": parts.name, "sha256": hashlib.sha256((parts / "parts.json").read_bytes()).hexdigest()}
+    (run / "checkpoint.json").write_text(json.dumps(listed))
+    found = verify_run(run)
+    assert found.problems == () and "weights" in found.left_out
+    flip(f"{parts.name}/part.safetensors", -1)(run)
+    assert any("a part" in problem for problem in verify_run(run).problems)
 
 
 def test_a_folder_without_a_run_is_bad_input(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import traceback
 
 import numpy as np
 import pytest
@@ -94,6 +95,13 @@ def test_what_would_void_the_guarantee_is_refused_and_spends_nothing(tmp_path, c
     with pytest.raises(error, match=message):
         given(folder=tmp_path / "run", **changed).fit(x, y)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_a_row_does_not_show_what_is_in_it():
+    rows = np.array([["1", "2"], ["3", "a name"]], dtype=object)
+    with pytest.raises(DataError, match="text that is no number") as caught:
+        given(num_examples=2, classes=[0, 1]).fit(rows, [0, 1])
+    assert "a name" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_class_that_no_row_has_is_kept():

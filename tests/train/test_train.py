@@ -125,7 +125,7 @@ def test_a_run_leaves_the_folder_that_reports_read(tmp_path):
 def test_metrics_are_of_public_data_and_hold_nothing_else(tmp_path):
     run(tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(line.keys() == {"step", "split", "weights", "accuracy", "loss", "seconds"} for line in lines)
+    assert all(line.keys() == {"step", "split", "weights", "accuracy", "loss"} for line in lines)
     assert {line["split"] for line in lines} == {"test"}
     assert [line["step"] for line in lines if line["weights"] == "last"] == [2, 4, 6]
     assert [line["step"] for line in lines if line["weights"] == "ema"] == [2, 4, 6]
@@ -343,6 +343,21 @@ def test_a_run_stopped_while_its_folder_was_made_can_be_resumed(tmp_path, missin
         ).close()
     result = go_on(out)
     assert (result.num_steps, result.num_lost) == (8, 0)
+
+
+@pytest.mark.parametrize("shown", ["show_loss", "show_norms"])
+def test_a_run_never_shows_rows_that_its_ledger_does_not_speak_of(tmp_path, shown):
+    out = tmp_path / "run"
+    stopped_run(out, after=3)
+    about = json.loads((out / "run.json").read_text())
+    about["settings"][shown] = True
+    (out / "run.json").write_text(json.dumps(about))
+    before = (out / "ledger.jsonl").read_bytes()
+    with pytest.raises(LedgerError, match="shows") as caught:
+        go_on(out)
+    assert caught.value.code == "ledger-plan"
+    assert (out / "ledger.jsonl").read_bytes() == before
+    assert not (out / "not-private.jsonl").exists()
 
 
 def test_a_finished_run_resumed_takes_no_further_step(tmp_path):

@@ -178,7 +178,7 @@ class Chain:
             digest = _digest(body)
             if tail != f',"hash":"{digest}"}}':
                 raise ValueError("hash")
-            entry = json.loads(body)
+            entry = json.loads(body, parse_constant=_no_constant)
             if not isinstance(entry, dict):
                 raise ValueError("not an object")
         if entry.pop("seq", None) != self.seq or entry.pop("prev", None) != self.head:
@@ -195,7 +195,7 @@ class Chain:
             self._segments.append((Mechanism(scheme=scheme, **entry), 0))
         elif kind == "resume":
             step = entry["checkpoint_step"]
-            if not 0 <= step <= self.num_steps:
+            if type(step) is not int or not 0 <= step <= self.num_steps:
                 raise ValueError(step)
             self._resumes.append((self.num_steps, self._lost_at(step) + self.num_steps - step))
         else:
@@ -313,9 +313,17 @@ def _parsed_header(entry: dict[str, Any]) -> _Header:
         raise ValueError("header")
     if not 1 <= version <= FORMAT:
         raise ValueError(version)
+    kinds = (("run_id", str), ("planned_steps", int), ("reproducible", bool), ("public", dict))
+    if any(type(entry[name]) is not kind for name, kind in kinds) or entry["planned_steps"] < 1:
+        raise ValueError("header")
     check_delta(entry["delta"])
     relation, public = NeighbouringRelation(entry.pop("relation")), MappingProxyType(entry.pop("public"))
     return _Header(relation=relation, public=public, **entry)
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and infinities, which JSON does not have and Python's reader takes."""
+    raise ValueError(name)
 
 
 def segment_entry(mechanism: Mechanism) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from stat import S_ISREG
 
 from reticent.errors import LedgerError
 
@@ -32,6 +33,8 @@ def os_errors(path: Path, action: str) -> Iterator[None]:
 def read_bytes(path: Path) -> bytes:
     with os_errors(path, "read"):
         try:
+            if not S_ISREG(path.stat().st_mode):  # a pipe or a device would be read for ever
+                raise OSError("it is no file")
             return path.read_bytes()
         except FileNotFoundError:
             raise _missing(path) from None

@@ -95,7 +95,7 @@ def read_run_ledger(folder: str | os.PathLike[str]) -> LedgerView:
 def _remembered(index: Path) -> list[tuple[str, int]]:
     """Places in the chain that a list of checkpoints names; a damaged list names none."""
     try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["checkpoints"]
+        entries = json.loads(index.read_text(encoding="utf-8"))["checkpoints"] if index.is_file() else ()
         places = [(entry["ledger_head"], entry["step"]) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []

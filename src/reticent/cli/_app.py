@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from reticent.cli._show import plain
 from reticent.errors import ReticentError
 
 # Name -> what `reticent --help` says. The command is `command` in `reticent.cli.<name>`.
@@ -101,7 +102,7 @@ def _explained(error: click.ClickException) -> str:
 
 
 def _refuse(name: str, message: str, status: int) -> NoReturn:
-    click.echo(f"{name}: error: {' '.join(message.split())}", err=True)
+    click.echo(f"{name}: error: {plain(' '.join(message.split()))}", err=True)
     sys.exit(status)
 
 

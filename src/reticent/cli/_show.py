@@ -31,9 +31,14 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(plain(name), plain(value))
     console = Console(highlight=False, markup=False)
     console.print(table)
+
+
+def plain(text: str) -> str:
+    """Text without characters that a terminal obeys: what a run's files hold may be anybody's."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

@@ -71,6 +71,8 @@ def command(
     out, the relation of a plan whose number of examples is public, has the same numbers. Those of other
     samplers are stated for the relation that their bound is known for.
 
+    Of a run that `reticent sweep` kept as the best of several, the epsilon is that of the choice.
+
     With --user-rows K the same steps are also stated for somebody who has up to K of the rows: a mixture
     of Gaussians, never K times the epsilon. It needs one RUN, or numbers.
     """
@@ -82,6 +84,13 @@ def command(
             "set. Give one RUN.",
             code="account-arguments",
         )
+    chosen = [str(run) for run in runs if _chosen(run)]
+    if chosen and (len(runs) > 1 or user_rows is not None):
+        raise ConfigError(
+            f"{', '.join(chosen)} was kept as the best of several runs, which its ledger does not hold: it "
+            "can be stated alone, and for one row. Give that RUN only.",
+            code="account-arguments",
+        )
     sizes = (num_examples, expected_batch_size, max_batch_size)
     numbers = dict(zip(_NUMBERS, (sampler, sampling_prob, *sizes, noise_multiplier, num_steps), strict=True))
     if runs:
@@ -90,7 +99,10 @@ def command(
             raise ConfigError(
                 f"A run's ledger already says {', '.join(idle)}: leave them out.", code="account-arguments"
             )
-        record = _of_run(runs[0], delta, user_rows) if len(runs) == 1 else _of_runs(runs, delta)
+        if chosen:
+            record = _of_choice(runs[0], delta)
+        else:
+            record = _of_run(runs[0], delta, user_rows) if len(runs) == 1 else _of_runs(runs, delta)
     else:
         mechanism, relation = _mechanism(sampler, sampling_prob, noise_multiplier, sizes)
         if num_steps is None or delta is None:
@@ -173,6 +185,44 @@ def _read(run: Path) -> "LedgerView":
     return read_run_ledger(run) if run.is_dir() else read_ledger(run)
 
 
+def _chosen(run: Path) -> bool:
+    """Whether a run was kept as the best of several: its ledger holds its own steps alone."""
+    return ((run if run.is_dir() else run.parent) / "selection.json").is_file()
+
+
+def _of_choice(run: Path, delta: float | None) -> dict[str, Any]:
+    """What the choice among several runs costs: that of the one that was kept is not the whole truth."""
+    from reticent.report import read_run, state
+
+    known = read_run(run if run.is_dir() else run.parent)
+    statement, view = state(known, num_points=1), known.ledger
+    if statement.report is None or view is None:
+        raise ConfigError(f"'{run}' was kept without privacy: it has no epsilon.", code="account-arguments")
+    if delta not in (None, view.delta):
+        raise ConfigError(
+            "A choice among runs is stated at the delta of its runs: leave --delta out.",
+            code="account-arguments",
+        )
+    return _of_report(statement.report, private=statement.private) | {
+        **_of_ledger(run, view),
+        **{"advantage": None, "trade_off": None, "reconstruction": None, "risk_source": "not computed"},
+        "unit": view.public.get("unit", "example"),
+        "notes": [*statement.report.notes, *statement.warnings, *_ledger_notes(view)],
+    }
+
+
+def _of_ledger(run: Path, view: "LedgerView") -> dict[str, Any]:
+    """What a ledger says beside an epsilon."""
+    return {
+        "run": str(run),
+        "run_id": view.run_id,
+        "planned_steps": view.planned_steps,
+        "num_lost": view.num_lost,
+        "reproducible": view.reproducible,
+        "mechanisms": [_described(mechanism, count) for mechanism, count in view.segments()],
+    }
+
+
 def _of_runs(runs: Sequence[Path], delta: float | None) -> dict[str, Any]:
     """All runs together, and beside them each one's own epsilon."""
     from reticent.account import compose_runs
@@ -192,14 +242,7 @@ def _of_run(run: Path, delta: float | None, user_rows: int | None = None) -> dic
     view = _read(run)
     report = epsilon(view.segments(), delta=view.delta if delta is None else delta, relation=view.relation)
     private = math.isfinite(report.epsilon) and not view.reproducible
-    record = _of_report(report, private=private) | {
-        "run": str(run),
-        "run_id": view.run_id,
-        "planned_steps": view.planned_steps,
-        "num_lost": view.num_lost,
-        "reproducible": view.reproducible,
-        "mechanisms": [_described(mechanism, count) for mechanism, count in view.segments()],
-    }
+    record = _of_report(report, private=private) | _of_ledger(run, view)
     record |= _risks(report, view.segments(), private=private)
     if user_rows is not None and view.public.get("unit", "example") != "example":
         raise ConfigError(

@@ -10,10 +10,12 @@ Sources:
     [1] The WebDataset format: files of one sample follow each other and share their name up to a dot.
 """
 
+import hashlib
 import mmap
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,15 @@ import numpy.typing as npt
 from reticent.errors import DataError
 
 INDEX_NAME: Final = "index.reticent.npz"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_LONGEST_ENDING: Final = 100  # characters; all endings have one width in the index
+_HEADER: Final = 512  # bytes, the least that a member takes
 _Ints = npt.NDArray[np.int64]
+# What NumPy and zipfile raise of a file that is damaged, or says things that cannot be.
+_UNREADABLE: Final = (
+    *(OSError, ValueError, KeyError, EOFError, TypeError, OverflowError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +47,8 @@ class _Index:
         where: (M, 3): shard, offset of the content, size in bytes.
         suffix: (M,) index into `suffixes`.
         suffixes: what follows the first dot of a member's name.
-        sizes: (S,) bytes of each shard, to notice others.
+        sizes: (S,) bytes of each shard.
+        made_of: what the shards were when they were read, to notice others.
     """
 
     starts: _Ints
@@ -46,6 +56,7 @@ class _Index:
     suffix: _Ints
     suffixes: tuple[str, ...]
     sizes: _Ints
+    made_of: str
 
 
 class TarShards:
@@ -64,13 +75,14 @@ class TarShards:
         index: where to keep the index; by default in the folder of the first archive.
 
     Guarantee:
-        `shards[i]` is the same sample for as long as the archives are the same. Nothing is unpacked to disk,
-        and no link is followed.
+        `shards[i]` is the same sample for as long as the archives are the same; an archive of another name,
+        size or time of change is indexed anew. Nothing is unpacked to disk, and no link in an archive is
+        followed.
 
     Raises:
         DataError[data-missing]: no archive is there.
-        DataError[data-format]: an archive is compressed, damaged or cut; a member is no file, has no ending,
-            or appears twice in a sample; or there is no sample.
+        DataError[data-format]: an archive is compressed, damaged or cut; a member is no file, has no ending
+            or one that is too long, or appears twice in a sample; or there is no sample.
         DataError[data-cache]: the index cannot be written.
     """
 
@@ -86,9 +98,10 @@ class TarShards:
         self._maps: dict[int, mmap.mmap] = {}
         kept = self._paths[0].parent / INDEX_NAME if index is None else Path(index)
         sizes = np.array([path.stat().st_size for path in self._paths], dtype=np.int64)
-        found = _read(kept, sizes)
+        made_of = _made_of(self._paths)
+        found = _read(kept, sizes, made_of)
         if found is None:
-            found = _scan(self._paths, sizes)
+            found = _scan(self._paths, sizes, made_of)
             _write(kept, found)
         self._index = found
 
@@ -126,7 +139,14 @@ def _archives(shards: Path | str | Iterable[Path | str]) -> list[Path]:
     return paths
 
 
-def _scan(paths: list[Path], sizes: _Ints) -> _Index:
+def _made_of(paths: list[Path]) -> str:
+    """Names, sizes and times of change: tar pads its archives, so that sizes alone are often the same."""
+    stats = [(path.name, path.stat()) for path in paths]
+    said = [(name, found.st_size, found.st_mtime_ns) for name, found in stats]
+    return hashlib.sha256(repr(said).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _scan(paths: list[Path], sizes: _Ints, made_of: str) -> _Index:
     """Read all headers."""
     starts: list[int] = []
     where: list[tuple[int, int, int]] = []
@@ -139,6 +159,8 @@ def _scan(paths: list[Path], sizes: _Ints) -> _Index:
             key = name[: len(name) - len(dot + ending)]
             if not dot or not ending or not stem:
                 raise _bad(path, "has a member without a name and an ending, as sample.jpg")
+            if len(ending) > _LONGEST_ENDING:
+                raise _bad(path, f"has a member with an ending of more than {_LONGEST_ENDING} characters")
             if key != sample:
                 starts.append(len(where))
                 sample, seen = key, set()
@@ -157,13 +179,18 @@ def _scan(paths: list[Path], sizes: _Ints) -> _Index:
         suffix=np.array(suffix, dtype=np.int64),
         suffixes=tuple(suffixes),
         sizes=sizes,
+        made_of=made_of,
     )
 
 
 def _members(path: Path) -> Iterable[tuple[str, int, int]]:
+    end = 0
     try:
         with tarfile.open(path, mode="r:") as archive:
             for member in archive:
+                if member.size < 0 or member.offset_data < end:  # would lead a reader in circles
+                    raise _bad(path, "has a member that overlaps another")
+                end = member.offset_data
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
@@ -176,8 +203,10 @@ def _members(path: Path) -> Iterable[tuple[str, int, int]]:
         ) from error
 
 
-def _read(kept: Path, sizes: _Ints) -> _Index | None:
+def _read(kept: Path, sizes: _Ints, made_of: str) -> _Index | None:
     """The index kept there, if it is one of these archives; None if it has to be made."""
+    if not kept.is_file() or not _is_small(kept, sizes):
+        return None
     try:
         with kept.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             found = _Index(
@@ -186,11 +215,22 @@ def _read(kept: Path, sizes: _Ints) -> _Index | None:
                 suffix=saved["suffix"],
                 suffixes=tuple(str(name) for name in saved["suffixes"]),
                 sizes=saved["sizes"],
+                made_of=str(saved["made_of"]),
             )
-            same = int(saved["format"]) == _FORMAT
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+            same = int(saved["format"]) == _FORMAT and found.made_of == made_of
+    except _UNREADABLE:
         return None
     return found if same and _is_whole(found, sizes) else None
+
+
+def _is_small(kept: Path, sizes: _Ints) -> bool:
+    """Whether a file unpacks to no more than an index of archives of these sizes can take."""
+    most = (int(sizes.sum()) // _HEADER + 10) * (40 + 4 * _LONGEST_ENDING) + 8 * len(sizes) + (1 << 16)
+    try:
+        with zipfile.ZipFile(kept) as saved:
+            return sum(part.file_size for part in saved.infolist()) <= most
+    except _UNREADABLE:
+        return False
 
 
 def _is_whole(index: _Index, sizes: _Ints) -> bool:
@@ -228,6 +268,7 @@ def _write(kept: Path, index: _Index) -> None:
                 suffix=index.suffix,
                 suffixes=np.array(index.suffixes, dtype=np.str_),
                 sizes=index.sizes,
+                made_of=index.made_of,
             )
         os.replace(part, kept)
     except OSError as error:

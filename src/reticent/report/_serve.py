@@ -60,7 +60,10 @@ class Explorer:
     def answer(self, host: str | None, target: str) -> tuple[HTTPStatus, str, str, str]:
         """Status, content type, content policy and body for one GET."""
         port = self._server.server_port
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError:  # an address that is none
+            return HTTPStatus.BAD_REQUEST, "text/plain", _NOTHING, "This is no address."
         named, _, what = parts.path.removeprefix("/").partition("/")
         allowed = host in (f"{_HOST}:{port}", f"localhost:{port}")
         if not allowed or not secrets.compare_digest(named.encode(), self._token.encode()):

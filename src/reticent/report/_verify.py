@@ -20,12 +20,13 @@ from reticent.account.ledger import LedgerView
 from reticent.errors import ReticentError
 from reticent.plan import Plan
 from reticent.records import SIZES, EpsilonReport, Mechanism, SamplingScheme
+from reticent.report._files import bytes_of, is_whole, sha256_of, tensors_of, text_of
 from reticent.report._plain_ledger import spent_by_plain_reading
 from reticent.report._run import Run, read_run
 from reticent.report._statement import Statement, first_steps, state
 
-_MAX_HEADER: Final = 100 * 2**20
 _CLOSE: Final = 1e-6
+_PARTS: Final = "parts.json"
 _DAMAGE: Final = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError),
     *(RecursionError, OverflowError, struct.error),
@@ -98,8 +99,9 @@ def verify_run(folder: str | Path) -> Verification:
     |---|---|
     | ledger | the chain of hashes, by two readers that share no code |
     | plan | the ledger's steps, noise, sampling, clipping, delta and relation are the plan's |
+    | settings | noise that repeats, and rows shown without noise, are noted in the ledger |
     | checkpoints | SHA-256, header, and their place in the ledger's chain |
-    | weights | the released weights are those of the last checkpoint, byte for byte |
+    | weights | the released weights, and their average, are those of the last checkpoint, byte for byte |
     | result | its epsilon, delta, steps and place in the chain are the ledger's |
     | epsilon | RDP in closed form, a PLD on a second grid, a contour integral |
 
@@ -130,7 +132,9 @@ def verify_read(run: Run) -> Verification:
     if run.ledger is None:
         found.left_out["ledger"] = "the run says that it is not private, and kept none"
         return _verification(folder, found, private=False, report=None, statement=None)
-    ledger, statement = run.ledger, state(run, num_points=1)
+    ledger, statement = run.ledger, None
+    with found.part("statement"):
+        statement = state(run, num_points=1)
     with found.part("ledger"):
         _check_ledger(folder, ledger, found)
     with found.part("plan"):
@@ -139,6 +143,8 @@ def verify_read(run: Run) -> Verification:
         _check_checkpoints(folder, ledger, found)
     with found.part("weights"):
         _check_weights(folder, ledger, found)
+    if statement is None:
+        return _verification(folder, found, private=False, report=None, statement=None)
     with found.part("result"):
         _check_result(folder, ledger, statement, found)
     with found.part("epsilon"):
@@ -200,6 +206,7 @@ def _check_plan(run: Run, ledger: LedgerView, found: _Findings) -> None:
         return
     record: dict[str, Any] = {**run.about.plan}
     pairs = (_pairs_of_stages if "stages" in record else _pairs_of_steps)(record, ledger)
+    pairs = [*pairs, *_pairs_of_settings(run, ledger)]
     wrong = sorted({name for name, theirs, ours in pairs if theirs != ours})
     found.expect(
         "plan",
@@ -229,8 +236,24 @@ def _pairs_of_steps(record: Mapping[str, Any], ledger: LedgerView) -> list[tuple
         ("unit", ledger.public.get("unit", "example"), plan.unit),
         ("clipping", ledger.public.get("clipping"), plan.describe()["clipping"]),
         ("expected batch size", ledger.public.get("expected_batch_size"), plan.expected_batch_size),
+        ("number of examples", *_if_noted(ledger, "num_examples", plan.sampler.num_examples)),
         *(("mechanism", mechanism, plan.mechanism) for mechanism, _ in ledger.segments()),
     ]
+
+
+def _pairs_of_settings(run: Run, ledger: LedgerView) -> list[tuple[str, Any, Any]]:
+    """The same, for settings that end the guarantee or show rows of the data."""
+    settings = run.about.settings
+    shown = [name for name in ("loss", "norms") if settings.get(f"show_{name}")]
+    return [
+        ("noise_seed", ledger.reproducible or settings.get("noise_seed") is None, True),
+        ("what is shown without noise", *_if_noted(ledger, "not_private", shown, missing=[])),
+    ]
+
+
+def _if_noted(ledger: LedgerView, name: str, ours: Any, *, missing: Any = None) -> tuple[Any, Any]:
+    """What the ledger notes under a name, and what it should; a ledger without the note says `missing`."""
+    return ledger.public.get(name, ours if missing is None else missing), ours
 
 
 def _pairs_of_stages(record: Mapping[str, Any], ledger: LedgerView) -> list[tuple[str, Any, Any]]:
@@ -265,14 +288,23 @@ def _check_checkpoints(folder: Path, ledger: LedgerView, found: _Findings) -> No
     if not index.exists():
         found.left_out["checkpoints"] = "there are none"
         return
-    entries = json.loads(index.read_text(encoding="utf-8"))["checkpoints"]
-    for entry in entries:
+    for entry in json.loads(text_of(index))["checkpoints"]:
         path = folder / Path(str(entry["file"])).name
         name = f"checkpoint at step {entry['step']}"
-        if not path.exists() or _sha256(path) != entry["sha256"]:
+        noted = path / _PARTS if path.is_dir() else path
+        if not noted.is_file() or sha256_of(noted) != entry["sha256"]:
             found.problems.append(f"{name}: '{path.name}' is missing, or its SHA-256 is not the one noted.")
             continue
-        header = json.loads(_tensors(path)[0]["__metadata__"]["reticent"])
+        if path.is_dir():
+            header = json.loads(text_of(noted))
+            bad = [part for part, digest in header["parts"].items() if not is_whole(path, part, digest)]
+            if bad:
+                found.problems.append(
+                    f"{name}: a part of it is missing, or its SHA-256 is not the one noted."
+                )
+                continue
+        else:
+            header = json.loads(tensors_of(path)[0]["__metadata__"]["reticent"])
         noted = {key: entry[key] for key in ("step", "updates", "ledger_head")}
         same = noted == {key: header[key] for key in noted}
         in_chain = ledger.steps_at(str(entry["ledger_head"])) == entry["step"]
@@ -289,18 +321,31 @@ def _check_weights(folder: Path, ledger: LedgerView, found: _Findings) -> None:
     if not weights.exists() or not index.exists():
         found.left_out["weights"] = "the run has not ended, or kept no checkpoint"
         return
-    newest = json.loads(index.read_text(encoding="utf-8"))["checkpoints"][0]
+    newest = json.loads(text_of(index))["checkpoints"][0]
     if newest["step"] != ledger.num_steps:
         found.problems.append("weights: the last checkpoint is not of the last step in the ledger.")
         return
-    released = _bytes_of(weights)
-    kept = _bytes_of(folder / Path(str(newest["file"])).name, prefix="model/")
+    checkpoint = folder / Path(str(newest["file"])).name
+    if checkpoint.is_dir():
+        found.left_out["weights"] = (
+            "the last checkpoint is in the parts of several ranks; their bytes are checked"
+        )
+        return
+    kept, average = bytes_of(checkpoint, prefix="model/"), bytes_of(checkpoint, prefix="ema/")
+    averaged = folder / "ema.safetensors"
     found.expect(
         "weights",
-        released == kept,
+        bytes_of(weights) == kept,
         "those of the last checkpoint",
         "weights.safetensors does not hold the weights of the last checkpoint.",
     )
+    if averaged.exists():
+        found.expect(
+            "averaged weights",
+            bool(average) and bytes_of(averaged) == {**kept, **average},
+            "those of the last checkpoint",
+            "ema.safetensors does not hold the average of the last checkpoint.",
+        )
 
 
 def _check_result(folder: Path, ledger: LedgerView, statement: Statement, found: _Findings) -> None:
@@ -308,7 +353,7 @@ def _check_result(folder: Path, ledger: LedgerView, statement: Statement, found:
     if not path.exists():
         found.left_out["result"] = "the run has not ended"
         return
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = json.loads(text_of(path))
     private = statement.private and statement.report is not None
     wrong = []
     if bool(result["private"]) != private:
@@ -320,7 +365,9 @@ def _check_result(folder: Path, ledger: LedgerView, statement: Statement, found:
         wrong.append(f"epsilon ({stated}, where none can be stated)")
     ours = {"delta": ledger.delta, "num_steps": ledger.num_steps, "num_lost": ledger.num_lost}
     ours |= {"neighbouring_relation": ledger.relation.value, "ledger_head": ledger.head}
-    wrong += [f"{name} ({result[name]})" for name, value in ours.items() if result.get(name, value) != value]
+    wrong += [
+        f"{name} ({result[name]!r})" for name, value in ours.items() if result.get(name, value) != value
+    ]
     found.expect(
         "result", not wrong, "says what the ledger says", f"result.json is wrong in {', '.join(wrong)}."
     )
@@ -364,35 +411,6 @@ def _stated(run: Run, ledger: LedgerView, statement: Statement) -> dict[str, Any
         "mechanisms": [{**m.describe(), "num_steps": n} for m, n in ledger.segments()],
         "public": json.loads(json.dumps(dict(ledger.public))),
         "ledger_head": ledger.head,
-        "ledger_sha256": _sha256(run.folder / "ledger.jsonl"),
+        "ledger_sha256": sha256_of(run.folder / "ledger.jsonl"),
         "reticent": version("reticent"),
     }
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tensors(path: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors file's header and where its data begin; plain JSON, so that no torch is needed."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > min(_MAX_HEADER, path.stat().st_size):
-            raise ValueError("header")
-        return json.loads(file.read(length)), 8 + length
-
-
-def _bytes_of(path: Path, *, prefix: str = "") -> dict[str, tuple[str, tuple[int, ...], str]]:
-    """Name -> (dtype, shape, SHA-256 of the bytes) of the tensors whose names begin so."""
-    header, start = _tensors(path)
-    found = {}
-    with open(path, "rb") as file:
-        for name, about in header.items():
-            if name == "__metadata__" or not name.startswith(prefix):
-                continue
-            begin, end = about["data_offsets"]
-            file.seek(start + begin)
-            digest = hashlib.sha256(file.read(end - begin)).hexdigest()
-            found[name.removeprefix(prefix)] = (about["dtype"], tuple(about["shape"]), digest)
-    return found

@@ -119,7 +119,7 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
             y: (N,) labels.
         """
         self._check_declared()
-        found: Any = _validate(self, X, y, dtype=np.float32)
+        found: Any = _checked(self, X, y)
         x, targets = found[0], column_or_1d(found[1], warn=True)
         check_classification_targets(targets)
         labels, classes = self._labels(targets)
@@ -157,7 +157,7 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
 
     def _outputs(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)
-        found: Any = _validate(self, X, dtype=np.float32, reset=False)
+        found: Any = _checked(self, X, reset=False)
         rows = self._scaled(found)
         parts = []
         for start in range(0, len(rows), _BLOCK):
@@ -238,3 +238,16 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.non_deterministic = self.noise_seed is None
         return tags
+
+
+def _checked(estimator: PrivateClassifier, *arrays: ArrayLike, **options: Any) -> Any:
+    """Arrays as scikit-learn checks them. Its error of a text that is no number shows it; ours does not."""
+    try:
+        return _validate(estimator, *arrays, dtype=np.float32, **options)
+    except ValueError as error:
+        if not str(error).startswith("could not convert"):
+            raise
+    raise DataError(
+        "A value of X is text that is no number. Encode texts and categories by public rules first.",
+        code="estimator-rows",
+    )

@@ -47,7 +47,7 @@ class Checkpoint:
         step: steps that the ledger held, lost ones included.
         updates: updates that the weights hold; `step` less the lost ones.
         ledger_head: hash of the ledger's last entry then; None for a run without a ledger.
-        seconds: time spent training so far.
+        seconds: time spent training so far, to the minute.
         model: the model's `state_dict`.
         ema: name -> averaged parameter; empty if averaging is off.
         optimizer: the optimizer's `state_dict`.

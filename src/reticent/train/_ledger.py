@@ -58,13 +58,19 @@ def _public(plan: Plan) -> dict[str, Any]:
 
 
 def check_ledger(
-    ledger: Ledger | RanksLedger | LedgerView, plan: Plan, *, reproducible: bool, run_id: str | None = None
+    ledger: Ledger | RanksLedger | LedgerView,
+    plan: Plan,
+    *,
+    reproducible: bool,
+    run_id: str | None = None,
+    not_private: Sequence[str] = (),
 ) -> None:
     """Refuse a ledger in which this plan's steps would be entered under another claim.
 
     Raises:
         LedgerError[ledger-plan]: planned steps, relation, delta, a noted constant, an entered mechanism or
-            the run's name (if given) differ, or the noise is reproducible and the ledger does not say so.
+            the run's name (if given) differ; the noise is reproducible, or the run would show more of its
+            training rows without noise (`not_private`), and the ledger does not say so.
     """
     wrong = [
         f"{name} {theirs} (plan: {ours})"
@@ -81,6 +87,10 @@ def check_ledger(
     wrong += [f"entered {m} (plan: {plan.mechanism})" for m, _ in ledger.segments() if m != plan.mechanism]
     if reproducible and not ledger.reproducible:
         wrong.append("claims privacy (this run's noise or sampling is reproducible)")
+    noted = ledger.public.get("not_private")
+    hidden = [name for name in not_private if not (isinstance(noted, list) and name in noted)]
+    if hidden:
+        wrong.append(f"does not note that the run shows {', '.join(hidden)} of its training rows")
     if wrong:
         raise LedgerError(
             f"The ledger was not made for this plan: {'; '.join(wrong)}. Use the plan it was made for, or "

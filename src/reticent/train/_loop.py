@@ -379,7 +379,7 @@ def _measure(
             line["clip_norms"] = list(stepper.clip_norms)
         if weights == "last" and trusts is not None:
             line["trust_ratios"] = finite(trusts)
-        append_line(folder / "metrics.jsonl", {**line, "seconds": round(state.seconds, 3)})
+        append_line(folder / "metrics.jsonl", line)
         watcher.measured(stepper.num_steps, weights, values)
     state.measured = stepper.num_steps, scores
     return scores
@@ -431,7 +431,7 @@ def _save(stepper: Stepper, state: _State, folder: Path) -> None:
         step=stepper.num_steps,
         updates=state.updates,
         ledger_head=stepper.head,
-        seconds=state.seconds,
+        seconds=60.0 * round(state.seconds / 60.0),  # one step's time would tell how many rows it drew
         model=stepper.model.state_dict(),
         ema=state.ema,
         optimizer=stepper.optimizer.state_dict(),

@@ -61,7 +61,8 @@ class TrainResult:
         num_steps: steps spent, lost ones included.
         num_lost: steps spent whose updates a crash lost.
         ledger_head: hash of the ledger's last entry.
-        seconds: time spent in steps. Where batches are drawn, it depends on how many rows were.
+        seconds: time spent in steps, that before a resume to the minute. Where batches are drawn, it depends
+            on how many rows were.
         weights: which weights the scores to report belong to, "ema" if there is an average.
         scores: "last" and, if on, "ema" -> name -> mean score on the public test data.
     """
@@ -275,7 +276,13 @@ def resume(
     def reopen() -> Ledger:
         ledger = _reopen_ledger(folder, plan, about["run_id"], noise_seed, settings)
         with _closed_if_refused(ledger):
-            check_ledger(ledger, plan, reproducible=noise_seed is not None, run_id=about["run_id"])
+            check_ledger(
+                ledger,
+                plan,
+                reproducible=noise_seed is not None,
+                run_id=about["run_id"],
+                not_private=settings.not_private,
+            )
             _check_chain(ledger, checkpoint, folder)
         return ledger
 

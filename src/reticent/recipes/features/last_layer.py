@@ -336,7 +336,7 @@ def _result(done: FitResult, method: Method, folder: Path, ledger: Ledger | None
             "num_steps": done.updates,
             **shown,
         }
-    report = ledger_epsilon(ledger)
+    report = ledger_epsilon(ledger, final=True)
     return {
         "private": not ledger.reproducible,
         "epsilon": finite(report.epsilon),
