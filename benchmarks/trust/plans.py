@@ -10,6 +10,8 @@ from reticent.account import calibrate_noise_multiplier, cross_check, epsilon
 from reticent.errors import AccountingError
 from reticent.records import Budget, Mechanism, SamplingScheme
 
+_EVERY = 5  # slow checks are made of every fifth plan
+
 
 def one(seed):
     """Calibrate plan number `seed`, and check what it spends; a dict of what was found."""
@@ -30,11 +32,12 @@ def one(seed):
     seconds = time.process_time() - began
     step = Mechanism(scheme=SamplingScheme.POISSON, sampling_prob=prob, noise_multiplier=sigma)
     report = epsilon([(step, steps)], delta=delta)
-    checks = cross_check(report, [(step, steps)], integral=seed % 5 == 0)
-    low, high = second_opinion(prob, sigma, steps, delta)
+    checks = cross_check(report, [(step, steps)], integral=seed % _EVERY == 0)
+    second = second_opinion(prob, sigma, steps, delta) if seed % _EVERY == 1 else None
     return {
         "seed": seed,
-        "second accountant": [low, report.epsilon, high],
+        "second accountant": second,
+        "epsilon": report.epsilon,
         "settings": [prob, steps, target, delta, sigma],
         "share": report.epsilon / target,
         "above": report.epsilon > target,
@@ -44,7 +47,7 @@ def one(seed):
     }
 
 
-def second_opinion(prob, sigma, steps, delta, error=0.02):
+def second_opinion(prob, sigma, steps, delta, error=0.05):
     """Bounds on epsilon by prv-accountant (Gopi, Lee, Wutschitz 2021): no code of dp-accounting."""
     step = PoissonSubsampledGaussianMechanism(noise_multiplier=sigma, sampling_probability=prob)
     accountant = PRVAccountant(
@@ -58,6 +61,7 @@ def table(found):
     """Figures over all plans."""
     made = [plan for plan in found if "refused" not in plan]
     seconds = sorted(plan["seconds"] for plan in made)
+    asked = [plan for plan in made if plan["second accountant"] is not None]
     held = [name for plan in made for name in plan["held"]]
     return {
         "plans calibrated": len(made),
@@ -65,8 +69,9 @@ def table(found):
         "epsilon above its target": sum(plan["above"] for plan in made),
         "least share of the target used": min((p["share"] for p in made), default=math.nan),
         "CPU seconds, median and largest": [seconds[len(seconds) // 2], seconds[-1]] if seconds else [],
-        "between the second accountant's bounds": sum(
-            low <= epsilon <= high for low, epsilon, high in (plan["second accountant"] for plan in made)
+        "asked of a second accountant": len(asked),
+        "between its bounds, 0.1 apart": sum(
+            plan["second accountant"][0] <= plan["epsilon"] <= plan["second accountant"][1] for plan in asked
         ),
         **{f"checked by {name}": held.count(name) for name in sorted(set(held))},
         "checks that did not hold": [problem for plan in made for problem in plan["failed"]],
