@@ -20,6 +20,7 @@ SUBCOMMANDS: Final = MappingProxyType(
         "train": "Train a model privately with a recipe.",
         "recipes": "List the recipes.",
         "plan": "Show what a private run would do and cost, without reading data.",
+        "hardware": "Measure this machine, for reticent plan --hardware.",
         "simulate": "Try a large run's settings at small batches. NOT private by itself.",
         "account": "State the epsilon of numbers, or of one or several runs.",
         "verify": "Check a run: ledger, checkpoints, result, epsilon.",

@@ -4,20 +4,23 @@ Room: cli.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from reticent.cli._explorer import open_explorer, refuse_idle
-from reticent.cli._show import print_json, print_table, print_warnings, rounded_up
+from reticent.cli._plan_rows import plan_rows
+from reticent.cli._show import print_json, print_table, print_warnings
 from reticent.clipping import FlatClipping, sensitivity
 from reticent.errors import ConfigError
 from reticent.records import Budget, SamplingScheme, check_delta
 
 if TYPE_CHECKING:
     from reticent.plan import Plan, Sampler
+    from reticent.recipes import Request
 
 
 @click.command("plan", short_help="Show what a private run would do and cost, without reading data.")
@@ -39,6 +42,17 @@ if TYPE_CHECKING:
 )
 @click.option("--max-batch-size", type=int, help="Of truncated-poisson: the largest batch, cut at random.")
 @click.option("--max-norm", type=float, help="Clipping norm C.  [default: 1, or the recipe's]")
+@click.option(
+    "--hardware",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Of a RECIPE: memory, time and device hours on this device; a file made by reticent hardware.",
+)
+@click.option("--ranks", type=click.IntRange(1), help="With --hardware: processes, a device each.")
+@click.option(
+    "--parallel",
+    type=click.Choice(["ddp", "fsdp2"]),
+    help="With --ranks: the model on every rank, or sharded over them.  [default: ddp]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--open",
@@ -60,6 +74,9 @@ def command(
     sampler: str | None,
     max_batch_size: int | None,
     max_norm: float | None,
+    hardware: Path | None,
+    ranks: int | None,
+    parallel: str | None,
     as_json: bool,
     explorer: bool,
     no_browser: bool,
@@ -73,6 +90,9 @@ def command(
     With a RECIPE (fashion-mnist, digits, or a CONFIG.toml) its settings are the defaults, the noise is
     solved for, and the memory of a step is estimated from one run of the model on random rows.
 
+    With --hardware, a RECIPE's memory on each rank, time and device hours come from its shapes and the
+    device's rates: neither weights nor data are read, so any size of model can be asked about.
+
     With --open, sliders in the browser: noise, signal and cost for other budgets, batches and steps.
     """
     if explorer:
@@ -84,12 +104,17 @@ def command(
                 "--sampling-prob": sampling_prob is not None,
                 "--sampler": sampler is not None,
                 "--max-norm": max_norm is not None,
+                "--hardware": hardware is not None,
                 "--json": as_json,
             }
         )
         start = {"epsilon": epsilon, "delta": delta, "num_examples": num_examples, "num_steps": num_steps}
         open_explorer({**start, "expected_batch_size": expected_batch_size}, browser=not no_browser)
         return
+    if hardware is None and (ranks is not None or parallel is not None):
+        raise click.UsageError("--ranks and --parallel are read with --hardware.")
+    if hardware is not None and recipe is None:
+        raise click.UsageError("--hardware estimates a RECIPE, whose model has shapes: name one.")
     if no_browser:
         raise click.UsageError("--no-browser is read with --open only.")
     from reticent.plan import Plan, problem, raise_together  # the accountant is slow to import
@@ -111,7 +136,8 @@ def command(
         }
         _refuse_fixed_by_recipe(recipe, fixed)
         given = [f"{name}={value!r}" for name, value in changed.items() if value is not None]
-        _show(_record_of_recipe(recipe, (*settings, *given)), as_json=as_json)
+        scale = None if hardware is None else partial(_at_scale, hardware, ranks or 1, parallel)
+        _show(_record_of_recipe(recipe, (*settings, *given), scale), as_json=as_json)
         return
     if settings:
         raise ConfigError("--set changes a RECIPE's setting: name the recipe first.", code="plan-recipe")
@@ -159,7 +185,7 @@ def _show(record: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(record)
     else:
-        print_table("Plan", _rows(record))
+        print_table("Plan", plan_rows(record))
 
 
 def _refuse_fixed_by_recipe(recipe: str, options: Mapping[str, object]) -> None:
@@ -171,7 +197,23 @@ def _refuse_fixed_by_recipe(recipe: str, options: Mapping[str, object]) -> None:
         )
 
 
-def _record_of_recipe(target: str, assignments: Sequence[str]) -> dict[str, Any]:
+def _at_scale(hardware: Path, ranks: int, parallel: str | None, asked: "Request") -> dict[str, Any]:
+    from reticent.cost import read_hardware
+    from reticent.recipes import at_scale
+
+    if asked.config.model_dump()["physical_batch_size"] == "auto":
+        raise ConfigError(
+            "physical_batch_size = auto is found by trying on the device. For an estimate set a number: "
+            "--set physical_batch_size=8",
+            code="hardware",
+        )
+    way: Any = "none" if ranks == 1 and parallel is None else parallel or "ddp"
+    return at_scale(asked, read_hardware(hardware), ranks=ranks, parallel=way)
+
+
+def _record_of_recipe(
+    target: str, assignments: Sequence[str], scale: "Callable[[Request], dict[str, Any]] | None"
+) -> dict[str, Any]:
     from reticent.recipes import TrainingRecipe, plan_of, request, step_memory, with_physical_batch  # torch
 
     asked = request(target, assignments)
@@ -181,14 +223,15 @@ def _record_of_recipe(target: str, assignments: Sequence[str]) -> dict[str, Any]
             f"reticent train {asked.recipe.name} --dry-run.",
             code="plan-recipe",
         )
-    asked = with_physical_batch(asked)
+    scaled = None if scale is None else scale(asked)
+    asked = asked if scaled else with_physical_batch(asked)
     plan = plan_of(asked)
     record = {
         "recipe": asked.recipe.name,
         "private": asked.config.private,
         **_record(plan, batch_is_known=True),
         "physical_batch_size": asked.config.model_dump()["physical_batch_size"],
-        "memory": step_memory(asked),
+        **({"memory": step_memory(asked)} if scaled is None else {"at_scale": scaled}),
         "chosen": dict(asked.recipe.reasons(asked)),
     }
     if asked.config.noise_seed is not None:
@@ -280,64 +323,3 @@ def _record(plan: "Plan", *, batch_is_known: bool) -> dict[str, Any]:
         "notes": list(report.notes),
         "warnings": list(plan.warnings()) if batch_is_known else [],
     }
-
-
-def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    public = "secret" if record["num_examples"] is None else f"{record['num_examples']} (public)"
-    rows = [
-        ("epsilon", f"{rounded_up(record['epsilon'])} by {record['accountant']}"),
-        ("epsilon by RDP", rounded_up(record["epsilon_rdp"])),
-        ("epsilon by PLD", rounded_up(record["epsilon_pld"])),
-        ("delta", f"{record['delta']:g}"),
-        ("neighbouring relation", record["neighbouring_relation"]),
-        ("noise multiplier", f"{record['noise_multiplier']:.6g}"),
-        ("steps", str(record["num_steps"])),
-        ("sampler", f"{record['sampler']}, probability {record['sampling_prob']:.6g} a step"),
-        ("examples", public),
-        *_clipping_rows(record),
-        ("noise in the clipped sum", f"standard deviation {record['noise_std']:.6g} in each coordinate"),
-    ]
-    if record["expected_batch_size"] is not None:
-        rows += [
-            ("expected batch size B", f"{record['expected_batch_size']:.6g}"),
-            ("noise in the mean gradient", f"sigma C / B = {record['noise_std_of_mean']:.4g}"),
-            (
-                "cost",
-                f"{record['example_gradients']:.6g} example gradients ({record['epochs']:.4g} epochs), "
-                f"{record['updates']} updates",
-            ),
-        ]
-    if "memory" in record:
-        rows.insert(0, ("recipe", record["recipe"]))
-        rows += [("memory of a step", _size(record["memory"]["total"]))]
-        rows += [
-            (f"  {name.replace('_', ' ')}", _size(size))
-            for name, size in record["memory"].items()
-            if name != "total"
-        ]
-    rows += [(f"why {name}", reason) for name, reason in record.get("chosen", {}).items()]
-    return rows + [("note", note) for note in record["notes"]]
-
-
-def _clipping_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    settings = dict(record["clipping"])
-    kind = settings.pop("kind")
-    norm = f"{record['max_norm']:g}"
-    if kind == "flat":
-        return [("clipping norm C", norm)]
-    shown = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    if kind != "adaptive":
-        return [("clipping", f"{kind}: {shown}"), ("bound of the clipped sum C", norm)]
-    return [
-        ("clipping", f"{kind}: {shown}"),
-        ("bound of the clipped sum C", f"{norm} in the first step; later it follows the quantile"),
-        (
-            "noise multiplier's shares",
-            f"{record['gradient_noise_multiplier']:.6g} on the gradient, "
-            f"{record['count_noise_multiplier']:.6g} on the count",
-        ),
-    ]
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.4g} MiB"

@@ -146,7 +146,7 @@ class Shards:
         group = dist.group.WORLD if self._group is None else self._group
         assert group is not None
         mesh = DeviceMesh.from_group(group, self._replicas.device.type)
-        for block in _blocks(model):
+        for block in blocks_of(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
@@ -163,7 +163,7 @@ class Shards:
         return f"Shards(rank={self.rank}, size={self.size})"
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Children of the outermost lists of modules that have parameters, all of them their own."""
     uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     found: list[nn.Module] = []

@@ -3,6 +3,7 @@
 Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 """
 
+from ._at_scale import at_scale
 from ._audited import audit_recipe, audit_recipe_inputs, audit_run, audit_run_inputs
 from ._config import RecipeConfig, make_config, parse_settings, read_toml
 from ._recipe import Recipe, Request
@@ -21,6 +22,7 @@ __all__ = [
     "Simulation",
     "TrainingConfig",
     "TrainingRecipe",
+    "at_scale",
     "audit_recipe",
     "audit_recipe_inputs",
     "audit_run",

@@ -1,0 +1,109 @@
+"""What a recipe would take on given hardware, from shapes alone: neither weights nor data are read.
+
+Room: recipes. May import torch, `reticent.{cost,dist,plan}`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from reticent.cost import Features, Hardware, Held, estimate, features_of, on_meta
+from reticent.dist import blocks_of
+from reticent.errors import ConfigError
+
+from ._recipe import Request
+from ._training import TrainingRecipe, build_model, losses_of, plan_of
+from ._training_config import TrainingConfig
+
+# Settings that would read weights, and what takes their place: shapes do not depend on them.
+_WITHOUT_WEIGHTS: Final = {"pretrained": False, "start_from": None, "init": "random"}
+_STATES: Final = {"sgd": 0, "adam": 2, "adamw": 2, "lamb": 2}  # float32 numbers a trained parameter
+_BYTES: Final = 4
+
+
+def at_scale(
+    asked: Request,
+    hardware: Hardware,
+    *,
+    ranks: int = 1,
+    parallel: Literal["none", "ddp", "fsdp2"] = "none",
+) -> dict[str, Any]:
+    """Memory of each rank, time of a step and device hours of a recipe.
+
+    Args:
+        asked: the recipe and its settings, with a number for `physical_batch_size`.
+        hardware: a rank's device.
+        ranks: processes, each with such a device.
+        parallel: how they share the work.
+
+    Returns:
+        JSON values: the `Estimate`, and what it was made from.
+
+    Raises:
+        ConfigError[hardware]: the recipe does not train by gradient steps, its forward pass needs numbers
+            and not only shapes, or the ranks do not fit.
+    """
+    recipe, config = asked.recipe, asked.config
+    if not isinstance(recipe, TrainingRecipe) or not isinstance(config, TrainingConfig):
+        raise _refused(f"the recipe '{recipe.name}' does not train by gradient steps")
+    known = {name: value for name, value in _WITHOUT_WEIGHTS.items() if hasattr(config, name)}
+    config = config.model_copy(update=known)
+    plan = plan_of(asked)
+    units = max(1, min(config.num_rows_at_once, math.ceil(plan.expected_batch_size / ranks)))
+    try:
+        with torch.device("meta"):
+            model = build_model(recipe, config)
+        batch = _batch(recipe, config, model, units)
+    except (NotImplementedError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise _refused(f"its forward pass needs numbers, and shapes are all there is ({said})") from error
+    held = _held(model, config)
+    found = estimate(plan, held, batch, hardware, ranks=ranks, parallel=parallel)
+    return {
+        **asdict(found),
+        "ranks": ranks,
+        "parallel": parallel,
+        "physical_batch_size": units,
+        "num_parameters": held.num_parameters,
+        "num_trained": held.num_trained,
+        "operations_per_step": batch.operations / units * plan.expected_batch_size,
+        "hardware": hardware.model_dump(),
+    }
+
+
+def _batch(recipe: TrainingRecipe, config: TrainingConfig, model: nn.Module, units: int) -> Features:
+    rows, losses = on_meta(recipe.random_rows(config, units)), losses_of(recipe, config)
+    return features_of(lambda: losses(model, rows), num_units=units)
+
+
+def _held(model: nn.Module, config: TrainingConfig) -> Held:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    states = _STATES[config.optimizer] + (config.optimizer == "sgd" and config.momentum > 0)
+    return Held(
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_trained=trained,
+        parameter_bytes=_num_bytes([*model.parameters(), *model.buffers()]),
+        optimizer_bytes=_BYTES * states * trained,
+        averaged=bool(config.ema),
+        largest_part=_largest_part(model),
+    )
+
+
+def _largest_part(model: nn.Module) -> int:
+    """Bytes of the largest block, or of what no block holds, which is put together as one."""
+    blocks = [list(block.parameters()) for block in blocks_of(model)]
+    inside = {id(p) for block in blocks for p in block}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    return max(_num_bytes(part) for part in [*blocks, rest])
+
+
+def _num_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _refused(why: str) -> ConfigError:
+    return ConfigError(f"What it would take on hardware cannot be estimated: {why}.", code="hardware")
