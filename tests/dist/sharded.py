@@ -152,7 +152,7 @@ def odd_model(ranks, folder):
     total, _ = loop_clipped_sum(problem.model, problem.losses, problem.batch, 1.0)
     problem.model.float()
     for module in (*blocks, problem.model):
-        fully_shard(module, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+        fully_shard(module, mp_policy=MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32))
     holding = ranks.hold(problem.model)
     engine = ClipEngine(problem.model, max_norm=1.0, held=holding.held)
     rows, out = (problem.batch[0].float(), problem.batch[1]), holding.zeros({})
@@ -263,6 +263,7 @@ def memory(ranks, folder):
 
         for _ in range(2):
             with watching(holding, out) as seen:
+                engine.check(lambda given: cross_entropy(model, given), rows)
                 engine.clipped_sum(lambda given: cross_entropy(model, given), rows, out=out)
         found[name] = seen[0] / size
     for (_, p), part in zip(model.named_parameters(), out.values(), strict=True):
@@ -294,14 +295,38 @@ def refused(ranks, folder):
     part = make_model()
     fully_shard(part[2])
     hybrid = fully_shard(make_model(), mesh=init_device_mesh("cpu", (1, ranks.size), mesh_dim_names=("a", "b")))
-    half = fully_shard(make_model(), mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float64))
-    attempt(half, ranks)
     attempt(make_model(), ranks)
     attempt(part, ranks)
     attempt(hybrid, ranks)
     attempt(sharded(make_model()), Replicas())
     attempt(sharded(make_model()), ranks, compile=True)
     return {"codes": codes}
+
+
+def guards(_, folder):
+    """Losses that couple examples: by their number; and by zero times an infinity, which values do not show."""
+    x, y = make_data().tensors
+    x[[8, 9]] = torch.inf  # a row of each rank's
+
+    def by_number(model, rows):
+        return cross_entropy(model, rows) / len(rows[0])
+
+    def by_zero(model, rows):
+        return cross_entropy(model, rows) + 0.0 * model(rows[0]).sum()
+
+    found = []
+    for loss in (by_number, by_zero):
+        model, plan, ranks = sharded(make_model()), make_plan(), Shards()
+        sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+        ledger = folder / f"guards-{len(found)}"
+        private = PrivateStep(model, sgd, plan=plan, ledger=ledger, ranks=ranks)
+        batch = with_rows(next(iter(plan.batches((x, y)))), np.arange(2, 10))
+        try:
+            take(private, batch, loss=loss)
+            found.append(None)
+        except ReticentError as e:
+            found.append([e.code, getattr(e.__cause__, "code", None), private.num_steps])
+    return {"found": found}
 
 
 def one_fails(ranks, folder):

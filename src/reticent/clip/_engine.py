@@ -83,7 +83,8 @@ class ClipEngine:
         memory_budget: bytes that may be kept between norms and sums; see `Planner`.
         planning: "estimate" picks each layer's method from shapes; "measure" times the candidates once.
         held: how this process holds the model; by default all of it. Where parameters are held apart,
-            `method` must be "book-keeping", and every process must make every call.
+            every process must make every call, with as many rows; "ghost" is then refused, and "loop" is
+            for rows that all processes have alike.
 
     Raises:
         ConfigError[clip-norm]: `max_norm` is not a finite positive number.
@@ -111,18 +112,18 @@ class ClipEngine:
         self.clipping: StepClipping = _one_clipping(max_norm, clipping)
         self.method = method
         self._model = model
-        self._held: Held = InPlace(model) if held is None else held
-        if self._held.apart and method != "book-keeping":
+        self.held: Held = InPlace(model) if held is None else held
+        if self.held.apart and method == "ghost":
             raise ConfigError(
-                f"method={method!r} needs the whole model in one process, and its parameters are sharded. "
-                "Use method='book-keeping', or train with parallel=ddp.",
+                "method='ghost' needs the whole model in one process, and its parameters are sharded. Use "
+                "method='book-keeping', or train with parallel=ddp.",
                 code="clip-method",
             )
         self._rules = rules
         self._planner = Planner(memory_budget=memory_budget, planning=planning)
         self._layouts: dict[tuple[int, ...], Proven] = {}
         self._not_meetings: frozenset[Key] = frozenset()
-        resolve(self.clipping, sizes(trainable(self._held)))
+        resolve(self.clipping, sizes(trainable(self.held)))
         refuse_unsupported(model)
 
     def clipped_sum(
@@ -166,14 +167,14 @@ class ClipEngine:
             UnsupportedModel: a parameter is used in a way whose per-unit gradient is not known.
         """
         refuse_unsupported(self._model)
-        params = trainable(self._held)
+        params = trainable(self.held)
         clipping = self.clipping if clipping is None else clipping
         groups = resolve(clipping, sizes(params))
         total = SumsOnDemand(params) if out is None else out
         if batch is not None and num_rows(batch) == 0:
             norms = torch.zeros(0, len(groups), dtype=torch.float64)
         elif self.method == "loop":
-            norms = loop_norms(self._model, params, groups, losses, batch, num_units, total)
+            norms = loop_norms(self.held, params, groups, losses, batch, num_units, total)
         else:
             norms = self._book_keep(_Work(params, groups, losses, batch, num_units, total, counts))
         return BoundedSum(
@@ -202,8 +203,7 @@ class ClipEngine:
                 silenced, so nothing can be compared.
             UnsupportedModel[self-check]: the engine's clipped sum is not that of plain autograd.
         """
-        with self._held.whole():
-            _isolation.check(self, self._model, losses, batch, num_units, max_units)
+        _isolation.check(self, self._model, losses, batch, num_units, max_units)
 
     def explain(self) -> Explanation:
         """How each parameter is clipped, as of the last sum: a table when printed.
@@ -232,7 +232,7 @@ class ClipEngine:
         )
 
     def _book_keep_once(self, work: "_Work", force: bool) -> Tensor:
-        held = self._held
+        held = self.held
         before = State(held, work.params)
         everything = held.parameters().values() if held.apart else None
         capture = Capture(work.params, self._model, self._rules, self._not_meetings, everything)
@@ -268,8 +268,9 @@ class ClipEngine:
             refuse_unseen(capture)
         before.refuse_changes(work.params)
         all_norms = norms.all_norms()
-        finite_U = torch.isfinite(all_norms).all(1) if work.counts else torch.ones(units, dtype=torch.bool)
-        self.refuse_spreading(work.losses, work.batch, finite_U)
+        if not work.norms_only:
+            finite_U = torch.isfinite(all_norms).all(1)
+            self.refuse_spreading(work.losses, work.batch, finite_U if work.counts else finite_U | True)
         return all_norms
 
     def refuse_spreading(self, losses: Losses, batch: Any, finite_U: Tensor) -> None:
@@ -277,20 +278,13 @@ class ClipEngine:
         bad = torch.nonzero(~finite_U).flatten().tolist()
         if batch is None or len(finite_U) == 1:
             bad = []
-        if self._held.any_rank(bool(bad)):
-            with self._held.whole():
-                self._refuse_spreading(losses, batch, finite_U, bad)
-
-    def _refuse_spreading(self, losses: Losses, batch: Any, finite_U: Tensor, bad: list[int]) -> None:
-        k = num_rows(batch) // len(finite_U) if bad else 0
-        params = list(trainable(self._held).values())
+        more = self.held.any_rank(bool(bad))
+        if not more:
+            return
         with torch.random.fork_rng(devices=_cuda_devices(finite_U)):
-            for unit in bad:
-                loss = losses(rows(batch, unit * k, (unit + 1) * k))
-                grads = plain_gradients(loss, params)
-                if bool(torch.isfinite(loss).all()) and all(
-                    bool(torch.isfinite(g).all()) for g in grads if g is not None
-                ):
+            while more:
+                unit = bad.pop(0) if bad else None  # None: other processes need a pass
+                if self._is_finite_alone(losses, batch, len(finite_U), unit or 0) and unit is not None:
                     raise CoupledExamples(
                         "An example's gradient is not finite in its batch, and is finite alone: another "
                         "example's infinity or NaN reaches it, through a product with zero (packed "
@@ -298,6 +292,21 @@ class ClipEngine:
                         "of their own.",
                         code="gradient-mixes-examples",
                     )
+                more = self.held.any_rank(bool(bad))
+
+    def _is_finite_alone(self, losses: Losses, batch: Any, units: int, unit: int) -> bool:
+        """Whether a unit's gradient is finite when the unit runs alone."""
+        k = num_rows(batch) // units
+        alone = rows(batch, unit * k, (unit + 1) * k)
+        params = trainable(self.held)
+        groups = resolve(self.clipping, sizes(params))
+        if self.held.apart:  # plain autograd would add the gradients of the processes' units
+            work = _Work(params, groups, losses, alone, 1, {}, counts=True, norms_only=True)
+            return bool(torch.isfinite(self._book_keep(work)).all())
+        loss = losses(alone)
+        grads = plain_gradients(loss, list(params.values()))
+        found = (loss, *(g for g in grads if g is not None))
+        return all(bool(torch.isfinite(t).all()) for t in found)
 
     def _forward(self, capture: Capture, work: "_Work") -> tuple[Tensor, int]:
         names = {id(m): n for n, m in self._model.named_modules()}
@@ -330,13 +339,13 @@ class ClipEngine:
         self, capture: Capture, loss_R: Tensor, layout_of: LayoutOf, norms: GroupNorms, work: "_Work"
     ) -> None:
         """One backward that clips; two, where norms come first."""
-        work.touched |= self._held.apart
+        work.touched |= self.held.apart
         planner, ones = self._planner, torch.ones_like(loss_R)
         planner.begin()
 
         def run(consumer: Consumer, *, last: bool) -> None:
             visitor = FormVisitor(
-                capture.entries, capture.leaves, layout_of, consumer, last=last, apart=self._held.apart
+                capture.entries, capture.leaves, layout_of, consumer, last=last, apart=self.held.apart
             )
             if isinstance(consumer, Clip):
                 consumer.expect(visitor.sure)
@@ -350,7 +359,9 @@ class ClipEngine:
             finally:
                 work.touched |= isinstance(consumer, Clip | Sums) and consumer.has_added
 
-        if self.method == "ghost":
+        if work.norms_only:
+            run(Norms(norms, planner, work.params), last=True)
+        elif self.method == "ghost":
             with torch.random.fork_rng(devices=_cuda_devices(loss_R)):  # what runs again draws alike in both
                 run(Norms(norms, planner, work.params), last=False)
             run(Sums(norms, work.total), last=True)
@@ -374,7 +385,7 @@ class ClipEngine:
                 found = self._prove(capture, loss_R, units, proven, work)
             except NotProven as e:
                 again = e
-        if self._held.any_rank(again is not None):
+        if self.held.any_rank(again is not None):
             raise again or NotProven
         return found
 
@@ -454,6 +465,7 @@ class _Work:
     num_units: int | None
     total: Mapping[str, Tensor] | Scattered
     counts: bool
+    norms_only: bool = False
     touched: bool = False
 
     @property

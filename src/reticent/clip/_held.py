@@ -4,10 +4,14 @@ Room: clip. May import torch.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
+
+from reticent.clip._backward import plain_gradients
+from reticent.clip._sums import sum_dtype
 
 
 class Held(Protocol):
@@ -34,8 +38,16 @@ class Held(Protocol):
         """Whether the flag is up in any process; all of them must ask."""
         ...
 
-    def whole(self) -> AbstractContextManager[None]:
-        """A block in which parameters are all here, and passes ask nothing of other processes."""
+    def sum_over_ranks(self, value: float) -> float:
+        """The sum of every process's value."""
+        ...
+
+    def zeros(self, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What sums are added up in: of each parameter, what this process has."""
+        ...
+
+    def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """What this process has of gradients of a loss that all processes have alike, by plain autograd."""
         ...
 
 
@@ -59,9 +71,19 @@ class InPlace:
         """The flag."""
         return flag
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Nothing to do."""
-        return nullcontext()
+    def sum_over_ranks(self, value: float) -> float:
+        """The value."""
+        return value
+
+    def zeros(self, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Zeros in the parameters' shapes."""
+        return {n: torch.zeros_like(p, dtype=sum_dtype(p), requires_grad=False) for n, p in params.items()}
+
+    def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """The gradients, of every trainable parameter that has one; `.grad` is left as it was."""
+        params = {n: p for n, p in self.parameters().items() if p.requires_grad}
+        found = zip(params, plain_gradients(loss, list(params.values())), strict=True)
+        return {name: grad for name, grad in found if grad is not None}
 
 
 @runtime_checkable

@@ -18,7 +18,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from reticent.bounded import BoundedSum
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._guards import State, check_losses, checked_units
-from reticent.clip._held import InPlace
 from reticent.clip._quiet import Quiet
 from reticent.errors import CoupledExamples, UnsupportedModel
 
@@ -46,8 +45,9 @@ def check(
     units = min(units, max_units)
     few = rows(batch, 0, units * k)
     several = None if num_units is None else units
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    before = State(InPlace(model), params)
+    held = engine.held
+    params = {name: p for name, p in held.parameters().items() if p.requires_grad}
+    before = State(held, params)
     with Quiet() as quiet:
         loss = losses(few)
         check_losses(loss, units * k if num_units is None else None)
@@ -60,11 +60,11 @@ def check(
         if not _near(loss_in, loss_alone, tolerance):
             again = losses(few).detach().reshape(units, -1).sum(1)
             raise _coupled(model, losses, few, alone[0], k, random=not _near(loss_in, again, 0.0))
-        together = engine.clipped_sum(losses, few, num_units=several)
-        looped = type(engine)(model, clipping=engine.clipping, method="loop").clipped_sum(
-            losses, few, num_units=several
-        )
-    _compare(together, looped, tolerance)
+        together = engine.clipped_sum(losses, few, num_units=several, out=held.zeros(params))
+        loop = type(engine)(model, clipping=engine.clipping, method="loop", held=held)
+        looped = loop.clipped_sum(losses, few, num_units=several, out=held.zeros(params))
+    # Every process has added the same units.
+    _compare(together, looped, tolerance, times=held.sum_over_ranks(1.0))
 
 
 def _tolerance(loss: Tensor) -> float:
@@ -85,13 +85,13 @@ def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
     )
 
 
-def _compare(got: BoundedSum, want: BoundedSum, tolerance: float) -> None:
+def _compare(got: BoundedSum, want: BoundedSum, tolerance: float, *, times: float) -> None:
     finite = torch.isfinite(want.norms)
     scale = torch.where(finite, want.norms, 0).clamp_max(want.bound).sum().clamp_min(1e-30)
     wrong = [
         name
         for name in want.total
-        if float((got.total[name] - want.total[name]).detach().double().norm()) > tolerance * float(scale)
+        if float((got.total[name] / times - want.total[name]).double().norm()) > tolerance * float(scale)
         or not bool(torch.isfinite(got.total[name]).all())
     ]
     if wrong or not _near(got.norms.cpu(), want.norms.cpu(), tolerance):

@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reticent.clip._backward import plain_gradients
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._groups import Group
 from reticent.clip._guards import State, check_losses, checked_units
-from reticent.clip._held import InPlace
+from reticent.clip._held import Held
 from reticent.errors import ConfigError
 
 
 def loop_norms(
-    model: nn.Module,
+    held: Held,
     params: Mapping[str, nn.Parameter],
     groups: Sequence[Group],
     losses: Callable[..., Tensor],
@@ -29,28 +28,32 @@ def loop_norms(
     num_units: int | None,
     total: Mapping[str, Tensor],
 ) -> Tensor:
-    """Add each unit's clipped gradient to `total`; returns norms, (U, L), float64."""
+    """Add each unit's clipped gradient to `total`; returns norms, (U, L), float64.
+
+    Where processes hold parts of the parameters, all of them run the same units, and `total` is those parts.
+    """
     if batch is None:
         raise ConfigError("method='loop' needs `batch`, to run each unit alone.", code="loop-needs-batch")
     size = num_rows(batch)
     units = size if num_units is None else checked_units(size, num_units)
     norms = []
-    before = State(InPlace(model), params)
+    before = State(held, params)
     for unit in range(units):
         k = size // units
         loss = losses(rows(batch, unit * k, (unit + 1) * k))
         check_losses(loss, k if num_units is None else None)
-        found = zip(params, plain_gradients(loss, list(params.values())), strict=True)
-        grads = {name: grad for name, grad in found if grad is not None}
         finite = bool(torch.isfinite(loss).all())
-        norms.append([_add_one(group, grads, finite, total) for group in groups])
+        grads = held.common_gradients(loss)
+        norms.append([_add_one(held, group, grads, finite, total) for group in groups])
     before.refuse_changes(params)
     return torch.tensor(norms, dtype=torch.float64).reshape(units, len(groups))
 
 
-def _add_one(group: Group, grads: Mapping[str, Tensor], finite: bool, total: Mapping[str, Tensor]) -> float:
+def _add_one(
+    held: Held, group: Group, grads: Mapping[str, Tensor], finite: bool, total: Mapping[str, Tensor]
+) -> float:
     mine = {name: grads[name] for name in group.names if name in grads}
-    square = sum(float(g.double().square().sum()) for g in mine.values())
+    square = held.sum_over_ranks(sum(float(g.double().square().sum()) for g in mine.values()))
     norm = math.sqrt(square) if finite and math.isfinite(square) else math.inf
     if math.isfinite(norm):
         weight = float(group.weights(torch.tensor([norm], dtype=torch.float64))[0])

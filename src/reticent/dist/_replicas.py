@@ -135,6 +135,10 @@ class Replicas:
         """Whether the flag is up on any rank."""
         return bool(self._gather(torch.tensor([flag], dtype=torch.uint8)).any())
 
+    def sum_over_ranks(self, value: float) -> float:
+        """The sum of every rank's value."""
+        return float(self._gather(torch.tensor([value], dtype=torch.float64)).sum())
+
     def scatter_sum(self, mine: Tensor, parts: Tensor) -> None:
         """Sum `parts`, shape (size * S,), over the ranks, into the rank's own part, shape (S,)."""
         near = mine.device.type == self.device.type

@@ -43,9 +43,7 @@ class ShardedModel:
 
     def __init__(self, model: nn.Module, *, ranks: Replicas) -> None:
         self._model, self._ranks = model, ranks
-        self._is_whole = False
         self.sharded: Final = dict(model.named_parameters())
-        _refuse_reduce_dtype(self._fsdp_modules())
         _refuse_others(self.sharded, ranks.size)
         self.units: Final[list[tuple[str, ...]]] = []
         self._gathered: dict[str, nn.Parameter] = {}
@@ -74,27 +72,20 @@ class ShardedModel:
         return dict(self._model.named_buffers())
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank; in a `whole` block, on this one."""
-        return flag if self._is_whole else self._ranks.any_rank(flag)
+        """Whether the flag is up on any rank."""
+        return self._ranks.any_rank(flag)
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Gather every parameter and keep it: until the block is left, no pass concerns other ranks."""
-        if self._is_whole:
-            yield
-            return
-        modules = self._fsdp_modules()
-        for module in modules:
-            module.unshard()
-            _set_reshard(module, False)
-        self._is_whole = True
-        try:
-            yield
-        finally:
-            self._is_whole = False
-            for module in modules:
-                module.reshard()
-                _set_reshard(module, True, root=module is self._model)
+    def sum_over_ranks(self, value: float) -> float:
+        """The sum of every rank's value."""
+        return self._ranks.sum_over_ranks(value)
+
+    def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """This rank's shards of gradients of a loss that all ranks have alike: FSDP2's own means of them."""
+        torch.autograd.backward(loss, torch.ones_like(loss))
+        found = {name: _local(p.grad) for name, p in self.sharded.items() if p.grad is not None}
+        for p in self.sharded.values():
+            p.grad = None
+        return found
 
     @property
     def held(self) -> "ShardedModel":
@@ -120,12 +111,6 @@ class ShardedModel:
 
     def _fsdp_modules(self) -> list[FSDPModule]:
         return [module for module in self._model.modules() if isinstance(module, FSDPModule)]
-
-
-def _set_reshard(module: FSDPModule, on: bool, *, root: bool = False) -> None:
-    module.set_reshard_after_forward(on and not root, recurse=False)  # the root's are needed again at once
-    module.set_reshard_after_backward(on, recurse=False)
-    module.set_requires_gradient_sync(on, recurse=False)
 
 
 class ScatteredSums(Mapping[str, Tensor]):
@@ -230,17 +215,6 @@ def _refuse_others(sharded: Mapping[str, nn.Parameter], num_ranks: int) -> None:
             f"Parameters {other[:3]} are not sharded on their first axis over all {num_ranks} ranks alone "
             "(hybrid or tensor parallel meshes, or a shard_placement_fn). Use a mesh with one axis: the "
             "default of fully_shard.",
-            code="sharded-model",
-        )
-
-
-def _refuse_reduce_dtype(modules: list[FSDPModule]) -> None:
-    """Refuse a policy under which FSDP2 takes gradients of examples alone away: it reduces nothing here."""
-    policies = [getattr(module._get_fsdp_state(), "_mp_policy", None) for module in modules]
-    if any(getattr(policy, "reduce_dtype", None) is not None for policy in policies):
-        raise ConfigError(
-            "The mixed precision policy has a reduce_dtype, and FSDP2 reduces no gradient in a private step: "
-            "clipped sums are float32 whatever the parameters are. Leave reduce_dtype out.",
             code="sharded-model",
         )
 

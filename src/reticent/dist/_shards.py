@@ -41,9 +41,6 @@ class Shards:
     up runs a row that does not count. So an error inside a pass cannot be taken back on one rank alone:
     it ends the job, which is resumed.
 
-    Before the first step, and where an example's gradient is not finite, the whole model is gathered on every rank
-    for a moment, to run examples alone.
-
     Args:
         group: the process group; by default that of all ranks.
 
