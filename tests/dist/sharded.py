@@ -251,6 +251,7 @@ def watching(holding, out):
 
 def memory(ranks, folder):
     """Shares of a model of twelve equal units: what is whole at once in a pass, and what stays between passes."""
+    torch.manual_seed(0)  # all ranks check the same rows
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(NUM_BLOCKS)))
     size = sum(p.nbytes for p in model.parameters())
     for block in model:

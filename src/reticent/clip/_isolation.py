@@ -98,7 +98,8 @@ def _compare(got: BoundedSum, want: BoundedSum, tolerance: float, *, times: floa
         raise UnsupportedModel(
             f"The engine's clipped gradients are not those of plain autograd, one example at a time, for "
             f"{wrong}. Examples influence each other in a way that their losses do not show, or an operation "
-            "has a wrong rule: use method='loop', and please report it.",
+            "has a wrong rule: use method='loop', and please report it. (If several processes hold parts of "
+            "the model: they may have been given different rows.)",
             code="self-check",
         )
 
