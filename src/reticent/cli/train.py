@@ -58,7 +58,9 @@ def _print_plan(asked: "Request", *, as_json: bool) -> None:
         return
     click.echo(f"Recipe {asked.recipe.name}: {asked.recipe.summary}. Nothing was read, nothing spent.")
     of_plan = {name: shown[name] for name in ("sampler", "expected_batch_size") if name in shown}
-    for name, value in {**shown, **asked.config.public_dict(), **of_plan}.items():
+    rows = {**shown, **asked.config.public_dict(), **of_plan}
+    width = max(map(len, rows)) + 2
+    for name, value in rows.items():
         if name not in ("recipe", "config", "chosen"):
             why = f"   [{reason}]" if (reason := shown.get("chosen", {}).get(name)) else ""
-            click.echo(f"  {name:22}{'none' if value is None else value}{why}")
+            click.echo(f"  {name:{width}}{'none' if value is None else value}{why}")
