@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ("text", "json", "diff")
 
 _PART = re.compile(
-    r"<!-- setup\n(?P<setup>.*?)\n-->"
-    r"|<!-- run as: (?P<changes>[^>]*?(?:=>[^>]*?)+)-->"
-    r"|<!-- not run: (?P<reason>.*?) -->"
+    r"^<!-- setup\n(?P<setup>.*?)\n-->"
+    r"|^ *<!-- run as: (?P<changes>[^>]*?(?:=>[^>]*?)+)-->"
+    r"|^ *<!-- not run: (?P<reason>.*?) -->"
     r"|^(?P<indent> *)```(?P<language>\w*)(?P<info>[^\n]*)\n(?P<code>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
