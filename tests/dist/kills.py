@@ -82,12 +82,18 @@ def fork(kind, rank, size, meeting, run, what):
         os._exit(code)
 
 
-def job(kind, size, meeting, run, what, *, kill_after=None, victim=0):
-    """Exit codes of all ranks, and how long they took."""
+def num_lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def job(kind, size, meeting, run, what, *, kill_at=None, victim=0):
+    """Exit codes of all ranks, and how long they took; `kill_at`: a number of lines in the ledger, and seconds."""
     start = time.monotonic()
     pids = [fork(kind, rank, size, meeting, run, what) for rank in range(size)]
-    if kill_after is not None:
-        time.sleep(kill_after)
+    if kill_at is not None:
+        while num_lines(run / "ledger.jsonl") < kill_at[0] and time.monotonic() < start + 60:
+            time.sleep(0.002)
+        time.sleep(kill_at[1])
         os.kill(pids[victim], signal.SIGKILL)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     return codes, time.monotonic() - start
@@ -108,11 +114,12 @@ def main():
     for trial in range(trials):
         kind, other = (Shards, Replicas) if trial % 2 else (Replicas, Shards)
         size, run = rng.choice((2, 3)), folder / f"run-{trial}"
-        delay, victim = rng.uniform(0.1, 0.8) * whole, rng.randrange(size)
-        codes, seconds = job(kind, size, folder / f"a-{trial}", run, "train", kill_after=delay, victim=victim)
+        line, victim = rng.randrange(NUM_STEPS), rng.randrange(size)  # line 0: before there is a ledger
+        kill_at = (line, rng.uniform(0.0, 1.0) * whole / (NUM_STEPS if line else 3))
+        codes, seconds = job(kind, size, folder / f"a-{trial}", run, "train", kill_at=kill_at, victim=victim)
         begun = (run / "run.json").exists()
         ledger = run / "ledger.jsonl"
-        spent = read_ledger(ledger).num_steps if ledger.exists() and b"\n" in ledger.read_bytes() else 0
+        spent = read_ledger(ledger).num_steps if num_lines(ledger) else 0
         after = rng.choice((1, 2, 3))
         codes_after, _ = job(
             rng.choice((kind, other)), after, folder / f"b-{trial}", run, "resume" if begun else "train"
