@@ -57,3 +57,15 @@ def test_torchrun_without_parallel_is_refused_with_the_way_out(tmp_path):
     _, errors = job.communicate(timeout=120)
     assert job.returncode != 0
     assert b"parallel=ddp" in errors and not (tmp_path / "run").exists()
+
+
+def test_a_script_that_uses_accelerate_names_its_ranks_and_prepares_no_model(tmp_path):
+    pytest.importorskip("accelerate")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    script = [str(ROOT / "tests" / "dist" / "accelerated.py"), str(tmp_path)]
+    done = subprocess.run([*launch, *script], env=env, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2))
+    assert first == second and first["steps"] == 5
+    assert first["wrapped"] == first["unnamed"] == "several-ranks"
