@@ -130,6 +130,22 @@ def test_paper_images(run):
     assert '"num_steps": 2468' in printed
 
 
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "first_run.ipynb").read_text(encoding="utf-8"))
+    names = {"__name__": "notebook"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []  # kept without: they would go stale
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert names["accuracy"] > 0.5
+    assert 0 < names["report"].epsilon <= 3.0
+    assert sorted(names["noise"].values(), reverse=True) == list(names["noise"].values())
+    assert "[batch-norm]" in capsys.readouterr().out
+
+
 def test_the_list_of_examples_is_whole():
-    listed = set(re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
-    assert listed == {path.name for path in EXAMPLES.glob("*.py")}
+    listed = set(
+        re.findall(r"\]\((\w+\.(?:py|ipynb))\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
+    )
+    assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}

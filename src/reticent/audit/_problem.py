@@ -141,7 +141,7 @@ class Watched(nn.Module):
         super().__init__()
         named = dict(inner.named_parameters())
         # Before `inner`, so that each parameter's first name, the one that clipping sees, is in its group.
-        self.parts = nn.ModuleList(
+        self.parts: nn.ModuleList = nn.ModuleList(
             _Part(num_canaries, directions, [named[name] for name in part.parameters])
             for part in parts or [_ALL]
         )

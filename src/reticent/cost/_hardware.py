@@ -5,7 +5,7 @@ Room: cost. May import `reticent.errors`.
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,7 +34,7 @@ class Hardware(BaseModel):
         note: anything a reader should know.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(max_length=200)]
     source: Literal["measured", "assumed"]
