@@ -50,10 +50,10 @@ def one(seed):
 def second_opinion(prob, sigma, steps, delta, error=0.05):
     """Bounds on epsilon by prv-accountant (Gopi, Lee, Wutschitz 2021): no code of dp-accounting."""
     step = PoissonSubsampledGaussianMechanism(noise_multiplier=sigma, sampling_probability=prob)
-    accountant = PRVAccountant(
-        prvs=[step], max_self_compositions=[steps], eps_error=error, delta_error=1e-3 * delta
-    )
     try:
+        accountant = PRVAccountant(
+            prvs=[step], max_self_compositions=[steps], eps_error=error, delta_error=1e-3 * delta
+        )
         low, _, high = accountant.compute_epsilon(delta=delta, num_self_compositions=[steps])
     except RuntimeError:  # "Discrete mean differs from continuous mean significantly."
         return "refused by it"
