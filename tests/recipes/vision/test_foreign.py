@@ -87,7 +87,9 @@ def folder(tmp_path):
 
 def asked_for(folder, model, *more) -> Any:
     few = ["expected_batch_size=12", "num_steps=2", "epsilon=8", "delta=1e-3"]
-    return request("vision-finetune", [f"data={folder}", f"model={model}", *few, *more])
+    fine = "pretrained=true" in more
+    settings = [f"data={folder}", f"model={model}", *few, *more]
+    return request("vision-finetune" if fine else "vision-scratch", settings)
 
 
 def test_public_weights_of_transformers_are_fine_tuned_head_first(tmp_path, folder, tiny_vit):
@@ -112,7 +114,7 @@ def test_a_network_of_timm_trains_all_its_layers_in_views(tmp_path, folder):
 
 
 def test_batch_normalisation_is_refused_converted_or_frozen(folder):
-    recipe: Any = recipes()["vision-finetune"]
+    recipe: Any = recipes()["vision-scratch"]
     with pytest.raises(UnsupportedModel, match="batch_norm = group-norm") as e:
         build_model(recipe, asked_for(folder, "timm:test_resnet").config)
     assert e.value.code == "batch-norm"

@@ -110,7 +110,8 @@ def test_weights_of_another_network_and_names_of_nothing_are_refused(tmp_path, f
     for more, code in (
         ([f"start_from={weights}", "model=wrn-10-1"], "start-from"),
         ([f"start_from={tmp_path / 'nothing'}"], "start-from"),
-        (["train_only=nothing.*"], "train-only"),
+        ([f"start_from={weights}", "train_only=nothing.*"], "train-only"),
+        ([], "config"),
     ):
         with pytest.raises(ConfigError, match=r"start_from|train_only") as e:
             run(asked_for("vision-finetune", folder, *more), out=tmp_path / "second")

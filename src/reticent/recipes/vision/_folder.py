@@ -54,6 +54,19 @@ class FolderConfig(LocalConfig):
         return problems
 
 
+class FinetuneConfig(FolderConfig):
+    """Settings of a recipe that begins with public weights."""
+
+    def ignored(self, settings: Collection[str]) -> list[str]:
+        problems = super().ignored(settings)
+        if self.start_from is None and not self.pretrained:
+            problems.append(
+                "there are no weights to fine-tune: give start_from = FILE, or pretrained = true with a timm: "
+                "or transformers: network. From random weights trains vision-scratch"
+            )
+        return problems
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LocalRecipe(VisionRecipe):
     """A data set of public size in its authors' layout, from the folder `data`.

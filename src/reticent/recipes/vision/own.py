@@ -6,7 +6,7 @@ Room: recipes.
 from typing import Any, Final
 
 from .._config import with_defaults
-from ._folder import FolderConfig, FolderRecipe
+from ._folder import FinetuneConfig, FolderConfig, FolderRecipe
 
 _OWN: Final[dict[str, Any]] = dict(dataset="folder", size=0, shape=(3, 0, 0), num_classes=0)
 _DEFAULTS: Final[dict[str, Any]] = dict(
@@ -22,6 +22,6 @@ VISION_SCRATCH: Final = FolderRecipe(
 VISION_FINETUNE: Final = FolderRecipe(
     name="vision-finetune",
     summary="your own images (data=FOLDER), from public weights (start_from=FILE) of the same network",
-    config=with_defaults(FolderConfig, "VisionFinetuneConfig", **_DEFAULTS, lr=1.0, train_only="head"),
+    config=with_defaults(FinetuneConfig, "VisionFinetuneConfig", **_DEFAULTS, lr=1.0, train_only="head"),
     **_OWN,
 )
