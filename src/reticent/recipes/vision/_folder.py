@@ -61,8 +61,8 @@ class FinetuneConfig(FolderConfig):
         problems = super().ignored(settings)
         if self.start_from is None and not self.pretrained:
             problems.append(
-                "there are no weights to fine-tune: give start_from = FILE, or pretrained = true with a timm: "
-                "or transformers: network. From random weights trains vision-scratch"
+                "there are no weights to fine-tune: give start_from = FILE, or pretrained = true with a "
+                "timm: or transformers: network. From random weights trains vision-scratch"
             )
         return problems
 
