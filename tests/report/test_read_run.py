@@ -37,6 +37,7 @@ def test_a_torn_last_line_of_the_metrics_is_left_out(tmp_path):
     ("name", "text", "message"),
     [
         ("run.json", "{", r"run\.json' is not JSON"),
+        ("run.json", '{"run_id": "\\ud800"}', r"run\.json' is not JSON"),
         ("run.json", "[]", r"run\.json' is not in the format"),
         ("run.json", '{"format": 2}', r"format: .*1; run_id: Field required"),
         (

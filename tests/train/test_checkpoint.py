@@ -1,11 +1,14 @@
 """Checkpoints: nothing lost, nothing unpickled, nothing half written, damage noticed."""
 
+import hashlib
 import json
+import math
 import os
 import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from reticent.errors import CheckpointError
 from reticent.train._checkpoint import (
@@ -85,6 +88,21 @@ def test_the_last_two_are_kept_and_no_other_file(tmp_path):
 
 def test_a_run_that_never_wrote_one_has_none(tmp_path):
     assert load_checkpoint(tmp_path, say=silent) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"step": True}, {"updates": 1.0}, {"ledger_head": [1]}, {"seconds": "x"}, {"seconds": math.nan}]
+)
+def test_a_header_whose_numbers_are_none_is_damage_even_with_a_right_digest(tmp_path, wrong):
+    save_checkpoint(tmp_path, checkpoint(1))
+    index = json.loads((tmp_path / "checkpoint.json").read_text())
+    path = tmp_path / index["checkpoints"][0]["file"]
+    tensors, header = load_tensors(path)
+    save_file(tensors, path, metadata={"reticent": json.dumps({**header, **wrong})})
+    index["checkpoints"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "checkpoint.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(tmp_path, say=silent)
 
 
 def truncate(path):

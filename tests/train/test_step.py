@@ -351,6 +351,17 @@ def test_a_batch_of_another_plan_or_no_batch_is_refused(tmp_path):
     assert private.num_steps == 0
 
 
+@pytest.mark.parametrize("indices", [[3, 3], [5, 3], [-1, 2], [2, 10**6], [[1, 2]], [True, False], [0.5]])
+def test_a_batch_with_a_row_in_it_twice_is_refused(tmp_path, indices):
+    """Twice in one sum, an example moves it by twice the bound that noise is scaled to."""
+    plan = make_plan()
+    batch = dataclasses.replace(next(iter(plan.batches(make_data()))), indices=np.array(indices))
+    private = make_private(tmp_path, plan=plan)
+    with pytest.raises(StepError, match=r"\[foreign-batch\]"):
+        take(private, batch)
+    assert private.num_steps == 0
+
+
 def test_a_batch_that_can_be_drawn_again_is_refused_unless_the_ledger_says_so(tmp_path):
     plan = make_plan()
     batch = next(plan.batches(make_data(), stream=SampleStream.reproducible(1)))

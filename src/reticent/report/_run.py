@@ -180,7 +180,9 @@ def _text(path: Path) -> str:
 
 def _parse(text: str, where: str, kind: type[_Kind]) -> _Kind:
     try:
-        return kind.model_validate(json.loads(text))
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character, which no page can be written with
+        return kind.model_validate(value)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in problem['loc']) or 'the whole'}: {problem['msg']}"

@@ -276,6 +276,8 @@ def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
                 raise CheckpointError(f"A part of '{path}' is damaged.", code="checkpoint-damaged")
         else:
             tensors, header = load_tensors(path)
+        if not _is_sane(header):
+            raise ValueError("header")
         return Checkpoint(
             step=header["step"],
             updates=header["updates"],
@@ -291,6 +293,17 @@ def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(
             f"'{path}' cannot be read ({type(e).__name__}).", code="checkpoint-damaged"
         ) from e
+
+
+def _is_sane(header: Mapping[str, Any]) -> bool:
+    """Whether a header's numbers are numbers: who wrote it could write its SHA-256 too."""
+    head, seconds = header["ledger_head"], header["seconds"]
+    return (
+        all(type(header[name]) is int and header[name] >= 0 for name in ("step", "updates"))
+        and (head is None or isinstance(head, str))
+        and type(seconds) in (int, float)
+        and 0.0 <= seconds < math.inf
+    )
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -356,7 +356,7 @@ class PrivateStep:
 
         Raises:
             StepError[step-open]: another step of this object is still open.
-            StepError[foreign-batch]: not a batch of this plan's sampler.
+            StepError[foreign-batch]: not a batch of this plan's sampler, or with a row in it twice.
             StepError[privacy-unit]: the data set's items are not the units that the plan names.
             StepError[reproducible-batch]: its draw can be repeated, and the ledger claims privacy.
             StepError[batch-order]: not the batch whose turn it is.
@@ -398,6 +398,12 @@ class PrivateStep:
             raise StepError(
                 "The batch does not come from this plan, so its sampling is not the one accounted for. "
                 "Loop over plan.batches(data_set).",
+                code="foreign-batch",
+            )
+        if not _is_draw(batch.indices, _rows.num_rows(batch.dataset)):
+            raise StepError(
+                "The batch's indices are no draw: a row is named twice, or is not in the data set. An "
+                "example that is in a sum twice moves it by twice the bound. Loop over plan.batches(data_set).",
                 code="foreign-batch",
             )
         check_unit(batch.dataset, self.plan)
@@ -513,6 +519,14 @@ class PrivateStep:
             reproducible=not self._noise.private,
             not_private=("norms",) if self._show_norms else (),
         )
+
+
+def _is_draw(indices: np.ndarray, num_rows: int) -> bool:
+    """Whether these are rows of the data set, each once, in order: what every sampler draws."""
+    plain = indices.ndim == 1 and indices.dtype == np.int64
+    return plain and (
+        not len(indices) or bool(indices[0] >= 0 and indices[-1] < num_rows and (np.diff(indices) > 0).all())
+    )
 
 
 def check_unit(dataset: Any, plan: Plan) -> None:
