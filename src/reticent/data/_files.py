@@ -106,7 +106,7 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
 def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise DataError(f"Line {number} of '{path}' is no JSON object.", code="data-format")
@@ -159,7 +159,7 @@ def _read_folder(path: Path) -> dict[str, list[Any]]:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         files = [path / entry["filename"] for entry in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f"'{path}' is no folder that datasets' save_to_disk made: it has no state.json that lists its "
             "files.",

@@ -403,7 +403,8 @@ class PrivateStep:
         if not _is_draw(batch.indices, _rows.num_rows(batch.dataset)):
             raise StepError(
                 "The batch's indices are no draw: a row is named twice, or is not in the data set. An "
-                "example that is in a sum twice moves it by twice the bound. Loop over plan.batches(data_set).",
+                "example that is in a sum twice moves it by twice the bound. Loop over "
+                "plan.batches(data_set).",
                 code="foreign-batch",
             )
         check_unit(batch.dataset, self.plan)
