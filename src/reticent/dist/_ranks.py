@@ -82,6 +82,10 @@ class Ranks(Protocol):
         """How this rank holds the model."""
         ...
 
+    def settle(self, model: nn.Module) -> None:
+        """Give back what a pass outside of private steps, an evaluation say, has gathered; not collective."""
+        ...
+
     def tell(self, value: Any) -> Any:
         """The leader's JSON value on every rank."""
         ...
@@ -172,6 +176,9 @@ class Alone:
     def hold(self, model: nn.Module) -> Holding:
         """All of it."""
         return WholeModel()
+
+    def settle(self, model: nn.Module) -> None:
+        """Nothing was gathered."""
 
     def tell(self, value: Any) -> Any:
         """The value."""

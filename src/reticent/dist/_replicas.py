@@ -82,6 +82,9 @@ class Replicas:
         """All of it."""
         return WholeModel()
 
+    def settle(self, model: nn.Module) -> None:
+        """Nothing was gathered."""
+
     def tell(self, value: Any) -> Any:
         """The leader's JSON value on every rank."""
         text = json.dumps(value).encode() if self.leads else b""

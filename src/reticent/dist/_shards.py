@@ -70,6 +70,12 @@ class Shards:
         """The largest share of any rank."""
         return -(-len(indices) // self.size)
 
+    def settle(self, model: nn.Module) -> None:
+        """Reshard what a forward left whole: FSDP2 keeps the root's parameters until a backward."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def tell(self, value: Any) -> Any:
         """The leader's JSON value on every rank."""
         return self._replicas.tell(value)
@@ -116,9 +122,7 @@ class Shards:
         try:
             return act()
         finally:
-            for module in model.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+            self.settle(model)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on the leader's CPU, gathered one at a time."""

@@ -285,6 +285,7 @@ class PrivateStep:
                     "Several ranks share one ledger: give its path, or a reticent.dist.RanksLedger.",
                     code="several-ranks",
                 )
+            ranks.settle(model)
             self._watch = Watch(model, optimizer)
         self.model: Final = model
         self.optimizer: Final = optimizer
@@ -365,6 +366,7 @@ class PrivateStep:
             BudgetExhausted[budget-exhausted]: the ledger holds every step of the plan.
         """
         with together(self.ranks):
+            self.ranks.settle(self.model)
             self._admit(batch)
         if self.ranks.size > 1:  # one draw, the leader's, for all of them
             self.ranks.agree("the size of the data set", _rows.num_rows(batch.dataset))
