@@ -43,7 +43,14 @@ def test_a_block_in_a_tab_loses_its_indent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["pip install 'reticent[nonsense]'", "make nonsense", "python -m benchmarks.nonsense", "rm -r /"]
+    "line",
+    [
+        "torchrun --nproc-per-node 2 -m benchmarks.nonsense",
+        "pip install 'reticent[nonsense]'",
+        "make nonsense",
+        "python -m benchmarks.nonsense",
+        "rm -r /",
+    ],
 )
 def test_other_programs_must_name_what_exists(line):
     with pytest.raises(AssertionError):

@@ -126,8 +126,8 @@ def run_command(line: str, where: str) -> None:
                 assert set(extra.split(",")) <= project["optional-dependencies"].keys(), f"{where}: {extra}"
         case ["make", target, *_]:
             assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), f"{where}: {target}"
-        case ["python", "-m", module, *_]:
-            file = ROOT.joinpath(*module.split("."))
+        case ["python", "-m", module, *_] | ["torchrun", _, _, "-m", module, *_]:
+            file = (ROOT / "src" if module.startswith("reticent") else ROOT).joinpath(*module.split("."))
             assert file.is_dir() or file.with_suffix(".py").exists(), f"{where}: {module}"
         case ["python" | "pytest", file, *_]:
             assert (ROOT / file.partition("::")[0]).exists(), f"{where}: {file}"
