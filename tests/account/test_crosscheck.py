@@ -116,3 +116,18 @@ def test_batches_of_a_bounded_size_have_other_opinions_too(name):
     assert [check.holds for check in checks] == [True] * (2 if name == "truncated" else 1)
     less = dataclasses.replace(report, epsilon=(0.95 if name == "truncated" else 0.5) * report.epsilon)
     assert False in [check.holds for check in cross_check(less, [(mechanism, 200)])]
+
+
+@pytest.mark.parametrize("prob", [1.0, 0.05])
+def test_replacing_an_example_is_checked_and_half_its_cost_is_caught(prob):
+    """dp-accounting's RDP states half of it (see `_replace`): a report that did so must not get through."""
+    scheme = SamplingScheme.FULL_BATCH if prob == 1.0 else SamplingScheme.POISSON
+    steps = [(Mechanism(scheme=scheme, sampling_prob=prob, noise_multiplier=2.0), 20)]
+    report = epsilon(steps, delta=1e-5, relation=NeighbouringRelation.REPLACE_ONE)
+    checks = cross_check(report, steps, integral=False)
+    assert checks and all(check.holds for check in checks)
+    halved = dataclasses.replace(
+        report, epsilon=report.epsilon * 0.45, epsilon_pld=report.epsilon * 0.45, epsilon_rdp=None
+    )
+    found = cross_check(halved, steps)
+    assert any(check.holds is False for check in found)

@@ -83,6 +83,7 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path):
         ("t.csv", 'a,b\n"secret,2\n', "well-formed", "data-format"),
         ("t.jsonl", '{"a": "secret"}\n[1]\n', "Line 2 of", "data-format"),
         ("t.jsonl", '{"a": "secret"}\n{"b": 1}\n', "Row 2 of", "data-format"),
+        ("t.jsonl", '{"a": "secret"}\n' + "[" * 10**5, "Line 2 of", "data-format"),
         ("t.jsonl", "", "no rows", "data-empty"),
         ("t.parquet", "secret", "cannot be read as Parquet", "data-format"),
     ],
@@ -93,6 +94,11 @@ def test_a_file_that_is_not_what_it_says_is_refused_without_showing_it(tmp_path,
 
 
 def test_what_is_not_utf_8_or_not_there_is_refused(tmp_path):
+    no_text = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xf8")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"a": no_text}), tmp_path / "t.parquet")
+    refused(tmp_path / "t.parquet", "cannot be read as Parquet", "data-format")
     (tmp_path / "t.csv").write_bytes(b"a\n\xff\n")
     refused(tmp_path / "t.csv", "not UTF-8", "data-format")
     refused(tmp_path / "none.csv", "no file or folder", "data-missing")

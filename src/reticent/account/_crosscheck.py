@@ -28,6 +28,7 @@ from reticent.account._events import (
     to_event,
 )
 from reticent.account._own_bounds import own_history, simplified
+from reticent.account._replace import replace_one_bounds, replace_one_grid
 from reticent.errors import AccountingError
 from reticent.records import EpsilonReport, NeighbouringRelation
 
@@ -47,7 +48,9 @@ def cross_check(report: EpsilonReport, segments: Segments, *, integral: bool = T
     | a PLD on a grid 1.7 times as wide is within the grids' error | the grid, and rounding |
     | the true delta at this epsilon, by a contour integral, is at most delta | dp-accounting, FFT |
 
-    Batches of a bounded size have checks of their own.
+    Batches of a bounded size have checks of their own. Where one example is replaced by another, unsampled
+    steps are checked at half their noise; sampled ones by the second grid, and against what zeroing one out
+    costs.
 
     Args:
         report: what was reported.
@@ -64,10 +67,14 @@ def cross_check(report: EpsilonReport, segments: Segments, *, integral: bool = T
         return sized_checks(report, *sized)
     phases = merge_phases(segments)
     noiseless = any(phase.noise_multiplier < MIN_NOISE_MULTIPLIER for phase in phases)
-    if not phases or noiseless or report.neighbouring_relation is NeighbouringRelation.REPLACE_ONE:
+    if not phases or noiseless:
         return ()
     if len(phases) > MAX_PHASES:
         phases = coarsen(phases)
+    if report.neighbouring_relation is NeighbouringRelation.REPLACE_ONE:
+        if any(phase.sampled for phase in phases):
+            return _of_replaced(report, segments, phases)
+        phases = tuple(Phase(1.0, p.noise_multiplier / 2.0, p.num_steps) for p in phases)
     checks = [_by_rdp(report, phases)]
     if any(phase.sampled for phase in phases):
         checks.append(_by_second_grid(report, phases))
@@ -145,15 +152,41 @@ def _by_second_grid(report: EpsilonReport, phases: tuple[Phase, ...]) -> Check:
         return Check(name=name, holds=None, detail="no PLD is reported")
     interval = 1.7 * max(pld_interval(phases, max(report.epsilon, 1e-3)), largest_loss(phases) / _MAX_POINTS)
     second = pld_epsilon(to_event(phases), report.delta - margin, interval)
-    num_steps = sum(phase.num_steps for phase in phases)
-    error = max(0.7, 2.5 / max(report.epsilon, 1e-3)) * num_steps * interval**2
-    tolerance = 3.0 * error + 0.01 * report.epsilon + 1e-9
+    tolerance = _apart(report, phases, interval)
     return Check(
         name=name,
         holds=abs(second - report.epsilon_pld) <= tolerance,
         detail=f"{second:.8g} on a grid of {interval:.2g}, {report.epsilon_pld:.8g} reported; "
         f"{tolerance:.2g} apart is allowed",
     )
+
+
+def _apart(report: EpsilonReport, phases: tuple[Phase, ...], interval: float) -> float:
+    """How far two grids, of which the wider one is given, may rightly be apart in epsilon."""
+    num_steps = sum(phase.num_steps for phase in phases)
+    error = max(0.7, 2.5 / max(report.epsilon, 1e-3)) * num_steps * interval**2
+    return 3.0 * error + 0.01 * report.epsilon + 1e-9
+
+
+def _of_replaced(report: EpsilonReport, segments: Segments, phases: tuple[Phase, ...]) -> tuple[Check, ...]:
+    """Of sampled steps where one example is replaced: by one that contributes nothing, among others."""
+    less = epsilon(segments, delta=report.delta, relation=NeighbouringRelation.ZERO_OUT).epsilon
+    floor = Check(
+        name="not below the epsilon of zeroing out",
+        holds=report.epsilon >= less * 0.99 - 1e-9,
+        detail=f"{less:.8g} for zeroing out, {report.epsilon:.8g} reported",
+    )
+    second = replace_one_bounds(phases, delta=report.delta, grid=1.7)[2].epsilon
+    if report.epsilon_pld is None or second is None:
+        return (floor,)
+    tolerance = _apart(report, phases, 1.7 * replace_one_grid(phases))
+    grid = Check(
+        name="PLD on a second grid",
+        holds=abs(second - report.epsilon_pld) <= tolerance,
+        detail=f"{second:.8g} on a grid 1.7 times as wide, {report.epsilon_pld:.8g} reported; "
+        f"{tolerance:.2g} apart is allowed",
+    )
+    return floor, grid
 
 
 def _by_contour(report: EpsilonReport, phases: tuple[Phase, ...]) -> Check:

@@ -138,7 +138,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     pa = _pyarrow("a Parquet file")
     try:
         return pa.parquet.read_table(path).to_pydict()
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeError) as e:
         raise DataError(
             f"'{path}' cannot be read as Parquet ({type(e).__name__}).", code="data-format"
         ) from None
@@ -172,7 +172,7 @@ def _read_folder(path: Path) -> dict[str, list[Any]]:
         return pa.concat_tables(
             [pa.ipc.open_stream(file.read_bytes()).read_all() for file in files]
         ).to_pydict()
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeError) as e:
         raise DataError(
             f"'{path}' cannot be read as Arrow ({type(e).__name__}).", code="data-format"
         ) from None
