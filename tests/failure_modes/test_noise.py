@@ -125,7 +125,7 @@ def test_fm_25_no_two_tensors_processes_or_steps_share_noise(tmp_path):
     """All ranks, or all shards of a model, draw the very same noise from one seed.
 
     Severity: critical
-    Prevented: shards are refused; each rank has a key of its own; no byte of a key stream is used twice.
+    Prevented: each rank, of shards too, has a key of its own; no byte of a key stream is used twice.
     """
     torch.manual_seed(0)
     one = CipherNoise.fresh().normal((40_000,), dtype=torch.float64)
