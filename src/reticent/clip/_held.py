@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from reticent.clip._backward import plain_gradients
-from reticent.clip._sums import sum_dtype
 
 
 class Held(Protocol):
@@ -42,8 +40,8 @@ class Held(Protocol):
         """The sum of every process's value."""
         ...
 
-    def zeros(self, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What sums are added up in: of each parameter, what this process has."""
+    def zeros(self, params: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor] | None:
+        """What sums are added up in: of each parameter, what this process has; None for tensors like them."""
         ...
 
     def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
@@ -75,9 +73,8 @@ class InPlace:
         """The value."""
         return value
 
-    def zeros(self, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Zeros in the parameters' shapes."""
-        return {n: torch.zeros_like(p, dtype=sum_dtype(p), requires_grad=False) for n, p in params.items()}
+    def zeros(self, params: Mapping[str, nn.Parameter]) -> None:
+        """Tensors like the parameters."""
 
     def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """The gradients, of every trainable parameter that has one; `.grad` is left as it was."""
