@@ -122,7 +122,7 @@ def run_command(line: str, where: str) -> None:
             assert result.exit_code == 0, f"{where}: {line}\n{result.output}"
         case ["pip", "install", *packages]:
             project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-            for extra in re.findall(r"reticent\[([\w,-]+)\]", " ".join(packages)):
+            for extra in re.findall(r"(?:reticent|\.)\[([\w,-]+)\]", " ".join(packages)):
                 assert set(extra.split(",")) <= project["optional-dependencies"].keys(), f"{where}: {extra}"
         case ["make", target, *_]:
             assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), f"{where}: {target}"
