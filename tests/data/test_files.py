@@ -1,6 +1,7 @@
 """A person's own files: the same rows whatever the format, and errors that show none of them."""
 
 import json
+import struct
 
 import pyarrow
 import pyarrow.parquet
@@ -110,3 +111,13 @@ def test_a_folder_cannot_name_files_outside_itself(tmp_path):
     folder(tmp_path / "d")
     (tmp_path / "d" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../other.arrow"}]}))
     refused(tmp_path / "d", "outside its folder", "data-format")
+
+
+def test_an_arrow_file_that_points_outside_itself_is_refused_and_nothing_is_read_there(tmp_path):
+    """pyarrow trusts a file's offsets: it would show what lies elsewhere in memory, or be killed for it."""
+    path = folder(tmp_path / "d", ROWS) or tmp_path / "d"
+    stream = path / "data-0.arrow"
+    offsets = struct.pack("<3i", 0, 4, 11)  # of the two texts
+    assert stream.read_bytes().count(offsets) == 1
+    stream.write_bytes(stream.read_bytes().replace(offsets, struct.pack("<3i", 0, 4, 4096)))
+    refused(path, r"cannot be read as Arrow \(ArrowInvalid\)", "data-format")

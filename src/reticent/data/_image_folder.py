@@ -215,6 +215,7 @@ def _opened(path: Path) -> Image.Image:
         OSError,
         SyntaxError,
         ValueError,
+        TypeError,  # Pillow's, of a TIFF whose tags have other types
         UnidentifiedImageError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
