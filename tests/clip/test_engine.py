@@ -156,6 +156,15 @@ def test_a_gradient_hook_on_a_parameter_is_refused_by_name() -> None:
         rt.clipped_sum(model, _losses(model), batch, max_norm=0.1)
 
 
+def test_a_hook_that_would_train_on_the_checked_examples_gradients_is_refused_before_they_exist() -> None:
+    model, batch = _problem()
+    before = model[2].weight.detach().clone()
+    model[2].weight.register_post_accumulate_grad_hook(lambda p: p.data.sub_(p.grad))
+    with pytest.raises(rt.errors.UnsupportedModel, match=r"'2\.weight' has a gradient hook"):
+        rt.clipped_sum(model, _losses(model), batch, max_norm=0.1)
+    assert torch.equal(model[2].weight, before)
+
+
 def test_two_of_many_units_that_mix_with_each_other_are_found() -> None:
     """Up to 64 units every probe weight is another one, so that no pair can hide behind equal weights."""
     torch.manual_seed(0)

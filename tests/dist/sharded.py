@@ -1,6 +1,7 @@
 """What each rank of a sharded job does: `python -m tests.dist.sharded TASK RANK SIZE FOLDER`."""
 
 import os
+import shutil
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -18,13 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from reticent.clip import ClipEngine
 from reticent.clipping import FlatClipping, PerLayerClipping
-from reticent.dist import Replicas, Shards
+from reticent.dist import Replicas, Shards, require_all_parts
 from reticent.errors import ReticentError
 from reticent.noise import NoiseSource
 from reticent.optim import Lamb
 from reticent.recipes.vision._wide_resnet import WideResNet
 from reticent.sample import SampleStream
-from reticent.train import PrivateStep
+from reticent.train import Evaluation, PrivateStep, TrainSettings, train
 from tests.dist.work import CLIPPINGS, main, plan_with
 from tests.support.case import Problem
 from tests.support.judge import median_norm
@@ -304,6 +305,67 @@ def refused(ranks, folder):
     attempt(sharded(make_model()), Replicas())
     attempt(sharded(make_model()), ranks, compile=True)
     return {"codes": codes}
+
+
+class Rooted(nn.Module):
+    """Parameters of the outermost unit itself, some of which have fewer rows than there are ranks."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([nn.Linear(6, 5)])
+        self.gain, self.head = nn.Parameter(torch.ones(1)), nn.Linear(5, 3)
+        self.register_buffer("shift", torch.zeros(2))
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.blocks[0](x) * self.gain))
+
+
+def evaluated(ranks, folder):
+    """A run that measures last and averaged weights, and one whose caller runs the model between steps."""
+    data = make_data()
+
+    def scores(model, rows):
+        return {"loss": cross_entropy(model, rows)}
+
+    model = ranks.shard(Rooted())
+    done = train(
+        model,
+        Lamb(model.parameters(), lr=0.1),
+        plan=plan_with(CLIPPINGS["flat"]),
+        dataset=data,
+        loss_per_example=cross_entropy,
+        out=folder / "evaluated",
+        evaluation=Evaluation(dataset=data, scores=scores, batch_size=40),
+        settings=TrainSettings(eval_every=2, ema=0.5),
+        physical_batch_size=4,
+        ranks=ranks,
+    )
+    model = ranks.shard(Rooted())
+    with torch.no_grad():
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(data.tensors[0])
+    private = PrivateStep(model, optimizer, plan=make_plan(), ledger=folder / "between", ranks=ranks)
+    batches = iter(private.plan.batches(data))
+    take(private, next(batches))
+    with torch.no_grad():
+        model(data.tensors[0])
+    take(private, next(batches))
+    hook = model.blocks[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    codes = []
+    try:
+        take(private, next(batches))
+    except ReticentError as e:
+        codes.append(e.code)
+    hook.remove()
+    if ranks.leads:
+        shutil.copytree(next((folder / "evaluated").glob("checkpoint-*3")), folder / "cut")
+        max((folder / "cut").glob("*.safetensors")).unlink()  # what the last rank wrote
+        try:
+            require_all_parts(folder / "cut", {f"model/{n}": p for n, p in model.state_dict().items()})
+        except ReticentError as e:
+            codes.append(e.code)
+    return {"scores": done.scores, "codes": codes}
 
 
 def guards(_, folder):

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from reticent.account.ledger import read_ledger
+from reticent.errors import CheckpointError
 from reticent.train import load_checkpoint
 from tests.dist.kills import NUM_STEPS
 from tests.dist.ranks import ROOT
@@ -47,6 +49,9 @@ def test_a_killed_job_ends_and_any_number_of_ranks_goes_on_with_it(tmp_path):
     said: list[str] = []
     checkpoint = load_checkpoint(tmp_path / "whole", say=said.append)
     assert checkpoint is not None and checkpoint.step == NUM_STEPS - 2 and "damaged" in said[0]
+    shutil.copy(part, tmp_path / "whole" / f"checkpoint-{NUM_STEPS - 2:06d}" / f"x{part.name}")
+    with pytest.raises(CheckpointError, match="not its own"):
+        load_checkpoint(tmp_path / "whole", say=said.append)
 
 
 @pytest.mark.slow

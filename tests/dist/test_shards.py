@@ -1,11 +1,15 @@
 """Several processes with shards of the model take private steps as one would, and hold less."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from reticent.dist import ALONE
+from reticent.train import load_tensors
 from tests.dist import ranks, sharded
+from tests.train.joint import cross_entropy, make_data
 
 pytestmark = pytest.mark.dist
 
@@ -24,7 +28,7 @@ def require_exact(found, *, num_rows, size):
 def of_two(tmp_path_factory):
     """Folder and results of one job of two ranks."""
     folder = tmp_path_factory.mktemp("two") / "ranks"
-    found = results("wide_resnet+odd_model+noise+refused+guards+same_training", folder, size=2)
+    found = results("wide_resnet+odd_model+noise+refused+guards+evaluated+same_training", folder, size=2)
     return folder, {name: [of_rank[name] for of_rank in found] for name in found[0]}
 
 
@@ -101,6 +105,20 @@ def test_no_rank_holds_the_whole_gradient_or_model(tmp_path, size):
 def test_what_is_sharded_otherwise_or_clipped_by_other_engines_is_refused(of_two):
     for found in of_two[1]["refused"]:
         assert found["codes"] == ["sharded-model"] * 3 + ["several-ranks"] * 2
+
+
+def test_scores_are_those_of_the_written_weights_and_hooks_and_missing_parts_are_refused(of_two):
+    folder, found = of_two[0], of_two[1]["evaluated"]
+    model, (x, y) = sharded.Rooted(), make_data().tensors
+    for name, file in (("last", "weights"), ("ema", "ema")):
+        model.load_state_dict(load_tensors(folder / "evaluated" / f"{file}.safetensors")[0], strict=False)
+        with torch.no_grad():
+            wanted = float(cross_entropy(model, (x, y)).mean())
+        assert [rank["scores"][name]["loss"] for rank in found] == pytest.approx([wanted] * 2, rel=1e-5)
+    lines = [json.loads(line) for line in (folder / "evaluated" / "metrics.jsonl").read_text().splitlines()]
+    of_all = {name for name, _ in model.named_parameters()}
+    assert all(line["trust_ratios"].keys() == of_all for line in lines if line["weights"] == "last")
+    assert [rank["codes"] for rank in found] == [["parameter-hook", "checkpoint-parts"], ["parameter-hook"]]
 
 
 def test_losses_that_couple_examples_are_refused_and_nothing_is_spent(of_two):

@@ -27,10 +27,10 @@ def trainable(held: Held) -> dict[str, nn.Parameter]:
             code="nothing-to-train",
         )
     for name, p in params.items():
-        if p._backward_hooks:
+        if p._backward_hooks or p._post_accumulate_grad_hooks:
             raise UnsupportedModel(
-                f"Parameter '{name}' has a gradient hook, which would not run on per-example gradients. "
-                "Remove it, or apply what it does to the optimizer's gradient.",
+                f"Parameter '{name}' has a gradient hook, which would run on gradients without clipping and "
+                "noise, or not at all. Remove it, or apply what it does to the optimizer's gradient.",
                 code="parameter-hook",
             )
         if not p.is_floating_point():

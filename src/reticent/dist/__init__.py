@@ -10,9 +10,9 @@ that it has no branches for ranks.
 
 from ._join import joined
 from ._ledger import RanksLedger
-from ._parts import described_parts, read_parts, sharded_like
+from ._parts import described_parts, read_parts, require_all_parts, sharded_like
 from ._ranks import ALONE, Alone, Holding, Ranks, together
 from ._replicas import Replicas
 from ._shards import Shards, blocks_of
 
-__all__ = ["ALONE", "Alone", "Holding", "Ranks", "RanksLedger", "Replicas", "Shards", "blocks_of", "described_parts", "joined", "read_parts", "sharded_like", "together"]
+__all__ = ["ALONE", "Alone", "Holding", "Ranks", "RanksLedger", "Replicas", "Shards", "blocks_of", "described_parts", "joined", "read_parts", "require_all_parts", "sharded_like", "together"]

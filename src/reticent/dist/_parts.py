@@ -1,6 +1,6 @@
 """Tensors in files of which each rank writes a part, and any number of ranks reads what it needs.
 
-Room: dist. May import torch and safetensors.
+Room: dist. May import torch, safetensors and `reticent.errors`.
 
 The format is that of torch's distributed checkpoints in safetensors files [1]: nothing is pickled.
 
@@ -22,6 +22,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from reticent.errors import CheckpointError
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
@@ -45,6 +47,27 @@ def described_parts(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
         for name, about in found.items()
         if isinstance(about, TensorStorageMetadata)
     }
+
+
+def require_all_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a folder in which this process does not see all that `write_parts` wrote of the tensors.
+
+    Raises:
+        CheckpointError[checkpoint-parts]: the ranks' folders are not the same.
+    """
+    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    sizes = {
+        name: sum(chunk.sizes.numel() for chunk in about.chunks)
+        for name, about in found.items()
+        if isinstance(about, TensorStorageMetadata)
+    }
+    missing = sorted(name for name, t in tensors.items() if sizes.get(name, 0) != t.numel())
+    if missing:
+        raise CheckpointError(
+            f"Rank 0 does not see what other ranks wrote of {missing[:3]} in '{folder}'. Choose a folder for the "
+            "run that all ranks share.",
+            code="checkpoint-parts",
+        )
 
 
 def sharded_like(t: Tensor, like: Any) -> Tensor:

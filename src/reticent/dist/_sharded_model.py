@@ -81,11 +81,15 @@ class ShardedModel:
 
     def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """This rank's shards of gradients of a loss that all ranks have alike: FSDP2's own means of them."""
-        torch.autograd.backward(loss, torch.ones_like(loss))
-        found = {name: _local(p.grad) for name, p in self.sharded.items() if p.grad is not None}
+        kept = {name: p.grad for name, p in self.sharded.items()}
         for p in self.sharded.values():
             p.grad = None
-        return found
+        try:
+            torch.autograd.backward(loss, torch.ones_like(loss))
+            return {name: _local(p.grad) for name, p in self.sharded.items() if p.grad is not None}
+        finally:
+            for name, p in self.sharded.items():
+                p.grad = kept[name]
 
     @property
     def held(self) -> "ShardedModel":

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reticent.dist import Shards, described_parts, read_parts, sharded_like, together
+from reticent.dist import Shards, described_parts, read_parts, require_all_parts, sharded_like, together
 from reticent.errors import CheckpointError
 
 from ._files import sync_folder, write_atomically, write_json
@@ -100,7 +100,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def save_in_parts(folder: Path, checkpoint: Checkpoint, ranks: Shards) -> None:
-    """`save_checkpoint` where each rank has a part of the tensors; collective, in a folder that all see."""
+    """`save_checkpoint` where each rank has a part of the tensors; collective, in a folder that all see.
+
+    Raises:
+        CheckpointError[checkpoint-parts]: the leader does not see what the others wrote.
+    """
     tensors, optimizer = checkpoint.flattened()
     path = folder / f"checkpoint-{checkpoint.step:06d}"
     beside = path.with_name(f".{path.name}.part")
@@ -112,6 +116,7 @@ def save_in_parts(folder: Path, checkpoint: Checkpoint, ranks: Shards) -> None:
         beside.mkdir()
 
     def end() -> None:
+        require_all_parts(beside, tensors)
         digests = {file.name: _sha256(file) for file in sorted(beside.iterdir())}
         write_json(beside / _PARTS, {**checkpoint.about, "optimizer": optimizer, "parts": digests})
         shutil.rmtree(path, ignore_errors=True)
@@ -272,8 +277,13 @@ def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
         if in_parts:
             tensors: dict[str, Tensor] = {}
             header = json.loads((path / _PARTS).read_text(encoding="utf-8"))
-            if any(_sha256(path / name) != digest for name, digest in header["parts"].items()):
-                raise CheckpointError(f"A part of '{path}' is damaged.", code="checkpoint-damaged")
+            there = {file.name for file in path.iterdir()} - {_PARTS}
+            if there != header["parts"].keys() or any(
+                _sha256(path / name) != digest for name, digest in header["parts"].items()
+            ):
+                raise CheckpointError(
+                    f"A part of '{path}' is damaged, missing, or not its own.", code="checkpoint-damaged"
+                )
         else:
             tensors, header = load_tensors(path)
         if not _is_sane(header):

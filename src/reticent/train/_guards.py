@@ -4,7 +4,7 @@ Room: train. May import torch, `reticent.dist` and the floors below.
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import torch.distributed
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from reticent.dist import Ranks
-from reticent.errors import ConfigError, StepError
+from reticent.errors import ConfigError, StepError, UnsupportedModel
 
 _PARALLEL: Final = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
 _SHARDED: Final = frozenset({"DTensor", "ShardedTensor", "FlatParameter"})
@@ -86,6 +86,17 @@ def refuse_shards(model: nn.Module, ranks: Ranks, *, show_norms: bool, other_eng
             )
 
 
+def _refuse_hooks(params: Mapping[str, nn.Parameter]) -> None:
+    """Refuse hooks on shards, which no clip engine sees: they would get gradients of checked examples."""
+    hooked = [n for n, p in params.items() if p._backward_hooks or p._post_accumulate_grad_hooks]
+    if hooked:
+        raise UnsupportedModel(
+            f"Parameters {_list(hooked)} have gradient hooks, which would see gradients without clipping and "
+            "noise, or none. Remove them, and apply what they do to the optimizer's gradient.",
+            code="parameter-hook",
+        )
+
+
 def _needs_closure(optimizer: Optimizer) -> bool:
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
@@ -123,9 +134,11 @@ class Watch:
 
         Raises:
             StepError[parameters-changed]: frozen, unfrozen, added, removed or replaced parameters.
+            UnsupportedModel[parameter-hook]: one has a gradient hook.
             ConfigError[optimizer-parameters]: the optimizer holds others now.
         """
         now = trainable(self._model)
+        _refuse_hooks(now)
         changed = sorted(
             name
             for name in self._trainable.keys() | now.keys()

@@ -369,6 +369,7 @@ def _measure(
     if state.measured[0] == stepper.num_steps:
         return state.measured[1]
     scores = {"last": evaluate(stepper.model, evaluation)}
+    stepper.ranks.settle(stepper.model)  # else names lead to gathered parameters, which averages do not fit
     if state.ema:
         with averaged(stepper.model, state.ema):
             scores["ema"] = evaluate(stepper.model, evaluation)

@@ -154,6 +154,7 @@ def train(
         ReticentError: as `PrivateStep` and its steps.
     """
     with together(ranks):
+        ranks.settle(model)
         check_optimizer(model, optimizer)
         if physical_batch_size == "auto" and ranks.shards:
             raise ConfigError(
@@ -287,7 +288,7 @@ def resume(
         return ledger
 
     with closing(_shared(ranks, reopen, plan)) as ledger:
-        ranks.agree("the checkpoint", None if checkpoint is None else checkpoint.step)
+        ranks.agree("the checkpoint", None if checkpoint is None else checkpoint.about)
         start = ledger.num_steps
         private = PrivateStep(
             model,
