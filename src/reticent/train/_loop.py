@@ -368,11 +368,18 @@ def _measure(
     """Evaluate the last and the averaged weights, once a step, and write the metrics down."""
     if state.measured[0] == stepper.num_steps:
         return state.measured[1]
-    scores = {"last": evaluate(stepper.model, evaluation)}
-    stepper.ranks.settle(stepper.model)  # else names lead to gathered parameters, which averages do not fit
+
+    def evaluated() -> dict[str, float]:
+        found = evaluate(stepper.model, evaluation)
+        stepper.ranks.settle(
+            stepper.model
+        )  # else names lead to gathered parameters, which averages do not fit
+        return found
+
+    scores = {"last": evaluated()}
     if state.ema:
         with averaged(stepper.model, state.ema):
-            scores["ema"] = evaluate(stepper.model, evaluation)
+            scores["ema"] = evaluated()
     trusts = stepper.optimizer.trust_ratios(stepper.model) if isinstance(stepper.optimizer, Lamb) else None
     for weights, values in scores.items() if stepper.ranks.leads else ():
         line = {"step": stepper.num_steps, "split": "test", "weights": weights, **values}
