@@ -35,9 +35,9 @@ def decode_digits(folders: tuple[Path, ...]) -> Arrays:
             code="data-needs-package",
         ) from error
 
-    images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8).astype(np.uint8)
-    labels = labels.astype(np.int64)
+    rows, classes = load_digits(return_X_y=True)
+    images = np.asarray(rows).reshape(-1, 8, 8).astype(np.uint8)
+    labels = np.asarray(classes).astype(np.int64)
     in_test = np.zeros(len(labels), dtype=bool)
     in_test[held_out_rows()] = True
     return {
