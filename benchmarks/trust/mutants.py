@@ -284,7 +284,7 @@ MUTANTS = [
 
 
 def run(mutant):
-    """Plant one bug and run its tests; a dict that says whether they failed."""
+    """Run its tests without a bug, then with it; a dict that says whether they passed and then failed."""
     bug, file, old, new, tests = mutant
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "src"
@@ -293,15 +293,23 @@ def run(mutant):
         text = path.read_text(encoding="utf-8")
         if text.count(old) != 1:
             return {"bug": bug, "caught": None, "by": tests, "last line": f"found {text.count(old)} times"}
+        status, last = _pytest(source, tests)
+        if status != 0:
+            return {"bug": bug, "caught": None, "by": tests, "last line": f"without the bug: {last}"}
         path.write_text(text.replace(old, new), encoding="utf-8")
-        env = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            f"{sys.executable} -m pytest -q -x -p no:cacheprovider {tests}",
-            shell=True,
-            cwd=ROOT,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    return {"bug": bug, "caught": done.returncode == 1, "by": tests, "last line": last}
+        status, last = _pytest(source, tests)
+    return {"bug": bug, "caught": status == 1, "by": tests, "last line": last}
+
+
+def _pytest(source, tests):
+    """Exit status and last line."""
+    env = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        f"{sys.executable} -m pytest -q -x -p no:cacheprovider {tests}",
+        shell=True,
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, (done.stdout.strip().splitlines() or [""])[-1]
