@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
@@ -21,7 +21,7 @@ from reticent.clip import ClipEngine
 from reticent.clipping import FlatClipping, PerLayerClipping
 from reticent.dist import Replicas, Shards, require_all_parts
 from reticent.errors import ReticentError
-from reticent.noise import NoiseSource
+from reticent.noise import CipherNoise, NoiseSource
 from reticent.optim import Lamb
 from reticent.recipes.vision._wide_resnet import WideResNet
 from reticent.sample import SampleStream
@@ -302,8 +302,12 @@ def refused(ranks, folder):
     attempt(make_model(), ranks)
     attempt(part, ranks)
     attempt(hybrid, ranks)
+    by_hand, mesh = nn.Linear(4, 4, bias=False), init_device_mesh("cpu", (ranks.size,))
+    by_hand.weight = nn.Parameter(distribute_tensor(by_hand.weight.detach(), mesh, [Shard(0)]))
+    attempt(by_hand, ranks)
     attempt(sharded(make_model()), Replicas())
     attempt(sharded(make_model()), ranks, compile=True)
+    attempt(sharded(make_model()), ranks, noise=CipherNoise.reproducible(0) if ranks.rank else None)
     return {"codes": codes}
 
 

@@ -1,12 +1,17 @@
 """Several processes with shards of the model take private steps as one would, and hold less."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from reticent.dist import ALONE
+from reticent.dist._sharded_model import ScatteredSums, _marks
+from reticent.errors import StepError
 from reticent.train import load_tensors
 from tests.dist import ranks, sharded
 from tests.train.joint import cross_entropy, make_data
@@ -104,7 +109,8 @@ def test_no_rank_holds_the_whole_gradient_or_model(tmp_path, size):
 
 def test_what_is_sharded_otherwise_or_clipped_by_other_engines_is_refused(of_two):
     for found in of_two[1]["refused"]:
-        assert found["codes"] == ["sharded-model"] * 3 + ["several-ranks"] * 2
+        assert found["codes"] [:6] == ["sharded-model"] * 4 + ["several-ranks"] * 2
+    assert [found["codes"][6:] for found in of_two[1]["refused"]] == [["rank-failed"], ["ledger-plan"]]
 
 
 def test_scores_are_those_of_the_written_weights_and_hooks_and_missing_parts_are_refused(of_two):
@@ -133,3 +139,30 @@ def test_a_rank_that_fails_in_a_pass_ends_the_job_on_all(tmp_path):
         job.communicate(timeout=60)
     said = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]
     assert all(text.startswith("shard-failed") for text in said) and "mine" in said[1]
+
+
+class Summing:
+    """Many ranks at once, of which the last may be at another unit: what `Replicas.scatter_sum` does."""
+
+    size = 1000
+
+    def __init__(self, others_mark):
+        self.others_mark = others_mark
+
+    def scatter_sum(self, mine, parts):
+        rows = parts.view(self.size, -1).clone()
+        rows[-1, -len(self.others_mark) :] = torch.tensor(self.others_mark)
+        mine.copy_(torch.stack([row.clone() for row in rows]).cumsum(0)[-1])
+
+
+@pytest.mark.parametrize("other", [2999, 2998, 0, 2999 - 16])
+def test_ranks_at_different_units_are_told_apart_however_many_there_are(other):
+    number = 2999
+    names = [f"p{i}" for i in range(number + 1)]
+    local = SimpleNamespace(requires_grad=True, shape=torch.Size([1000]), to_local=lambda: torch.zeros(1))
+    model = SimpleNamespace(sharded=dict.fromkeys(names, local), units=[(name,) for name in names])
+    sums = ScatteredSums(cast(Any, model), ranks=cast(Any, Summing(_marks(other))))
+    same = other == number
+    with nullcontext() if same else pytest.raises(StepError, match="ranks-order"), sums.adding(f"p{number}") as into:
+        into.fill_(1.0)
+    assert sums[f"p{number}"].tolist() == [1000.0 if same else 0.0]

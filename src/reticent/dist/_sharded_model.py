@@ -44,11 +44,12 @@ class ShardedModel:
     def __init__(self, model: nn.Module, *, ranks: Replicas) -> None:
         self._model, self._ranks = model, ranks
         self.sharded: Final = dict(model.named_parameters())
-        _refuse_others(self.sharded, ranks.size)
+        _refuse_others(self.sharded, ranks)
         self.units: Final[list[tuple[str, ...]]] = []
         self._gathered: dict[str, nn.Parameter] = {}
         for module in self._fsdp_modules():
             self._learn(module)
+        _refuse_not_gathered([n for n, p in self.sharded.items() if p.requires_grad and n not in self._gathered])
 
     def _learn(self, module: FSDPModule) -> None:
         """Which parameters a unit gathers, and as which objects: they are made once."""
@@ -168,9 +169,9 @@ class ScatteredSums(Mapping[str, Tensor]):
         names, ranks = self._units[number], self._ranks.size
         sizes = {n: -(-self._shapes[n][0] // ranks) * self._shapes[n][1:].numel() for n in names}
         first = self._shards[names[0]]
-        # Two numbers more tell whether all ranks are at this unit: the mean of u*u is u*u only if all u are.
-        flat_NS = torch.zeros(ranks, sum(sizes.values()) + 2, dtype=first.dtype, device=first.device)
-        flat_NS[:, -2], flat_NS[:, -1] = number, number * number
+        marks = _marks(number)
+        flat_NS = torch.zeros(ranks, sum(sizes.values()) + len(marks), dtype=first.dtype, device=first.device)
+        flat_NS[:, -len(marks) :] = torch.tensor(marks)
         start = 0
         for name in names:
             whole = self._whole.pop(name)
@@ -180,7 +181,7 @@ class ScatteredSums(Mapping[str, Tensor]):
             start += sizes[name]
         mine_S = torch.empty(flat_NS.shape[1], dtype=first.dtype, device=first.device)
         self._ranks.scatter_sum(mine_S, flat_NS.view(-1))
-        if mine_S[-2:].tolist() != [ranks * number, ranks * number * number]:
+        if mine_S[-len(marks) :].tolist() != [ranks * mark for mark in marks]:
             raise StepError(
                 "The ranks' backward passes reach the model's units in different orders, so that their sums do not "
                 "belong together. Nothing was released. Make the model's operations the same for every "
@@ -194,6 +195,15 @@ class ScatteredSums(Mapping[str, Tensor]):
             start += sizes[name]
 
 
+def _marks(number: int) -> list[int]:
+    """Numbers whose sums tell whether all ranks are at this unit: the mean of d*d is d*d only if all d are.
+
+    Of its digits to the base 16, so that float32 adds them exactly over up to 74565 ranks.
+    """
+    digits = [number >> shift & 15 for shift in (0, 4, 8, 12)]
+    return [mark for d in digits for mark in (d, d * d)]
+
+
 def _zeros_for(p: nn.Parameter) -> Tensor:
     local = _local(p)
     return torch.zeros_like(local, dtype=torch.promote_types(local.dtype, torch.float32), requires_grad=False)
@@ -203,7 +213,17 @@ def _local(p: Any) -> Tensor:
     return p.to_local().detach()
 
 
-def _refuse_others(sharded: Mapping[str, nn.Parameter], num_ranks: int) -> None:
+def _refuse_not_gathered(names: list[str]) -> None:
+    """Refuse shards that no unit of FSDP2 gathers for the forward: those of tensor parallel."""
+    if names:
+        raise ConfigError(
+            f"Parameters {names[:3]} are shards, and not those of fully_shard (tensor parallel?). Apply "
+            "torch.distributed.fsdp.fully_shard to a model that is whole.",
+            code="sharded-model",
+        )
+
+
+def _refuse_others(sharded: Mapping[str, nn.Parameter], ranks: Replicas) -> None:
     """Refuse parameters that are not spread over exactly the ranks, on their first axis."""
     whole = [n for n, p in sharded.items() if p.requires_grad and not isinstance(p.data, DTensor)]
     if whole:
@@ -213,15 +233,16 @@ def _refuse_others(sharded: Mapping[str, nn.Parameter], num_ranks: int) -> None:
             code="sharded-model",
         )
     meshes = {n: p.data.device_mesh for n, p in sharded.items() if isinstance(p.data, DTensor)}
-    other = [n for n, mesh in meshes.items() if not _fits(mesh, sharded[n], num_ranks)]
+    other = [n for n, mesh in meshes.items() if not _fits(mesh, sharded[n], ranks)]
     if other:
         raise ConfigError(
-            f"Parameters {other[:3]} are not sharded on their first axis over all {num_ranks} ranks alone "
+            f"Parameters {other[:3]} are not sharded on their first axis over all {ranks.size} ranks alone "
             "(hybrid or tensor parallel meshes, or a shard_placement_fn). Use a mesh with one axis: the "
             "default of fully_shard.",
             code="sharded-model",
         )
 
 
-def _fits(mesh: DeviceMesh, p: Any, num_ranks: int) -> bool:
-    return mesh.ndim == 1 and mesh.size() == num_ranks and tuple(p.data.placements) == (Shard(0),)
+def _fits(mesh: DeviceMesh, p: Any, ranks: Replicas) -> bool:
+    over_all = mesh.ndim == 1 and mesh.size() == ranks.size and mesh.get_local_rank() == ranks.rank
+    return over_all and tuple(p.data.placements) == (Shard(0),)

@@ -309,7 +309,8 @@ class PrivateStep:
         if self.ledger is not ledger:
             weakref.finalize(self, self.ledger.close)
         shown = ("norms",) if show_norms else ()
-        check_ledger(self.ledger, plan, reproducible=not self._noise.private, not_private=shown)
+        with together(self.ranks):
+            check_ledger(self.ledger, plan, reproducible=not self._noise.private, not_private=shown)
         self.ranks.begin_alike(self.model)
         if self.ledger.num_steps == 0:  # else the norms are those of a checkpoint, which only the caller has
             self._norms.restore(self._norms.values)
