@@ -395,7 +395,23 @@ def guards(_, folder):
             found.append(None)
         except ReticentError as e:
             found.append([e.code, getattr(e.__cause__, "code", None), private.num_steps])
-    return {"found": found}
+    return {"found": found, "left": failed_check(Shards(), folder)}
+
+
+def failed_check(ranks, folder):
+    """Parameters that have a gradient when the plain backward of a checked example has failed half-way."""
+    model = ranks.shard(Rooted())
+
+    def boom(grad):
+        raise ValueError("mine")
+
+    model.blocks[0].register_forward_hook(lambda m, i, o: o.register_hook(boom) and None if len(o) == 1 else None)
+    sgd, plan = torch.optim.SGD(model.parameters(), lr=1.0), make_plan()
+    private = PrivateStep(model, sgd, plan=plan, ledger=folder / "half", ranks=ranks)
+    with pytest.raises(ReticentError) as caught:
+        take(private, with_rows(next(iter(plan.batches(make_data()))), np.arange(4)))
+    assert repr(caught.value.__cause__) == "ValueError('mine')"
+    return [n for n, p in model.named_parameters() if p.grad is not None]
 
 
 def one_fails(ranks, folder):

@@ -131,6 +131,7 @@ def test_losses_that_couple_examples_are_refused_and_nothing_is_spent(of_two):
     for found in of_two[1]["guards"]:
         causes = ("loss-mixes-examples", "gradient-mixes-examples")
         assert found["found"] == [["shard-failed", cause, 0] for cause in causes]
+        assert found["left"] == []
 
 
 def test_a_rank_that_fails_in_a_pass_ends_the_job_on_all(tmp_path):

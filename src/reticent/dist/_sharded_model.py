@@ -91,6 +91,8 @@ class ShardedModel:
         finally:
             for name, p in self.sharded.items():
                 p.grad = kept[name]
+            for p in self._gathered.values():
+                p.grad = None  # of a backward that failed
 
     @property
     def held(self) -> "ShardedModel":
