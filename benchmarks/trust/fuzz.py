@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.trust import fuzz_data
+from benchmarks.trust.fuzz_data import in_place
 from reticent.account import _ledger_chain as chain
 from reticent.account import epsilon
 from reticent.account.ledger import Ledger, read_ledger
@@ -91,13 +93,6 @@ def targets(folder):
         made.writestr("a/b.txt", "hello" * 20)
     counter = iter(range(10**9))
 
-    def in_place(target, read):
-        def parse(data):
-            target.write_bytes(data)
-            read()
-
-        return target.read_bytes(), parse
-
     def beside(name, valid, read):
         def parse(data):
             target = folder / name
@@ -172,7 +167,7 @@ def fuzz(seconds, *, seed=0):
     """Executions and crashes of every parser, each for its share of `seconds`."""
     executions, crashes = {}, []
     with tempfile.TemporaryDirectory() as name:
-        parsers = targets(Path(name))
+        parsers = {**targets(Path(name)), **fuzz_data.targets(Path(name) / "data")}
         for target, (valid, parse) in parsers.items():
             choose, end = random.Random(f"{seed} {target}"), time.process_time() + seconds / len(parsers)
             executions[target] = 0

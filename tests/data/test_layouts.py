@@ -6,6 +6,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from reticent.data import read_cifar100, read_image_folder, read_image_table, read_svhn
+from reticent.data._mat5 import read_mat5
 from reticent.errors import DataError
 
 
@@ -191,3 +192,42 @@ def test_a_table_that_is_none_is_refused(table, text, why):
     with pytest.raises(DataError, match=why) as e:
         read_image_table(table, side=8)
     assert e.value.code == "image-table"
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "i8", "f4", "f8"])
+def test_arrays_of_a_matlab_file_are_those_that_scipy_wrote(tmp_path, compressed, dtype):
+    x = np.random.default_rng(0).integers(0, 100, (3, 2, 5)).astype(dtype)
+    savemat(tmp_path / "a.mat", {"x": x, "y": np.arange(4.0), "s": "text"}, do_compression=compressed)
+    found = read_mat5(tmp_path / "a.mat")
+    assert found.keys() == {"x", "y"}
+    np.testing.assert_array_equal(found["x"], x)
+    assert found["x"].dtype == x.dtype
+    np.testing.assert_array_equal(found["y"], [[0.0, 1.0, 2.0, 3.0]])
+
+
+def test_a_damaged_matlab_file_is_refused_and_never_read_beyond_its_end(tmp_path):
+    savemat(tmp_path / "a.mat", {"x": np.arange(12).reshape(3, 4)})
+    whole = (tmp_path / "a.mat").read_bytes()
+    draw = np.random.default_rng(1)
+    refused = 0
+    for _ in range(2000):
+        data = bytearray(whole[: draw.integers(100, len(whole) + 1)])
+        for at in draw.integers(0, len(data), 2):
+            data[at] = draw.integers(0, 256)
+        (tmp_path / "b.mat").write_bytes(data)
+        try:
+            read_mat5(tmp_path / "b.mat")
+        except ValueError:
+            refused += 1
+    assert 1000 < refused < 2000
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "a" * 5000 + ".png"], ids=["null byte", "too long"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "labels.csv").write_text(f"file,cat\n{name},1\n")
+    with pytest.raises(DataError) as caught:
+        read_image_table(tmp_path, side=8)
+    assert caught.value.code == "image-table"

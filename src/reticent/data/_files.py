@@ -172,7 +172,7 @@ def _read_folder(path: Path) -> dict[str, list[Any]]:
         return pa.concat_tables(
             [_checked(pa.ipc.open_stream(file.read_bytes()).read_all()) for file in files]
         ).to_pydict()
-    except (pa.ArrowException, OSError, UnicodeError) as e:
+    except (pa.ArrowException, OSError, UnicodeError, OverflowError) as e:
         raise DataError(
             f"'{path}' cannot be read as Arrow ({type(e).__name__}).", code="data-format"
         ) from None

@@ -73,10 +73,13 @@ def _rows(base: Path) -> tuple[list[tuple[Path, tuple[int, ...]]], list[str]]:
     odd = sum(len(row) != len(lines[0]) or not set(row[1:]) <= {"0", "1"} for row in rows)
     if odd:
         raise _bad(path, f"has {odd} lines that are not a file and {len(names)} zeros or ones")
-    files = [(base / row[0]).resolve() for row in rows]
+    try:
+        files = [(base / row[0]).resolve() for row in rows]
+        absent = [file for file in files if not file.is_file()]
+    except (OSError, ValueError) as e:  # too long, or with a null byte
+        raise _bad(path, f"names what can be no file ({type(e).__name__})") from e
     if len(set(files)) != len(files):
         raise _bad(path, f"names {len(files) - len(set(files))} files more than once")
-    absent = [file for file in files if not file.is_file()]
     if absent:
         raise _bad(path, f"names {len(absent)} files that are not there, e.g. '{absent[0].name}'")
     return [(file, tuple(map(int, row[1:]))) for file, row in zip(files, rows, strict=True)], names

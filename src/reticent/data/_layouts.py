@@ -1,6 +1,6 @@
 """Readers of image sets in their authors' layouts, from a folder on this machine; nothing is fetched.
 
-Room: data. Imports numpy, and scipy inside the one function that needs it.
+Room: data. Imports numpy.
 
 Shape letters: N example, H row, W column, C channel.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from reticent.data._images import bad_format
+from reticent.data._mat5 import read_mat5
 from reticent.data._records import ArrayPair
 from reticent.errors import DataError
 
@@ -52,17 +53,14 @@ def read_svhn(folder: Path) -> tuple[ArrayPair, ArrayPair]:
 
 
 def _svhn(path: Path) -> ArrayPair:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     try:
-        found = loadmat(path, variable_names=("X", "y"))
-    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
+        found = read_mat5(path)
+    except ValueError as error:
         raise bad_format(path, "is not a readable MATLAB file") from error
     x, y = found.get("X"), found.get("y")
     if x is None or y is None or x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3):
         raise bad_format(path, "does not hold X of bytes (32, 32, 3, N) and y")
-    labels = np.asarray(y).reshape(-1).astype(np.int64)
+    labels = np.nan_to_num(np.asarray(y, dtype=np.float64).reshape(-1), posinf=0, neginf=0).astype(np.int64)
     if len(labels) != x.shape[3] or len(labels) == 0 or labels.min() < 1 or labels.max() > 10:
         raise bad_format(path, "does not hold one label from 1 to 10 for each image")
     return ArrayPair(np.ascontiguousarray(x.transpose(3, 0, 1, 2)), labels % 10)
