@@ -146,7 +146,7 @@ MUTANTS = [
     (
         "other weights released",
         "report/_verify.py",
-        "        released == kept,\n",
+        "        bytes_of(weights) == kept,\n",
         "        True,\n",
         "tests/report/test_verify.py -k 'changed and weights'",
     ),

@@ -71,6 +71,15 @@ __all__ = [
 ]
 
 
+# Rooms that `reticent.NAME` finds without an import of their own; `train` is the function and the room.
+_ROOMS: Final = frozenset(
+    (
+        *("account", "audit", "clip", "clipping", "cost", "data", "dist", "errors", "noise", "optim"),
+        *("plan", "records", "report", "rules", "sample"),
+    )
+)
+
+
 def _room_of(name: str) -> str | None:
     match name:
         case "Budget":
@@ -98,6 +107,8 @@ def _room_of(name: str) -> str | None:
 def __getattr__(name: str) -> object:
     room = _room_of(name)
     if room is None:
+        if name in _ROOMS:
+            return import_module(f"reticent.{name}")
         raise AttributeError(f"module 'reticent' has no attribute {name!r}")
     return getattr(import_module(f"reticent.{room}"), name)
 

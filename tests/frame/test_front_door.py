@@ -72,3 +72,16 @@ def test_train_is_callable_whichever_way_it_was_reached():
 def test_the_version_is_the_one_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert reticent.__version__ == project["version"]
+
+
+def test_rooms_are_found_by_name_in_a_fresh_interpreter():
+    script = (
+        "import sys, reticent as rt\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert issubclass(rt.errors.ConfigError, Exception) and rt.ConfigError is rt.errors.ConfigError\n"
+        "assert rt.plan.Plan is rt.Plan and 'torch' not in sys.modules\n"
+        "assert callable(rt.train) and rt.PrivateStep is rt.train.PrivateStep\n"
+        "try:\n    rt.nothing\nexcept AttributeError:\n    print('done')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "done", done.stderr
