@@ -5,7 +5,6 @@ Room: recipes.text. Imports torch; transformers when a model is read.
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from reticent.errors import ConfigError
 
+from .._stamp import remembered
 from ._pretrained import pretrained_folder
 
 # Their positions begin behind the padding's: so many fewer tokens than positions.
@@ -36,7 +36,7 @@ _CLASSES: Final = MappingProxyType(
 )
 
 
-@lru_cache(maxsize=2)
+@remembered(lambda model: [model], maxsize=2)
 def read_tokenizer(model: str) -> Any:
     """The model's tokenizer.
 

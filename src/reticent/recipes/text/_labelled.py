@@ -9,7 +9,6 @@ label that one row alone has would give that row away.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -18,6 +17,8 @@ import numpy as np
 
 from reticent.data import Table, has_split, load, read_table
 from reticent.errors import DataError
+
+from .._stamp import remembered
 
 # Rows to train on and number of labels: public constants.
 KNOWN: Final = MappingProxyType(
@@ -121,7 +122,7 @@ def splits(name: str, file: LabelledFile | None, *, report: Callable[[str], None
     return Splits(train=train, test=test, about=about)
 
 
-@lru_cache(maxsize=4)
+@remembered(lambda file: [file.path, file.test_data], maxsize=4)
 def _own(file: LabelledFile) -> Splits:
     path = Path(file.path)
     split = file.test_split

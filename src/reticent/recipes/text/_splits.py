@@ -15,6 +15,8 @@ import numpy as np
 from reticent.data import load, read_table
 from reticent.errors import ConfigError, DataError
 
+from .._stamp import remembered
+
 Pair = tuple[str, str]  # a source, which may be empty, and its target
 
 # Texts by name: rows to train on, a public constant each.
@@ -86,7 +88,7 @@ def named_split(name: str, only_class: str | None) -> Split:
     return Split(train=train, test=test)
 
 
-@lru_cache(maxsize=2)
+@remembered(lambda path, **_: [path], maxsize=2)
 def own_split(
     path: str,
     *,

@@ -5,7 +5,6 @@ Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,7 @@ from pydantic import Field
 from reticent.data import ArrayPair, ImageFolder, read_image_folder, read_image_table
 from reticent.errors import ConfigError
 
+from .._stamp import remembered
 from .._training import Material
 from ._config import VisionConfig
 from ._recipe import VisionRecipe
@@ -118,10 +118,10 @@ class FolderRecipe(VisionRecipe):
 
 def _read(config: Any, name: str) -> tuple[ImageFolder, ImageFolder]:
     folder = _folder_of(config, name)
-    return _read_once(folder, config.labels, config.image_size, config.unreadable, config.mixed)
+    return _read_once(folder.resolve(), config.labels, config.image_size, config.unreadable, config.mixed)
 
 
-@lru_cache(maxsize=4)
+@remembered(lambda folder, *_: [folder], maxsize=4)
 def _read_once(
     folder: Path, labels: str, side: int, unreadable: Any, mixed: Any
 ) -> tuple[ImageFolder, ImageFolder]:
