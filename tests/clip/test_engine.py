@@ -192,3 +192,19 @@ def test_mixing_inputs_by_a_random_share_is_found_though_draws_are_silenced(draw
 
     with pytest.raises(rt.errors.CoupledExamples, match="depends on the other examples"):
         rt.clipped_sum(model, losses, torch.randn(8, 3), max_norm=0.1)
+
+
+@pytest.mark.parametrize("kind", ["prehook", "hook"])
+def test_a_hook_on_a_gradients_node_that_updates_the_weight_is_found(kind: str) -> None:
+    """An optimizer in the backward, hung on the node itself, past every list of hooks and every version."""
+    model = nn.Linear(3, 2)
+    node = model.weight.view_as(model.weight).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+
+    def update(*_: object) -> None:
+        model.weight.data.sub_(0.1)
+
+    node.register_prehook(update) if kind == "prehook" else node.register_hook(update)  # type: ignore
+    x = torch.ones(4, 3)
+    with pytest.raises(rt.UnsupportedModel, match="changed a parameter in the backward") as caught:
+        rt.clipped_sum(model, lambda batch: model(batch).square().sum(1), x, max_norm=1.0)
+    assert caught.value.code == "parameter-hook"

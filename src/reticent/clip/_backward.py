@@ -1,6 +1,6 @@
 """Backward passes that leave no trace on the leaves they reach.
 
-Room: clip. May import torch.
+Room: clip. May import torch, `reticent.errors`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable
+
+from reticent.errors import UnsupportedModel
 
 
 def run_backward(loss: Tensor, grad: Tensor, *, retain_graph: bool) -> None:
@@ -32,11 +34,35 @@ def gradients_kept(leaves: Sequence[Tensor]) -> Iterator[None]:
 
 
 def plain_gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients of the summed loss by an ordinary backward (some checkpointing allows no other)."""
+    """Gradients of the summed loss by an ordinary backward (some checkpointing allows no other).
+
+    Hooks on the nodes that accumulate gradients cannot be listed, and run here on a raw gradient. One that
+    updates a parameter is found by the parameter.
+
+    Raises:
+        UnsupportedModel[parameter-hook]: a parameter is another than before.
+    """
+    before = [_print_of(p) for p in params]
     leaves = {id(t): t for t in (*graph_leaves(loss), *params)}
     with gradients_kept(list(leaves.values())):
         run_backward(loss, torch.ones_like(loss), retain_graph=False)
-        return [p.grad for p in params]
+        found = [p.grad for p in params]
+    if [_print_of(p) for p in params] != before:
+        raise UnsupportedModel(
+            "A hook of autograd changed a parameter in the backward, by a gradient without clipping and "
+            "noise (an optimizer in the backward, say). Do not keep this model: remove the hook, make the model "
+            "anew, and let PrivateStep's optimizer make the updates.",
+            code="parameter-hook",
+        )
+    return found
+
+
+@torch.no_grad()
+def _print_of(t: Tensor) -> tuple[str, str]:
+    """Sum and length, which an update changes; as text, so that NaN equals NaN."""
+    real = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
+    length = torch.linalg.vector_norm(real, dtype=torch.float64)
+    return repr(float(real.sum(dtype=torch.float64))), repr(float(length))
 
 
 def graph_leaves(loss: Tensor) -> list[Tensor]:
