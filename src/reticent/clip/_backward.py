@@ -50,8 +50,8 @@ def plain_gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | Non
     if [_print_of(p) for p in params] != before:
         raise UnsupportedModel(
             "A hook of autograd changed a parameter in the backward, by a gradient without clipping and "
-            "noise (an optimizer in the backward, say). Do not keep this model: remove the hook, make the model "
-            "anew, and let PrivateStep's optimizer make the updates.",
+            "noise (an optimizer in the backward, say). Do not keep this model: remove the hook, make the "
+            "model anew, and let PrivateStep's optimizer make the updates.",
             code="parameter-hook",
         )
     return found
