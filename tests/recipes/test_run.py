@@ -13,7 +13,7 @@ from reticent.errors import ConfigError, DataError
 from reticent.recipes import _arrays as arrays_module
 from reticent.recipes import _training as training_module
 from reticent.recipes import go_on, recipes, request, run
-from reticent.recipes._training import build_model
+from reticent.recipes._parts import build_model
 from reticent.train import _step as step_module
 from reticent.train._checkpoint import load_tensors
 
@@ -183,7 +183,7 @@ def test_a_compiled_run_ends_where_an_eager_one_does_and_goes_on_compiled(tmp_pa
 def test_a_run_stopped_in_its_twin_trains_the_twin_again(tmp_path, digits, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(training_module, "_train_twin", lambda *_: (_ for _ in ()).throw(Stop))
+        patch.setattr(training_module, "train_twin", lambda *_: (_ for _ in ()).throw(Stop))
         run(request("digits", [*SHORT, "twin=true"]), out=out, data=digits)
     result = go_on(out, data=digits)
     assert result["num_steps"] == read_ledger(out / "ledger.jsonl").num_steps == 6

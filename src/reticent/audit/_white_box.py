@@ -23,10 +23,16 @@ from ._recording import Recording
 
 NUM_CANARIES: Final = 1000
 NUM_STEPS: Final = 100
+_SETTINGS: Final = TrainSettings(checkpoint_every=0)
 
 
-def private_training(problem: Problem) -> None:
-    """The library's own trainer: `reticent.train`, as every recipe calls it."""
+def private_training(
+    problem: Problem,
+    *,
+    settings: TrainSettings = _SETTINGS,
+    console: Console | None = None,
+) -> None:
+    """The library's own trainer: `reticent.train`, as every recipe calls it, into `run` of the folder."""
     train(
         problem.model,
         problem.optimizer,
@@ -35,7 +41,8 @@ def private_training(problem: Problem) -> None:
         loss_per_example=problem.loss_per_example,
         out=problem.folder / "run",
         physical_batch_size=problem.physical_batch_size,
-        settings=TrainSettings(checkpoint_every=0),
+        settings=settings,
+        console=console,
     )
 
 

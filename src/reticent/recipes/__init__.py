@@ -6,11 +6,12 @@ Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 from ._at_scale import at_scale
 from ._audited import audit_recipe, audit_recipe_inputs, audit_run, audit_run_inputs
 from ._config import RecipeConfig, make_config, parse_settings, read_toml
+from ._parts import plan_of, step_memory, with_physical_batch
 from ._recipe import Recipe, Request
 from ._run import describe, go_on, request, run
 from ._simulate import Simulation, simulate, simulation
 from ._table import DEFAULT_RECIPE, recipes
-from ._training import Material, TrainingRecipe, plan_of, step_memory, with_physical_batch
+from ._training import Material, TrainingRecipe
 from ._training_config import TrainingConfig
 
 __all__ = [

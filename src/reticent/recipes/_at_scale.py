@@ -15,8 +15,9 @@ from reticent.cost import Features, Hardware, Held, estimate, features_of, on_me
 from reticent.dist import blocks_of
 from reticent.errors import ConfigError
 
+from ._parts import build_model, losses_of, plan_of
 from ._recipe import Request
-from ._training import TrainingRecipe, build_model, losses_of, plan_of
+from ._training import TrainingRecipe
 from ._training_config import TrainingConfig
 
 # Settings that would read weights, and what takes their place: shapes do not depend on them.

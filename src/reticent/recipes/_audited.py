@@ -14,15 +14,25 @@ from rich.console import Console
 
 from reticent.account import epsilon
 from reticent.account.ledger import read_run_ledger
-from reticent.audit import AuditResult, Claim, Inputs, Problem, Subject, audit_rows, audit_steps
+from reticent.audit import (
+    AuditResult,
+    Claim,
+    Inputs,
+    Problem,
+    Subject,
+    audit_rows,
+    audit_steps,
+    private_training,
+)
 from reticent.errors import AuditError
 from reticent.plan import Plan
-from reticent.train import ledger_epsilon, load_tensors, read_run, train
+from reticent.train import ledger_epsilon, load_tensors, read_run
 
 from ._config import RecipeConfig, restore_config
+from ._parts import build_model, losses_of, optimizer_of, plan_of, settings_of
 from ._recipe import Recipe, Request
 from ._table import recipes
-from ._training import TrainingRecipe, build_model, losses_of, optimizer_of, plan_of, settings_of
+from ._training import TrainingRecipe
 from ._training_config import TrainingConfig
 
 _ROWS_AT_ONCE = 256
@@ -188,22 +198,12 @@ def _train(problem: Problem, found: _Found, console: Console | None) -> None:
     if config.optimizer == "sgd":  # the others take steps of a length that does not depend on the divisor
         for group in problem.optimizer.param_groups:
             group["lr"] *= problem.plan.expected_batch_size / found.plan.expected_batch_size
-    out = problem.folder / "run"
-    train(
-        problem.model,
-        problem.optimizer,
-        plan=problem.plan,
-        dataset=problem.dataset,
-        loss_per_example=problem.loss_per_example,
-        out=out,
-        physical_batch_size=problem.physical_batch_size,
-        settings=replace(
-            settings_of(config), eval_every=0, checkpoint_every=0, show_loss=False, show_norms=False
-        ),
-        console=console,
+    settings = replace(
+        settings_of(config), eval_every=0, checkpoint_every=0, show_loss=False, show_norms=False
     )
+    private_training(problem, settings=settings, console=console)
     if config.ema:
-        problem.model.load_state_dict(load_tensors(out / "ema.safetensors")[0])
+        problem.model.load_state_dict(load_tensors(problem.folder / "run" / "ema.safetensors")[0])
 
 
 def _claims_nothing(name: str) -> AuditError:

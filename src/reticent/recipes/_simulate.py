@@ -25,9 +25,10 @@ from reticent.plan import Plan
 from reticent.sample import PoissonSampler
 from reticent.train import write_json
 
+from ._parts import plan_of
 from ._recipe import Request
 from ._run import describe, run
-from ._training import TrainingRecipe, plan_of
+from ._training import TrainingRecipe
 from ._training_config import TrainingConfig
 
 NOTE: Final = (

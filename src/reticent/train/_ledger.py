@@ -41,6 +41,23 @@ def create_ledger(
     )
 
 
+def new_ledger(path: Path, plan: Plan, *, reproducible: bool, not_private: Sequence[str] = ()) -> Ledger:
+    """Make the ledger of a run without a folder of its own, in a file (`.jsonl`) or a folder.
+
+    Raises:
+        LedgerError[ledger-exists]: there is one already.
+    """
+    path = path if path.suffix == ".jsonl" else path / "ledger.jsonl"
+    if path.exists():
+        raise LedgerError(
+            f"'{path}' exists already. For a new run choose another place; to go on with that one, pass "
+            "Ledger.open(path) after append_resume(checkpoint_step=...).",
+            code="ledger-exists",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return create_ledger(path, plan, run_id=new_run_id(), reproducible=reproducible, not_private=not_private)
+
+
 def _public(plan: Plan) -> dict[str, Any]:
     """The plan's public constants that are in no mechanism."""
     public: dict[str, Any] = {

@@ -24,16 +24,17 @@ from reticent.bounded import BoundedSum
 from reticent.clip import ClipEngine, CompiledEngine
 from reticent.clipping import StepClipping, sensitivity
 from reticent.dist import ALONE, Ranks, RanksLedger, together
-from reticent.errors import BudgetExhausted, ConfigError, LedgerError, StepError
+from reticent.errors import ConfigError, StepError
 from reticent.noise import CipherNoise, NoiseSource
-from reticent.plan import ROW, LogicalBatch, Plan
+from reticent.plan import LogicalBatch, Plan
 from reticent.records import EpsilonReport
 
 from . import _rows
 from ._adapt import ClipNorms
+from ._admit import refuse_foreign, refuse_spent
 from ._begin import check_noise, check_physical_batch_size, require_alike
 from ._guards import Watch, refuse_shards
-from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
+from ._ledger import check_ledger, ledger_epsilon, new_ledger
 from ._rows import Rows, Transform
 from ._seeds import mix_seed
 from ._sums import Sums, destroy, norm_figures
@@ -390,41 +391,9 @@ class PrivateStep:
             raise StepError(
                 "A step is open already: leave its block before opening the next.", code="step-open"
             )
-        if self.num_steps >= self.plan.num_steps:
-            raise BudgetExhausted(
-                f"The plan allows {self.plan.num_steps} steps and the ledger holds {self.num_steps}: "
-                "nothing is left to spend. Make a new plan with a larger budget, on a new ledger.",
-                code="budget-exhausted",
-            )
+        refuse_spent(self.plan, self.num_steps)
         self._norms.require_known(self.num_steps)
-        if not isinstance(batch, LogicalBatch) or batch.sampler != self.plan.sampler:
-            raise StepError(
-                "The batch does not come from this plan, so its sampling is not the one accounted for. "
-                "Loop over plan.batches(data_set).",
-                code="foreign-batch",
-            )
-        if not _is_draw(batch.indices, _rows.num_rows(batch.dataset)):
-            raise StepError(
-                "The batch's indices are no draw: a row is named twice, or is not in the data set. An "
-                "example that is in a sum twice moves it by twice the bound. Loop over "
-                "plan.batches(data_set).",
-                code="foreign-batch",
-            )
-        check_unit(batch.dataset, self.plan)
-        if not (batch.private or self.ledger.reproducible):
-            raise StepError(
-                "The batch was drawn from a reproducible stream, and the ledger claims privacy: who can tell "
-                "which examples took part gains nothing from sampling. Leave `stream` out of plan.batches, "
-                "or make a ledger with reproducible=True.",
-                code="reproducible-batch",
-            )
-        if batch.step != self.num_steps:
-            raise StepError(
-                f"This is the plan's batch {batch.step}, and batch {self.num_steps} is next: a batch may be "
-                "neither used twice nor skipped. After a resume, or a block left by an exception, go on with "
-                "plan.batches(data_set, start=private.num_steps).",
-                code="batch-order",
-            )
+        refuse_foreign(batch, self.plan, num_steps=self.num_steps, reproducible=self.ledger.reproducible)
         self._watch.check_parameters()
         self._watch.check_no_gradients()
 
@@ -502,44 +471,11 @@ class PrivateStep:
         return ClipEngine(self.model, clipping=now, held=self._holding.held)
 
     def _create_ledger(self, path: Path) -> Ledger | RanksLedger:
+        shown = ("norms",) if self._show_norms else ()
+
+        def new() -> Ledger:
+            return new_ledger(path, self.plan, reproducible=not self._noise.private, not_private=shown)
+
         if self.ranks.size == 1:
-            return self._new_ledger(path)
-        opened = self.ranks.first(lambda: self._new_ledger(path))
-        return RanksLedger(self.ranks, opened, mechanism=self.plan.mechanism)
-
-    def _new_ledger(self, path: Path) -> Ledger:
-        path = path if path.suffix == ".jsonl" else path / "ledger.jsonl"
-        if path.exists():
-            raise LedgerError(
-                f"'{path}' exists already. For a new run choose another place; to go on with that one, pass "
-                "Ledger.open(path) after append_resume(checkpoint_step=...).",
-                code="ledger-exists",
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return create_ledger(
-            path,
-            self.plan,
-            run_id=new_run_id(),
-            reproducible=not self._noise.private,
-            not_private=("norms",) if self._show_norms else (),
-        )
-
-
-def _is_draw(indices: np.ndarray, num_rows: int) -> bool:
-    """Whether these are rows of the data set, each once, in order: what every sampler draws."""
-    plain = indices.ndim == 1 and indices.dtype == np.int64
-    return plain and (
-        not len(indices) or bool(indices[0] >= 0 and indices[-1] < num_rows and (np.diff(indices) > 0).all())
-    )
-
-
-def check_unit(dataset: Any, plan: Plan) -> None:
-    """Refuse a data set whose items are not the units that the plan's guarantee speaks of."""
-    unit = dataset.unit if isinstance(dataset, _rows.Units) else ROW
-    if unit != plan.unit:
-        raise StepError(
-            f"The plan's privacy unit is '{plan.unit}', and an item of the data set is one '{unit}': the "
-            "guarantee would be claimed for the wrong thing. For users, give a UserRows and a plan with "
-            "unit='user', whose sampler counts users.",
-            code="privacy-unit",
-        )
+            return new()
+        return RanksLedger(self.ranks, self.ranks.first(new), mechanism=self.plan.mechanism)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from reticent.clip import ClipEngine
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.recipes import describe, recipes, request, run
-from reticent.recipes._training import build_model
+from reticent.recipes._parts import build_model
 from reticent.recipes.features import _backbones
 from reticent.recipes.vision._augment import Views, mean_over_views, recoloured
 from reticent.recipes.vision._networks import network

@@ -12,7 +12,7 @@ from PIL import Image
 from reticent.data import ArrayPair, Dataset
 from reticent.errors import ConfigError, DataError
 from reticent.recipes import describe, go_on, recipes, request, run
-from reticent.recipes._training import build_model
+from reticent.recipes._parts import build_model
 from reticent.recipes.vision import _features
 from reticent.recipes.vision._assess import area_under_curve
 from reticent.recipes.vision._recipe import losses_of_several, scores_of_several

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .._parts import plan_of
 from .._recipe import Request
-from .._training import plan_of
 
 if TYPE_CHECKING:
     from ._recipe import VisionRecipe

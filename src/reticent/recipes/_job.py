@@ -1,0 +1,115 @@
+"""A training run: what it is made of, and the private run itself.
+
+Room: recipes. May import torch, rich, `reticent.{plan,train,dist}` and the floors below.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.optim import Optimizer
+
+from reticent.dist import Ranks, Shards, together
+from reticent.errors import ReticentError
+from reticent.plan import Plan
+from reticent.train import Evaluation, RunDescription, train
+
+from ._memory import clipping_costs
+from ._parts import asked_of, build_model, losses_of, optimizer_of, plan_of, settings_of
+from ._recipe import Request
+from ._training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from ._training import Material, TrainingRecipe
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Job:
+    """A request with everything made that it needs."""
+
+    recipe: "TrainingRecipe"
+    config: TrainingConfig
+    plan: Plan
+    model: nn.Module
+    optimizer: Optimizer
+    material: "Material"
+    evaluation: Evaluation
+    description: RunDescription
+
+    @classmethod
+    def prepare(
+        cls,
+        asked: Request,
+        material: "Material",
+        *,
+        ranks: Ranks,
+        plan: Plan | None = None,
+        fallback_from: str | None,
+    ) -> "Job":
+        recipe, config = asked_of(asked)
+        with together(ranks):
+            model = build_model(recipe, config)
+        if isinstance(ranks, Shards):
+            ranks.shard(model)
+        origin = {} if fallback_from is None else {"fallback_from": fallback_from}
+        return cls(
+            recipe=recipe,
+            config=config,
+            plan=plan_of(asked) if plan is None else plan,
+            model=model,
+            optimizer=optimizer_of(model, config, lr=config.step_lr),
+            material=material,
+            evaluation=Evaluation(dataset=material.test, scores=recipe.scores(config)),
+            description=RunDescription(
+                recipe=recipe.name, config=config.public_dict(), data={**material.about, **origin}
+            ),
+        )
+
+
+def train_private(job: Job, out: Path, console: Console | None, ranks: Ranks) -> dict[str, Any]:
+    """The whole private run."""
+    config = job.config
+    for warning in job.plan.warnings():
+        sayer(console)(f"warning: {warning}")
+    return train(
+        job.model,
+        job.optimizer,
+        plan=job.plan,
+        dataset=job.material.train,
+        loss_per_example=losses_of(job.recipe, job.config),
+        out=out,
+        transform=job.recipe.transform(config),
+        evaluation=job.evaluation,
+        settings=settings_of(config),
+        physical_batch_size=config.num_rows_at_once,
+        noise_seed=config.noise_seed,
+        description=replace(job.description, layers=_layers(job, sharded=ranks.shards)),
+        console=console,
+        ranks=ranks,
+    ).to_dict()
+
+
+def _layers(job: Job, *, sharded: bool) -> Sequence[Mapping[str, Any]]:
+    """What clipping each parameter costs, on made-up rows; nothing if compiled or sharded."""
+    if job.config.compile or sharded:
+        return ()
+    losses = losses_of(job.recipe, job.config)
+    try:
+        rows = job.recipe.random_rows(job.config, 2)
+        with torch.random.fork_rng():
+            return clipping_costs(
+                job.model, lambda given: losses(job.model, given), rows, clipping=job.plan.clipping
+            )
+    except ReticentError:  # what cannot be clipped is refused by the run itself, which says why
+        return ()
+
+
+def sayer(console: Console | None) -> Callable[[str], None]:
+    """What shows a line that matters; silent without a console."""
+    if console is None:
+        return lambda text: None
+    return lambda text: console.print(text, style="bold yellow", markup=False, highlight=False)

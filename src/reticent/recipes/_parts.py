@@ -1,0 +1,171 @@
+"""What a request to train is made into: plan, model, optimizer, losses, the run's settings.
+
+Room: recipes. May import torch, `reticent.{plan,train,optim}` and the floors below.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from reticent.optim import Lamb, decayed_sgd
+from reticent.plan import Plan
+from reticent.records import Budget
+from reticent.train import ClipNorms, TrainSettings, largest_physical_batch_size, mix_seed
+
+from ._clipping import clipping_of
+from ._memory import measure_memory
+from ._recipe import Request
+from ._sampling import sampler_for
+from ._training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from ._training import Losses, TrainingRecipe
+
+
+def asked_of(asked: Request) -> "tuple[TrainingRecipe, TrainingConfig]":
+    """A training request's recipe and settings, as what they are."""
+    assert isinstance(asked.config, TrainingConfig), "only training recipes have such settings"
+    return cast("TrainingRecipe", asked.recipe), asked.config
+
+
+def plan_of(asked: Request) -> Plan:
+    """The plan of a request; reads no data. With `epsilon = inf`, one with noise multiplier 0.
+
+    Raises:
+        AccountingError, ConfigError: no noise multiplier meets the budget.
+    """
+    recipe, config = asked_of(asked)
+    sampler = sampler_for(config, num_examples=recipe.num_examples(config))
+    clipping = clipping_of(config)
+    if math.isinf(config.epsilon):
+        return Plan(
+            sampler=sampler,
+            num_steps=config.num_steps,
+            noise_multiplier=0.0,
+            clipping=clipping,
+            delta=config.delta,
+            budget=None,
+            unit=recipe.unit(config),
+        )
+    budget = Budget(epsilon=config.epsilon, delta=config.delta)
+    if config.noise_multiplier is not None:
+        return Plan(
+            sampler=sampler,
+            num_steps=config.num_steps,
+            noise_multiplier=config.noise_multiplier,
+            clipping=clipping,
+            delta=config.delta,
+            budget=budget,
+            unit=recipe.unit(config),
+        )
+    return Plan.calibrate(
+        budget=budget,
+        sampler=sampler,
+        num_steps=config.num_steps,
+        clipping=clipping,
+        unit=recipe.unit(config),
+    )
+
+
+def build_model(recipe: "TrainingRecipe", config: TrainingConfig) -> nn.Module:
+    """The recipe's model, its first weights fixed by the public seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(config.seed, "weights"))
+        return recipe.build(config)
+
+
+def optimizer_of(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decay = config.weight_decay
+    match config.optimizer:
+        case "sgd":
+            return decayed_sgd(trained, lr=lr, momentum=config.momentum, weight_decay=decay or 0.0)
+        case "adam":
+            return Adam(trained, lr=lr)
+        case "adamw":
+            return AdamW(trained, lr=lr, weight_decay=0.01 if decay is None else decay)
+        case "lamb":
+            return Lamb(trained, lr=lr, weight_decay=decay or 0.0)
+
+
+def losses_of(recipe: "TrainingRecipe", config: TrainingConfig) -> "Losses":
+    """The recipe's losses, in the precision that the settings ask for."""
+    losses = recipe.loss_per_example(config)
+    if config.precision == "float32":
+        return losses
+
+    def in_half(model: nn.Module, rows: Any) -> Tensor:
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return losses(model, rows)
+
+    return in_half
+
+
+def step_memory(asked: Request) -> dict[str, int]:
+    """Bytes that a private step takes, by what they are for: `measure_memory` on random rows, no data.
+
+    Args:
+        asked: the recipe and its settings; the rows are as many as one physical batch of it may hold.
+    """
+    recipe, config = asked_of(asked)
+    model = build_model(recipe, config)
+    largest = math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))
+    losses = losses_of(recipe, config)
+    rows = recipe.random_rows(config, min(config.num_rows_at_once, largest, recipe.num_examples(config)))
+    with torch.random.fork_rng(devices=[]):
+        return measure_memory(
+            model,
+            optimizer_of(model, config, lr=config.step_lr),
+            lambda rows: losses(model, rows),
+            rows,
+            clipping=clipping_of(config),
+            averaged=bool(config.ema),
+        )
+
+
+def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda text: None) -> Request:
+    """The request with a number for `physical_batch_size=auto`: what fits in the memory budget.
+
+    Raises:
+        ConfigError[memory-budget]: not even one row fits.
+    """
+    recipe, config = asked_of(asked)
+    if config.physical_batch_size != "auto":
+        return asked
+    model = build_model(recipe, config)
+    norms = ClipNorms(clipping_of(config), {n: p.numel() for n, p in model.named_parameters()})
+    size = largest_physical_batch_size(
+        model,
+        losses_of(recipe, config),
+        recipe.random_rows(config, 1),
+        memory_budget=None if config.memory_budget is None else int(config.memory_budget),
+        largest=min(4096, math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))),
+        clipping=norms.now(),
+    )
+    say(f"physical_batch_size=auto: {size} rows at once")
+    found = {"physical_batch_size": size, "memory_budget": None}
+    chosen = {k: v for k, v in asked.chosen.items() if k != "memory_budget"} | {"physical_batch_size": size}
+    return Request(recipe=recipe, config=config.model_copy(update=found), chosen=chosen)
+
+
+def settings_of(config: TrainingConfig) -> TrainSettings:
+    """Schedule, average, evaluation and checkpoints, as the settings ask for them."""
+    return TrainSettings(
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        ema=config.ema,
+        ema_start=config.ema_start,
+        lr_decay_steps=0 if config.lr_decay == "none" else config.num_steps,
+        lr_decay="cosine" if config.lr_decay == "cosine" else "linear",
+        lr_warmup_steps=round(config.lr_warmup * config.num_steps),
+        seed=config.seed,
+        compile=config.compile,
+        show_loss=config.show_loss,
+        show_norms=config.show_norms,
+        log=config.log,
+    )
