@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 
 from ._adapt import ClipNorms
-from ._checkpoint import Checkpoint, load_checkpoint, load_tensors
+from ._checkpoint import Checkpoint, load_checkpoint, load_tensors, save_tensors
 from ._ema import ema_start
 from ._evaluate import Evaluation, eval_mode, evaluate
 from ._files import append_line, finite, write_json
@@ -22,7 +22,7 @@ from ._folder import (
     removed_unless_spent,
     write_run,
 )
-from ._ledger import check_ledger, ledger_epsilon, new_run_id
+from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._loop import Companion, FitResult, Stepper, Tracking, TrainSettings, fit
 from ._memory import PeakMemory
 from ._physical import available_memory, largest_physical_batch_size
@@ -58,6 +58,7 @@ __all__ = [
     "check_ledger",
     "check_tracking",
     "chunks_of",
+    "create_ledger",
     "ema_start",
     "eval_mode",
     "evaluate",
@@ -78,6 +79,7 @@ __all__ = [
     "removed_if_empty",
     "removed_unless_spent",
     "resume",
+    "save_tensors",
     "silent_or_bar",
     "tracked",
     "train",
