@@ -20,13 +20,13 @@ import torch
 
 from reticent.account.ledger import read_ledger
 from reticent.clipping import FlatClipping
-from reticent.dist import ALONE, Replicas, Shards
+from reticent.dist import ALONE, Replicas, Shards, TensorParallel
 from reticent.plan import Plan
 from reticent.sample import PoissonSampler
 from reticent.train import TrainSettings, load_tensors, resume, train
 from tests.train.joint import cross_entropy, make_data, make_model
 
-NUM_STEPS = 12
+NUM_STEPS, KINDS = 12, (Replicas, Shards, TensorParallel)
 PLAN = Plan(
     sampler=PoissonSampler(num_examples=64, expected_batch_size=8),
     num_steps=NUM_STEPS,
@@ -40,7 +40,7 @@ PLAN = Plan(
 def work(ranks, run, what):
     """One rank's part of a run, or of going on with it."""
     model = make_model(seed=ranks.rank)
-    if isinstance(ranks, Shards):
+    if isinstance(ranks, Shards | TensorParallel):
         ranks.shard(model)
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
     if what == "train":
@@ -105,14 +105,14 @@ def main():
     codes, whole = job(Shards, 2, folder / "meet", folder / "whole", "train")
     assert codes == [0, 0], codes
     written, again = load_tensors(folder / "whole" / "weights.safetensors")[0], []
-    for kind, size in ((Shards, 3), (Replicas, 1)):
+    for kind, size in ((Shards, 3), (Replicas, 1), (TensorParallel, 2)):
         shutil.copytree(folder / "whole", run := folder / f"whole-{size}")
         codes, _ = job(kind, size, folder / f"meet-{size}", run, "resume")
         read = load_tensors(run / "weights.safetensors")[0]
         again.append(codes == [0] * size and all(torch.equal(read[n], t) for n, t in written.items()))
     found: list[Any] = [again]
     for trial in range(trials):
-        kind, other = (Shards, Replicas) if trial % 2 else (Replicas, Shards)
+        kind, other = KINDS[trial % 3], KINDS[(trial + 1) % 3]
         size, run = rng.choice((2, 3)), folder / f"run-{trial}"
         line, victim = rng.randrange(NUM_STEPS), rng.randrange(size)  # line 0: before there is a ledger
         kill_at = (line, rng.uniform(0.0, 1.0) * whole / (NUM_STEPS if line else 3))

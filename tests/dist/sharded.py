@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.modules.module import register_module_forward_hook
@@ -31,7 +31,6 @@ from tests.support.case import Problem
 from tests.support.judge import median_norm
 from tests.support.oracle import loop_clipped_sum, take_rows
 from tests.train.joint import NoNoise, cross_entropy, make_data, make_model, make_plan, take, with_rows
-
 
 WIDTH, NUM_BLOCKS = 512, 12
 
@@ -107,7 +106,13 @@ def held_by(model):
     return sum(t.numel() * t.element_size() for t in local)
 
 
-def compare(ranks, make, num_rows):
+def in_rows(ranks, num_replicas):
+    """A mesh whose rows hold a copy of the model each."""
+    names = ("replicate", "shard")
+    return init_device_mesh("cpu", (num_replicas, ranks.size // num_replicas), mesh_dim_names=names)
+
+
+def compare(ranks, make, num_rows, *, num_replicas=1):
     """Sums by shards, put together, against one process: the loop for flat clipping, the engine per layer."""
     problem, blocks = make()
     order = torch.arange(num_rows) % problem.num_rows
@@ -117,9 +122,9 @@ def compare(ranks, make, num_rows):
     total, norms = loop_clipped_sum(model, losses, batch, max_norm)
     layered = ClipEngine(model, clipping=by_layer).clipped_sum(losses, batch).total
     before = held_by(model)
-    for block in blocks:
-        fully_shard(block)
-    fully_shard(model)
+    mesh = None if num_replicas == 1 else in_rows(ranks, num_replicas)
+    for block in (*blocks, model):
+        fully_shard(block, mesh=mesh)
     holding = ranks.hold(model)
     mine, errors = torch.arange(num_rows)[ranks.rank :: ranks.size], {}
     for name, clipping, wanted in (("flat", flat, total), ("per-layer", by_layer, layered)):
@@ -132,6 +137,9 @@ def compare(ranks, make, num_rows):
             engine.clipped_sum(losses, given, out=out, counts=len(rows) > 0)
         params = dict(model.named_parameters())
         whole = {n: holding.gradient(params[n], part).full_tensor() for n, part in out.items()}
+        if mesh is not None:  # each copy's sum is of its own ranks' rows
+            for t in whole.values():
+                torch.distributed.all_reduce(t, group=mesh.get_group("replicate"))
         errors[name] = max(float((whole[n] - wanted[n]).abs().max()) for n in wanted)
     return {
         "errors": errors,
@@ -170,6 +178,24 @@ def transformers(ranks, folder):
     return {"gpt2": compare(ranks, gpt2, 3), "vit": compare(ranks, vit, 5)}
 
 
+def hybrid_sums(ranks, folder):
+    """Copies of the model on two rows of ranks: with five rows of data, copies and ranks have different shares."""
+    return {"wrn": compare(ranks, wrn, 5, num_replicas=2), "odd": compare(ranks, odd, 5, num_replicas=2)}
+
+
+def hybrid_transformers(ranks, folder):
+    found = {"gpt2": compare(ranks, gpt2, 3, num_replicas=2), "vit": compare(ranks, vit, 5, num_replicas=2)}
+    return found
+
+
+def hybrid_training(_, folder):
+    return {name: trained(Shards(num_replicas=2), folder, f"{name}") for name in CLIPPINGS}
+
+
+def hybrid_noise(_, folder):
+    return noise(Shards(num_replicas=2), folder)
+
+
 def sharded(model):
     """A model of two layers in two units."""
     fully_shard(model[2])
@@ -181,11 +207,18 @@ def trained(ranks, folder, clipping):
     torch.set_default_dtype(torch.float64)
     model = make_model()
     plan, without = plan_with(CLIPPINGS[clipping]), cast(NoiseSource, NoNoise())
-    model = sharded(model) if ranks.shards else model
+    if isinstance(ranks, Shards):
+        model = ranks.shard(model) if ranks.num_replicas > 1 else sharded(model)
     make = {"flat": partial(torch.optim.SGD, momentum=0.9), "per-layer": Lamb, "adaptive": torch.optim.AdamW}
     optimizer = make[clipping](model.parameters(), lr=0.5)
     private = PrivateStep(
-        model, optimizer, plan=plan, ledger=folder / clipping, noise=without, ranks=ranks, physical_batch_size=4
+        model,
+        optimizer,
+        plan=plan,
+        ledger=folder / clipping,
+        noise=without,
+        ranks=ranks,
+        physical_batch_size=4,
     )
     x, y = make_data().tensors
     for batch in plan.batches((x.double(), y), stream=SampleStream.fresh()):
@@ -195,7 +228,9 @@ def trained(ranks, folder, clipping):
             model(x[:2].double())  # an evaluation in between
         take(private, with_rows(batch, np.sort(mine)))
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
-    held = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor) and t.dim()]
+    held = [
+        t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor) and t.dim()
+    ]
     return {
         "weights": [p.tolist() for p in whole],
         "clip_norms": private.clip_norms,
@@ -214,7 +249,7 @@ def noise(ranks, folder):
     """The noise of a step over many coordinates whose gradient is zero; a row is drawn, or none."""
     model = nn.Linear(400, 301, bias=False)
     nn.init.zeros_(model.weight)
-    fully_shard(model)
+    ranks.shard(model)
     plan = make_plan(noise_multiplier=1.7, max_norm=0.3, num_steps=2)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
     private = PrivateStep(model, sgd, plan=plan, ledger=folder / "noise", ranks=ranks)
@@ -262,7 +297,10 @@ def memory(ranks, folder):
     fully_shard(model)
     adam, holding, found = torch.optim.Adam(model.parameters(), lr=1e-3), ranks.hold(model), {}
     rows = (torch.randn(4, WIDTH), torch.randint(0, WIDTH, (4,)))
-    for name, clipping in (("flat", FlatClipping(max_norm=0.5)), ("per-layer", PerLayerClipping(max_norm=0.5))):
+    for name, clipping in (
+        ("flat", FlatClipping(max_norm=0.5)),
+        ("per-layer", PerLayerClipping(max_norm=0.5)),
+    ):
         engine, out = ClipEngine(model, clipping=clipping, held=holding.held), holding.zeros({})
 
         for _ in range(2):
@@ -298,10 +336,13 @@ def refused(ranks, folder):
 
     part = make_model()
     fully_shard(part[2])
-    hybrid = fully_shard(make_model(), mesh=init_device_mesh("cpu", (1, ranks.size), mesh_dim_names=("a", "b")))
+    backwards = fully_shard(make_model(), mesh=DeviceMesh("cpu", list(range(ranks.size))[::-1]))
+    flipped = DeviceMesh("cpu", torch.arange(ranks.size).flip(0)[None], mesh_dim_names=("replicate", "shard"))
+    columns = fully_shard(make_model(), mesh=flipped)
     attempt(make_model(), ranks)
     attempt(part, ranks)
-    attempt(hybrid, ranks)
+    attempt(backwards, ranks)
+    attempt(columns, ranks)
     by_hand, mesh = nn.Linear(4, 4, bias=False), init_device_mesh("cpu", (ranks.size,))
     by_hand.weight = nn.Parameter(distribute_tensor(by_hand.weight.detach(), mesh, [Shard(0)]))
     attempt(by_hand, ranks)
@@ -405,7 +446,9 @@ def failed_check(ranks, folder):
     def boom(grad):
         raise ValueError("mine")
 
-    model.blocks[0].register_forward_hook(lambda m, i, o: o.register_hook(boom) and None if len(o) == 1 else None)
+    model.blocks[0].register_forward_hook(
+        lambda m, i, o: o.register_hook(boom) and None if len(o) == 1 else None
+    )
     sgd, plan = torch.optim.SGD(model.parameters(), lr=1.0), make_plan()
     private = PrivateStep(model, sgd, plan=plan, ledger=folder / "half", ranks=ranks)
     with pytest.raises(ReticentError) as caught:

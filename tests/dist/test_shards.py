@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ def results(task, folder, *, size):
 
 
 def require_exact(found, *, num_rows, size):
+    """`size`: how many ranks hold a copy of the model together."""
     assert 0 < found["clipped"] < num_rows
     assert found["errors"]["flat"] < 1e-10 and found["errors"]["per-layer"] < 1e-10
     assert found["share"] < 1.05 / size + 0.02 and found["sums_share"] < 1.05 / size + 0.02
@@ -33,7 +35,9 @@ def require_exact(found, *, num_rows, size):
 def of_two(tmp_path_factory):
     """Folder and results of one job of two ranks."""
     folder = tmp_path_factory.mktemp("two") / "ranks"
-    found = results("wide_resnet+odd_model+noise+refused+guards+evaluated+same_training", folder, size=2)
+    found = results(
+        "wide_resnet+odd_model+noise+refused+guards+evaluated+same_training+hybrid_sums", folder, size=2
+    )
     return folder, {name: [of_rank[name] for of_rank in found] for name in found[0]}
 
 
@@ -69,7 +73,7 @@ def test_training_with_four_ranks_too(tmp_path):
     require_same_training([of_rank["same_training"] for of_rank in found], tmp_path)
 
 
-def require_same_training(of_all, tmp_path):
+def require_same_training(of_all, tmp_path, *, copies=1):
     (tmp_path / "alone").mkdir()
     try:
         alone = {name: sharded.trained(ALONE, tmp_path / "alone", name) for name in sharded.CLIPPINGS}
@@ -80,10 +84,13 @@ def require_same_training(of_all, tmp_path):
             for ours, theirs in zip(found[name]["weights"], wanted["weights"], strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8)  # noise of 0 has a grid of 2e-9
             assert found[name]["clip_norms"] == pytest.approx(wanted["clip_norms"], rel=1e-10)
-            assert (found[name]["epsilon"], found[name]["num_steps"]) == (wanted["epsilon"], wanted["num_steps"])
+            assert (found[name]["epsilon"], found[name]["num_steps"]) == (
+                wanted["epsilon"],
+                wanted["num_steps"],
+            )
             assert found[name]["head"] == of_all[0][name]["head"]
     for name, wanted in alone.items():
-        assert sum(found[name]["momentum"] for found in of_all) == wanted["momentum"]
+        assert sum(found[name]["momentum"] for found in of_all) == copies * wanted["momentum"]
 
 
 def test_the_noise_in_total_is_that_of_one_process(of_two):
@@ -91,11 +98,51 @@ def test_the_noise_in_total_is_that_of_one_process(of_two):
     first, second = (np.load(folder / f"noise-{rank}.npy") for rank in range(2))
     assert (first == second).all()
     for step in first:
-        error = 1 / (2 * step.size) ** 0.5
-        assert abs(step.std() / (1.7 * 0.3) - 1) < 6 * error  # twice or half the variance is 80 errors off
+        require_noise_of_one_process(step)
         halves = step[: 150 * 400], step[found[0]["rows"] * 400 :]  # what each rank noised
         assert abs(np.corrcoef(*halves)[0, 1]) < 6 / 60000**0.5
     assert abs(np.corrcoef(first[0], first[1])[0, 1]) < 6 / first[0].size ** 0.5
+
+
+def test_sums_of_two_copies_are_added_up(of_two):
+    """Hybrid, with one rank a copy: what is scattered is whole, and copies are summed by `across` only."""
+    for found in of_two[1]["hybrid_sums"]:
+        require_exact(found["wrn"], num_rows=5, size=1)
+        require_exact(found["odd"], num_rows=5, size=1)
+
+
+@pytest.mark.slow
+def test_hybrid_sharding_of_two_by_two_is_exact_and_its_noise_is_that_of_one_process(tmp_path):
+    pytest.importorskip("transformers")
+    folder = tmp_path / "ranks"
+    tasks = "hybrid_sums+hybrid_transformers+hybrid_training+hybrid_noise"
+    found = results(tasks, folder, size=4)
+    for of_rank in found:
+        for name, num_rows in (("wrn", 5), ("odd", 5)):
+            require_exact(of_rank["hybrid_sums"][name], num_rows=num_rows, size=2)
+        for name, num_rows in (("gpt2", 3), ("vit", 5)):
+            require_exact(of_rank["hybrid_transformers"][name], num_rows=num_rows, size=2)
+    require_same_training([of_rank["hybrid_training"] for of_rank in found], tmp_path, copies=2)
+    first, *others = (np.load(folder / f"noise-{rank}.npy") for rank in range(4))
+    assert all((first == other).all() for other in others)
+    for step in first:
+        require_noise_of_one_process(step)
+        parts = [p for half in (step[: 151 * 400], step[151 * 400 :]) for p in np.array_split(half, 2)]
+        for i, j in combinations(range(4), 2):  # what each rank noised: none repeats another's
+            assert abs(np.corrcoef(parts[i][:30000], parts[j][:30000])[0, 1]) < 6 / 30000**0.5
+
+
+def require_noise_of_one_process(noise):
+    """Multiplier 1.7 and norm 0.3; twice or half the variance is 80 errors off."""
+    error = 1 / (2 * noise.size) ** 0.5
+    assert abs(noise.std() / (1.7 * 0.3) - 1) < 6 * error
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_twice_and_half_the_variance_are_rejected(factor):
+    noise = np.random.default_rng(1).normal(0.0, 1.7 * 0.3 * factor**0.5, 400 * 301)
+    with pytest.raises(AssertionError):
+        require_noise_of_one_process(noise)
 
 
 @pytest.mark.slow
@@ -109,8 +156,8 @@ def test_no_rank_holds_the_whole_gradient_or_model(tmp_path, size):
 
 def test_what_is_sharded_otherwise_or_clipped_by_other_engines_is_refused(of_two):
     for found in of_two[1]["refused"]:
-        assert found["codes"] [:6] == ["sharded-model"] * 4 + ["several-ranks"] * 2
-    assert [found["codes"][6:] for found in of_two[1]["refused"]] == [["rank-failed"], ["ledger-plan"]]
+        assert found["codes"][:7] == ["sharded-model"] * 5 + ["several-ranks"] * 2
+    assert [found["codes"][7:] for found in of_two[1]["refused"]] == [["rank-failed"], ["ledger-plan"]]
 
 
 def test_scores_are_those_of_the_written_weights_and_hooks_and_missing_parts_are_refused(of_two):
@@ -162,8 +209,11 @@ def test_ranks_at_different_units_are_told_apart_however_many_there_are(other):
     names = [f"p{i}" for i in range(number + 1)]
     local = SimpleNamespace(requires_grad=True, shape=torch.Size([1000]), to_local=lambda: torch.zeros(1))
     model = SimpleNamespace(sharded=dict.fromkeys(names, local), units=[(name,) for name in names])
-    sums = ScatteredSums(cast(Any, model), ranks=cast(Any, Summing(_marks(other))))
+    sums = ScatteredSums(cast(Any, model), within=cast(Any, Summing(_marks(other))))
     same = other == number
-    with nullcontext() if same else pytest.raises(StepError, match="ranks-order"), sums.adding(f"p{number}") as into:
+    with (
+        nullcontext() if same else pytest.raises(StepError, match="ranks-order"),
+        sums.adding(f"p{number}") as into,
+    ):
         into.fill_(1.0)
     assert sums[f"p{number}"].tolist() == [1000.0 if same else 0.0]

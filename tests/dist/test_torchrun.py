@@ -31,7 +31,7 @@ def train(out, *settings, processes=2, command="train"):
     )
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2", "tp"])
 def test_a_rank_is_killed_and_one_process_goes_on_to_the_plans_end(tmp_path, parallel):
     out = tmp_path / "run"
     job = train(out, *SETTINGS, f"parallel={parallel}")

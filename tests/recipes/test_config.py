@@ -110,6 +110,8 @@ def test_values_out_of_range_are_refused(setting):
         (["epsilon=inf", "delta=1e-6"], "delta would be ignored"),
         (["twin_lr=1"], "twin_lr would be ignored"),
         (["epsilon=inf", "twin=true"], "twin"),
+        (["parallel=pp"], "pipeline parallel is not supported.*pipeline-parallel"),
+        (["parallel=tp", "compile=true"], "parallel = tp takes neither"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(settings, text):

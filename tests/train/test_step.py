@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -470,6 +471,20 @@ def test_noise_that_cannot_be_added_is_refused_before_a_ledger_exists(tmp_path, 
     with pytest.raises(ConfigError, match=rf"\[{code}\]"):
         make_private(tmp_path, **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_of_a_pipeline_is_refused(tmp_path):
+    from torch.distributed.pipelining import PipelineStage
+
+    store, model = torch.distributed.HashStore(), make_model()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        stage: Any = PipelineStage(model, 0, 1, torch.device("cpu"))
+        sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+        with pytest.raises(ConfigError, match=r"norm over all stages.*\[pipeline-parallel\]"):
+            make_private(tmp_path, model=stage, optimizer=sgd)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_an_existing_ledger_is_not_taken_by_its_path(tmp_path):

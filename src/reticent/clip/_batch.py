@@ -3,8 +3,10 @@
 Room: clip. May import torch and `reticent.errors`.
 """
 
+import hashlib
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -27,6 +29,18 @@ def num_rows(batch: Any) -> int:
             code="batch-mismatch",
         )
     return sizes.pop()
+
+
+def digest(batch: Any) -> bytes:
+    """SHA-256 of every tensor of a batch, and of the state of torch's random draws where these are."""
+    found, devices = hashlib.sha256(torch.get_rng_state().numpy().tobytes()), set[torch.device]()
+    for t in (leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)):
+        found.update(repr((tuple(t.shape), t.dtype)).encode())
+        found.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        devices.add(t.device)
+    for device in sorted((d for d in devices if d.type == "cuda"), key=str):
+        found.update(torch.cuda.get_rng_state(device).numpy().tobytes())
+    return found.digest()
 
 
 def rows(batch: Any, start: int, stop: int) -> Any:

@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from reticent.bounded import BoundedSum
 from reticent.clip import _isolation
 from reticent.clip._backward import gradients_kept, graph_leaves, plain_gradients, run_backward
-from reticent.clip._batch import num_rows, rows
+from reticent.clip._batch import digest, num_rows, rows
 from reticent.clip._capture import Capture
 from reticent.clip._entry import Entry, Key
 from reticent.clip._explain import Explanation
@@ -30,7 +30,7 @@ from reticent.clip._groups import Group, resolve
 from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._held import Held, InPlace, Scattered
 from reticent.clip._loop import loop_norms
-from reticent.clip._params import refuse_bypass, refuse_unseen, sizes, trainable
+from reticent.clip._params import refuse_bypass, refuse_unseen, trainable
 from reticent.clip._passes import Clip, Consumer, FormVisitor, GroupNorms, LayoutOf, Norms, Sums, round_up
 from reticent.clip._planner import Planner, Planning
 from reticent.clip._probe import Fingerprints, Unseen, probe_weights, prove_layout
@@ -123,7 +123,7 @@ class ClipEngine:
         self._planner = Planner(memory_budget=memory_budget, planning=planning)
         self._layouts: dict[tuple[int, ...], Proven] = {}
         self._not_meetings: frozenset[Key] = frozenset()
-        resolve(self.clipping, sizes(trainable(self.held)))
+        resolve(self.clipping, self.held.sizes(trainable(self.held)))
         refuse_unsupported(model)
 
     def clipped_sum(
@@ -167,9 +167,11 @@ class ClipEngine:
             UnsupportedModel: a parameter is used in a way whose per-unit gradient is not known.
         """
         refuse_unsupported(self._model)
+        if self.held.same_rows is not None:
+            self.held.same_rows.require_same(digest(batch))
         params = trainable(self.held)
         clipping = self.clipping if clipping is None else clipping
-        groups = resolve(clipping, sizes(params))
+        groups = resolve(clipping, self.held.sizes(params))
         total = SumsOnDemand(params) if out is None else out
         if batch is not None and num_rows(batch) == 0:
             norms = torch.zeros(0, len(groups), dtype=torch.float64)
@@ -249,6 +251,7 @@ class ClipEngine:
             work.groups,
             torch.isfinite(loss_R.detach().reshape(units, -1)).all(1) & work.counts,
             round_up({sum_dtype(p) for p in work.params.values()}),
+            held.same_rows,
         )
         with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
             found = self._prove_alike(capture, loss_R, units, proven, work) if probe else None
@@ -299,7 +302,7 @@ class ClipEngine:
         k = num_rows(batch) // units
         alone = rows(batch, unit * k, (unit + 1) * k)
         params = trainable(self.held)
-        groups = resolve(self.clipping, sizes(params))
+        groups = resolve(self.clipping, self.held.sizes(params))
         if self.held.apart:  # plain autograd would add the gradients of the processes' units
             work = _Work(params, groups, losses, alone, 1, {}, counts=True, norms_only=True)
             return bool(torch.isfinite(self._book_keep(work)).all())
@@ -395,6 +398,8 @@ class ClipEngine:
         """Two backward passes: the layout of every output that receives a gradient."""
         half = any(p.dtype == torch.float16 for p in work.params.values())
         weights_U = probe_weights(units, half=half)
+        if self.held.same_rows is not None:  # one backward through all processes
+            weights_U = self.held.same_rows.agreed(weights_U)
         seed = int.from_bytes(os.urandom(7), "little")
         ones, scaled = Fingerprints(units, seed), Fingerprints(units, seed)
         capture.begin_backward(ones)

@@ -3,13 +3,63 @@
 Room: clip. May import torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from reticent.clip._backward import plain_gradients
+
+
+class SameRows(Protocol):
+    """Processes that all run the same rows, each through its part of the model (tensor parallel)."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Parameters of whose gradients each process has a part; the rest are whole in all of them."""
+        ...
+
+    def plainly(self) -> AbstractContextManager[None]:
+        """A block in which the model runs in the simplest way, to compare with."""
+        ...
+
+    def require_same(self, digest: bytes) -> None:
+        """Refuse rows, or a state of random draws, that are not the same in every process.
+
+        Args:
+            digest: of both.
+
+        Raises:
+            StepError[ranks-diverged]: another process has another.
+        """
+        ...
+
+    def agreed(self, t: Tensor) -> Tensor:
+        """One process's tensor, in all of them."""
+        ...
+
+    def squares(self, group: int, of_parts_U: Tensor, of_whole_U: Tensor) -> Tensor:
+        """Squared norms of units, (U,), not below the truth, and the same bits in every process.
+
+        Args:
+            group: which group of parameters they are of, the same in every process.
+            of_parts_U: from this process's parts.
+            of_whole_U: from gradients that every process has whole.
+
+        Raises:
+            StepError[ranks-order]: the processes are not at the same group.
+            StepError[ranks-diverged]: the whole ones are not the same in all of them.
+        """
+        ...
+
+    def refuse_different(self, total: Mapping[str, Tensor], names: Iterable[str], tolerance: float) -> None:
+        """Refuse sums of whole gradients that are not the same in every process, by name.
+
+        Raises:
+            UnsupportedModel[ranks-diverged]: they differ by more than a share of their length.
+        """
+        ...
 
 
 class Held(Protocol):
@@ -36,8 +86,22 @@ class Held(Protocol):
         """Whether the flag is up in any process; all of them must ask."""
         ...
 
-    def sum_over_ranks(self, value: float) -> float:
-        """The sum of every process's value."""
+    @property
+    def num_adding(self) -> int:
+        """How often a unit that all processes run is in the sums."""
+        ...
+
+    @property
+    def same_rows(self) -> SameRows | None:
+        """The processes that run the same rows as this one; None if it has rows of its own."""
+        ...
+
+    def sizes(self, params: Mapping[str, nn.Parameter]) -> dict[str, int]:
+        """Name -> number of entries of the whole parameter."""
+        ...
+
+    def square(self, squares: Mapping[str, float]) -> float:
+        """Squared norm of a gradient of `common_gradients`, from those of what this process has."""
         ...
 
     def zeros(self, params: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor] | None:
@@ -69,9 +133,16 @@ class InPlace:
         """The flag."""
         return flag
 
-    def sum_over_ranks(self, value: float) -> float:
-        """The value."""
-        return value
+    num_adding = 1
+    same_rows = None
+
+    def sizes(self, params: Mapping[str, nn.Parameter]) -> dict[str, int]:
+        """The parameters'."""
+        return {name: p.numel() for name, p in params.items()}
+
+    def square(self, squares: Mapping[str, float]) -> float:
+        """Their sum."""
+        return sum(squares.values())
 
     def zeros(self, params: Mapping[str, nn.Parameter]) -> None:
         """Tensors like the parameters."""

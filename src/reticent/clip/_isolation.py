@@ -9,6 +9,7 @@ Shape letters (this file): U units compared.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -62,9 +63,12 @@ def check(
             raise _coupled(model, losses, few, alone[0], k, random=not _near(loss_in, again, 0.0))
         together = engine.clipped_sum(losses, few, num_units=several, out=held.zeros(params))
         loop = type(engine)(model, clipping=engine.clipping, method="loop", held=held)
-        looped = loop.clipped_sum(losses, few, num_units=several, out=held.zeros(params))
+        with held.same_rows.plainly() if held.same_rows is not None else nullcontext():
+            looped = loop.clipped_sum(losses, few, num_units=several, out=held.zeros(params))
     # Every process has added the same units.
-    _compare(together, looped, tolerance, times=held.sum_over_ranks(1.0))
+    if held.same_rows is not None:
+        held.same_rows.refuse_different(together.total, params, tolerance)
+    _compare(together, looped, tolerance, times=held.num_adding)
 
 
 def _tolerance(loss: Tensor) -> float:

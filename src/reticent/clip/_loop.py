@@ -53,7 +53,7 @@ def _add_one(
     held: Held, group: Group, grads: Mapping[str, Tensor], finite: bool, total: Mapping[str, Tensor]
 ) -> float:
     mine = {name: grads[name] for name in group.names if name in grads}
-    square = held.sum_over_ranks(sum(float(g.double().square().sum()) for g in mine.values()))
+    square = held.square({name: float(g.double().square().sum()) for name, g in mine.items()})
     norm = math.sqrt(square) if finite and math.isfinite(square) else math.inf
     if math.isfinite(norm):
         weight = float(group.weights(torch.tensor([norm], dtype=torch.float64))[0])

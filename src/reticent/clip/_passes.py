@@ -28,7 +28,7 @@ from torch import Tensor
 from reticent.clip._entries import entry_forms
 from reticent.clip._entry import Entry, Key
 from reticent.clip._groups import Group
-from reticent.clip._held import Scattered, adding
+from reticent.clip._held import SameRows, Scattered, adding
 from reticent.clip._planner import Planner
 from reticent.clip._pull import pull_back
 from reticent.errors import UnsupportedModel
@@ -128,7 +128,7 @@ class FormVisitor:
             pull_back(entry.values[role], form, self._leaves, self._forms)
         if self._last:
             entry.call, entry.outputs = None, ()
-        for name in roots:
+        for name in sorted(roots):  # in the same order in every process, whose hashes differ
             self._to_come[name] = self._to_come.get(name, 0) - 1  # below 0 if the forward did not record it
             if self._to_come[name] == 0 or not self._consumer.whole:
                 self._hand_over(name)
@@ -155,21 +155,49 @@ class FormVisitor:
 
 
 class GroupNorms:
-    """Squared norms of each group, added up parameter by parameter."""
+    """Squared norms of each group, added up parameter by parameter.
 
-    def __init__(self, groups: Sequence[Group], finite_U: Tensor, round_up: float) -> None:
+    Args:
+        groups: of parameters.
+        finite_U: which units count, if their gradients are finite.
+        round_up: the share by which norms are rounded up.
+        same_rows: the processes that have the rest of these units' gradients. Each group's norm is then asked
+            for once it is whole, in the same order in all of them.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        finite_U: Tensor,
+        round_up: float,
+        same_rows: SameRows | None = None,
+    ) -> None:
+        self._same_rows = same_rows
+        self._parts = frozenset() if same_rows is None else same_rows.parts
+        self._of_all: dict[int, Tensor] = {}  # group -> squares over all processes
         self.groups = groups
         self.group_of = {name: i for i, group in enumerate(groups) for name in group.names}
         self._finite_U, self._round_up = finite_U, 1 + round_up
         self._square_LU = torch.zeros(len(groups), len(finite_U), dtype=torch.float64, device=finite_U.device)
+        self._of_parts_LU = torch.zeros_like(self._square_LU)
 
     def add(self, name: str, square_U: Tensor) -> None:
         """Add one parameter's squared norms."""
-        self._square_LU[self.group_of[name]] += square_U
+        group = self.group_of[name]
+        assert group not in self._of_all, "other processes have been told of the group's norm"
+        (self._of_parts_LU if name in self._parts else self._square_LU)[group] += square_U
+
+    def _squares(self, group: int) -> Tensor:
+        if self._same_rows is None:
+            return self._square_LU[group]
+        if group not in self._of_all:
+            whole_U = torch.where(self._finite_U, self._square_LU[group], math.inf)
+            self._of_all[group] = self._same_rows.squares(group, self._of_parts_LU[group], whole_U)
+        return self._of_all[group]
 
     def norms(self, group: int) -> Tensor:
         """(U,), rounded up; infinite for a unit that counts as zero in this group."""
-        norm_U = self._square_LU[group].sqrt() * self._round_up
+        norm_U = self._squares(group).sqrt() * self._round_up
         return torch.where(self._finite_U & torch.isfinite(norm_U), norm_U, math.inf)
 
     def weights(self, group: int) -> tuple[Tensor, Tensor | None]:

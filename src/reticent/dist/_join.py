@@ -6,6 +6,7 @@ Room: dist. May import torch.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -13,19 +14,22 @@ import torch.distributed as dist
 from ._ranks import ALONE, Ranks
 from ._replicas import Replicas
 from ._shards import Shards
+from ._tensor_parallel import TensorParallel
+
+Parallel = Literal["none", "ddp", "fsdp2", "tp"]
 
 
 @contextmanager
-def joined(*, sharded: bool = False) -> Iterator[Ranks]:
+def joined(*, parallel: Parallel = "none") -> Iterator[Ranks]:
     """The ranks that torchrun started this process with: `ALONE` without it, or with one process.
 
     Joins the process group (NCCL where every rank of the machine has a GPU of its own, else gloo) unless the
     program has done so, and leaves it again.
 
     Args:
-        sharded: the model will be sharded over them: `Shards`, not `Replicas`.
+        parallel: how they share the work: "fsdp2" makes `Shards`, "tp" `TensorParallel`, the others `Replicas`.
     """
-    make = Shards if sharded else Replicas
+    make = {"fsdp2": Shards, "tp": TensorParallel}.get(parallel, Replicas)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return

@@ -57,8 +57,9 @@ class Ranks(Protocol):
     """Processes that take every private step together. All methods but `share` are collective.
 
     Guarantee:
-        Every unit of a logical batch is in the share of exactly one rank, and every coordinate of a sum gets
-        one draw of noise from exactly one rank.
+        Every unit of a logical batch is in the share of exactly one rank; or, where all ranks run the same rows,
+        each through its part of the model, in every share and once in the sum. Every coordinate of a sum gets one
+        draw of noise from exactly one rank.
     """
 
     rank: int
@@ -68,6 +69,11 @@ class Ranks(Protocol):
     @property
     def leads(self) -> bool:
         """Whether this is the rank that draws batches and keeps the ledger and the run's files."""
+        ...
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a batch this rank has: ranks with the same number have the same rows."""
         ...
 
     def share(self, indices: Indices) -> Indices:
@@ -164,6 +170,7 @@ class Alone:
     size: int = 1
     shards: bool = False
     leads: bool = True
+    data_rank: int = 0
 
     def share(self, indices: Indices) -> Indices:
         """All of the batch."""

@@ -70,6 +70,16 @@ class Replicas:
         """Whether this is rank 0."""
         return self.rank == 0
 
+    @property
+    def numbers(self) -> list[int]:
+        """The number of each rank among all processes."""
+        return dist.get_process_group_ranks(dist.group.WORLD if self._group is None else self._group)
+
+    @property
+    def data_rank(self) -> int:
+        """The rank's own number: no two have the same rows."""
+        return self.rank
+
     def share(self, indices: Indices) -> Indices:
         """Every size-th unit, from the rank's own number on."""
         return indices[self.rank :: self.size]
@@ -151,6 +161,21 @@ class Replicas:
         if not near:
             mine.copy_(here)
 
+    def all_sum(self, x: Tensor) -> Tensor:
+        """The sum of every rank's tensor, as a new tensor."""
+        there = x.detach().to(self.device).clone(memory_format=torch.contiguous_format)
+        with self._lost_ranks_named():
+            dist.all_reduce(there, group=self._group)
+        return there.to(x.device)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Every rank's tensor of the same shape, shape (size, *shape)."""
+        there = x.detach().to(self.device).contiguous()
+        everyone = torch.empty((self.size, *there.shape), dtype=there.dtype, device=self.device)
+        with self._lost_ranks_named():
+            _all_gather(everyone.view(-1), there.view(-1), group=self._group)
+        return everyone.to(x.device)
+
     def begin_alike(self, model: nn.Module) -> None:
         """Give every rank the leader's parameters and buffers."""
         self.broadcast((*model.parameters(), *model.buffers()))
@@ -204,11 +229,7 @@ class Replicas:
 
     def _gather(self, mine: Tensor) -> Tensor:
         """Every rank's tensor of the same shape, shape (size, *shape), on the CPU."""
-        mine = mine.to(self.device)
-        everyone = torch.empty((self.size, *mine.shape), dtype=mine.dtype, device=self.device)
-        with self._lost_ranks_named():
-            _all_gather(everyone.view(-1), mine.view(-1), group=self._group)
-        return everyone.cpu()
+        return self.all_gather(mine).cpu()
 
     def _leader(self) -> int:
         return 0 if self._group is None else dist.get_global_rank(self._group, 0)

@@ -7,6 +7,9 @@ form's memory back afterwards; the object stays the same. Recording by identity 
 The gathered parameter never gets a `.grad`, so FSDP2 reduces nothing by itself: clipped sums are
 reduce-scattered here, one FSDP2 unit (the parameters that are gathered together) at a time.
 
+On a mesh of two axes (hybrid sharding) the ranks along the second hold a copy of the model together, and each
+copy's sums are scattered among them; they are added up over the copies once a step, with the noise.
+
 Shape letters (this file): N ranks, S numbers in a rank's part of a unit.
 
 Sources:
@@ -21,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from reticent.errors import ConfigError, StepError
 
@@ -32,8 +35,9 @@ class ShardedModel:
     """How a rank holds a model that `fully_shard` was applied to; see `reticent.clip`'s `Held`.
 
     Args:
-        model: every trainable parameter must be sharded on its first axis, over the ranks' group.
-        ranks: over which it is.
+        model: every trainable parameter must be sharded on its first axis, over the ranks' group, or on a mesh
+            of all of them whose first axis holds copies.
+        ranks: all of them.
 
     Raises:
         ConfigError[sharded-model]: the model is not sharded like that.
@@ -44,12 +48,17 @@ class ShardedModel:
     def __init__(self, model: nn.Module, *, ranks: Replicas) -> None:
         self._model, self._ranks = model, ranks
         self.sharded: Final = dict(model.named_parameters())
-        _refuse_others(self.sharded, ranks)
+        mesh = _common_mesh(self.sharded, ranks)
+        rows = mesh if mesh is not None and mesh.ndim == 2 else None
+        self.within: Final = ranks if rows is None else Replicas(rows.get_group(1))
+        self.across: Final = None if rows is None else Replicas(rows.get_group(0))
         self.units: Final[list[tuple[str, ...]]] = []
         self._gathered: dict[str, nn.Parameter] = {}
         for module in self._fsdp_modules():
             self._learn(module)
-        _refuse_not_gathered([n for n, p in self.sharded.items() if p.requires_grad and n not in self._gathered])
+        _refuse_not_gathered(
+            [n for n, p in self.sharded.items() if p.requires_grad and n not in self._gathered]
+        )
 
     def _learn(self, module: FSDPModule) -> None:
         """Which parameters a unit gathers, and as which objects: they are made once."""
@@ -76,9 +85,20 @@ class ShardedModel:
         """Whether the flag is up on any rank."""
         return self._ranks.any_rank(flag)
 
-    def sum_over_ranks(self, value: float) -> float:
-        """The sum of every rank's value."""
-        return self._ranks.sum_over_ranks(value)
+    same_rows = None
+
+    @property
+    def num_adding(self) -> int:
+        """The ranks that hold a copy of the model together: their sums are added up."""
+        return self.within.size
+
+    def sizes(self, params: Mapping[str, nn.Parameter]) -> dict[str, int]:
+        """The parameters', which are whole in a pass."""
+        return {name: p.numel() for name, p in params.items()}
+
+    def square(self, squares: Mapping[str, float]) -> float:
+        """The sum over the ranks that hold a copy of the model together."""
+        return self.within.sum_over_ranks(sum(squares.values()))
 
     def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """This rank's shards of gradients of a loss that all ranks have alike: FSDP2's own means of them."""
@@ -101,7 +121,7 @@ class ShardedModel:
 
     def zeros(self, params: Mapping[str, nn.Parameter]) -> "ScatteredSums":
         """Sums by shards, of all trainable parameters."""
-        return ScatteredSums(self, ranks=self._ranks)
+        return ScatteredSums(self, within=self.within, across=self.across)
 
     def gradient(self, p: nn.Parameter, part: Tensor) -> Tensor:
         """A rank's shard of a gradient, as the gradient of a sharded parameter."""
@@ -128,15 +148,17 @@ class ScatteredSums(Mapping[str, Tensor]):
 
     Args:
         model: the sharded model.
-        ranks: over which it is.
+        within: the ranks over which its parts are.
+        across: the ranks that hold the same part as this one, each of another copy; None for a single copy.
 
     Guarantee:
         After every rank has added to every parameter once, a rank's tensors hold its coordinates of the sum
-        over all ranks (to rounding in the sum's dtype).
+        over the ranks `within` (to rounding in the sum's dtype); their sum over `across` is that over all.
     """
 
-    def __init__(self, model: ShardedModel, *, ranks: Replicas) -> None:
-        self._ranks = ranks
+    def __init__(self, model: ShardedModel, *, within: Replicas, across: Replicas | None = None) -> None:
+        self._ranks = within
+        self.across: Final = across
         self._shards = {n: _zeros_for(p) for n, p in model.sharded.items() if p.requires_grad}
         self._shapes = {n: model.sharded[n].shape for n in self._shards}
         self._units = [tuple(n for n in unit if n in self._shards) for unit in model.units]
@@ -225,8 +247,8 @@ def _refuse_not_gathered(names: list[str]) -> None:
         )
 
 
-def _refuse_others(sharded: Mapping[str, nn.Parameter], ranks: Replicas) -> None:
-    """Refuse parameters that are not spread over exactly the ranks, on their first axis."""
+def _common_mesh(sharded: Mapping[str, nn.Parameter], ranks: Replicas) -> DeviceMesh | None:
+    """The mesh that all shards are on; refuses parameters that are not spread over exactly the ranks, on axis 0."""
     whole = [n for n, p in sharded.items() if p.requires_grad and not isinstance(p.data, DTensor)]
     if whole:
         raise ConfigError(
@@ -235,16 +257,20 @@ def _refuse_others(sharded: Mapping[str, nn.Parameter], ranks: Replicas) -> None
             code="sharded-model",
         )
     meshes = {n: p.data.device_mesh for n, p in sharded.items() if isinstance(p.data, DTensor)}
-    other = [n for n, mesh in meshes.items() if not _fits(mesh, sharded[n], ranks)]
+    mesh = next(iter(meshes.values()), None)
+    other = [n for n, m in meshes.items() if m != mesh or not _fits(m, sharded[n], ranks)]
     if other:
         raise ConfigError(
-            f"Parameters {other[:3]} are not sharded on their first axis over all {ranks.size} ranks alone "
-            "(hybrid or tensor parallel meshes, or a shard_placement_fn). Use a mesh with one axis: the "
-            "default of fully_shard.",
+            f"Parameters {other[:3]} are not sharded on their first axis over all {ranks.size} ranks (tensor "
+            "parallel, a shard_placement_fn, or a mesh of other ranks). Use fully_shard's default mesh, or one "
+            "of two axes over all ranks in their order, of which the first holds copies.",
             code="sharded-model",
         )
+    return mesh
 
 
 def _fits(mesh: DeviceMesh, p: Any, ranks: Replicas) -> bool:
-    over_all = mesh.ndim == 1 and mesh.size() == ranks.size and mesh.get_local_rank() == ranks.rank
-    return over_all and tuple(p.data.placements) == (Shard(0),)
+    """Whether a parameter is sharded over all ranks in their order; or, hybrid, over rows of them."""
+    if mesh.ndim > 2 or mesh.mesh.flatten().tolist() != ranks.numbers:
+        return False
+    return tuple(p.data.placements) == ((Shard(0),) if mesh.ndim == 1 else (Replicate(), Shard(0)))

@@ -1,4 +1,4 @@
-"""Sharded data parallel (FSDP2): every rank holds a part of every parameter, and a share of each batch.
+"""Sharded data parallel (FSDP2, hybrid too): every rank holds a part of every parameter, and a share of each batch.
 
 Room: dist. May import torch, NumPy, `reticent.noise` and the floors below.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -15,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from reticent.bounded import BoundedSum
-from reticent.errors import StepError
+from reticent.errors import ConfigError, StepError
 from reticent.noise import NoiseSource, add_noise
 
 from ._parts import write_parts
@@ -37,22 +38,35 @@ class Shards:
     draws noise for its own shard from a key of its own, and updates it: no rank ever holds the whole summed
     gradient, or the whole optimizer's state.
 
+    With `num_replicas=R`, or a mesh of two axes given to `fully_shard` (hybrid sharding, DDP x FSDP2), the size / R
+    ranks of each row of the mesh hold a copy of the model together: parameters are gathered within a row only,
+    and sums are added up over the copies once a step, as the noise is added: again one draw a coordinate.
+
     Every rank runs equally many passes, because each pass gathers parameters from all: one whose share is used
     up runs a row that does not count. So an error inside a pass cannot be taken back on one rank alone:
     it ends the job, which is resumed.
 
     Args:
         group: the process group; by default that of all ranks.
+        num_replicas: how many copies of the model `shard` makes; for a mesh of your own it is not needed.
 
     Raises:
         ConfigError[no-process-group]: `torch.distributed` is not initialised.
+        ConfigError[num-replicas]: not a positive divisor of the number of ranks.
     """
 
     shards = True
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, *, num_replicas: int = 1) -> None:
         self._replicas: Final = Replicas(group)
         self._group: Final = group
+        self.num_replicas: Final = num_replicas
+        if num_replicas < 1 or self._replicas.size % num_replicas:
+            raise ConfigError(
+                f"num_replicas={num_replicas} copies of the model cannot share {self._replicas.size} ranks alike. "
+                "Choose a divisor of their number.",
+                code="num-replicas",
+            )
         self.rank: Final = self._replicas.rank
         self.size: Final = self._replicas.size
         self._failed = False
@@ -61,6 +75,11 @@ class Shards:
     def leads(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """The rank's own number: no two have the same rows."""
+        return self.rank
 
     def share(self, indices: Indices) -> Indices:
         """Every size-th unit, from the rank's own number on."""
@@ -146,19 +165,31 @@ class Shards:
         self._replicas.begin_alike(model)
         group = dist.group.WORLD if self._group is None else self._group
         assert group is not None
-        mesh = DeviceMesh.from_group(group, self._replicas.device.type)
+        mesh = self._mesh(group)
         for block in blocks_of(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
 
+    def _mesh(self, group: dist.ProcessGroup) -> DeviceMesh:
+        device = self._replicas.device.type
+        if self.num_replicas == 1:
+            return DeviceMesh.from_group(group, device)
+        rows = torch.tensor(self._replicas.numbers).view(self.num_replicas, -1)
+        return DeviceMesh(device, rows, mesh_dim_names=("replicate", "shard"))
+
     def add_noise(
         self, bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSource
     ) -> dict[str, Tensor]:
-        """Noise on this rank's shard of sums by shards; for another sum, see `Replicas.add_noise`."""
-        if isinstance(bounded.total, ScatteredSums):  # summed over the ranks already, coordinate by coordinate
+        """Noise on this rank's shard of sums by shards; for another sum, see `Replicas.add_noise`.
+
+        Several copies' shards are summed here, and each rank that holds one noises a part of it.
+        """
+        total = bounded.total
+        if isinstance(total, ScatteredSums) and total.across is None:  # summed over all ranks already
             return add_noise(bounded, noise_multiplier=noise_multiplier, source=source)
-        return self._replicas.add_noise(bounded, noise_multiplier=noise_multiplier, source=source)
+        over = total.across if isinstance(total, ScatteredSums) else None
+        return (over or self._replicas).add_noise(bounded, noise_multiplier=noise_multiplier, source=source)
 
     def __repr__(self) -> str:
         return f"Shards(rank={self.rank}, size={self.size})"

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
 
-from reticent.dist import Ranks, Shards, together
+from reticent.dist import Ranks, Shards, TensorParallel, together
 from reticent.errors import ReticentError
 from reticent.plan import Plan
 from reticent.train import Evaluation, RunDescription, train
@@ -53,15 +53,19 @@ class Job:
         recipe, config = asked_of(asked)
         with together(ranks):
             model = build_model(recipe, config)
-        if isinstance(ranks, Shards):
+        if isinstance(ranks, Shards | TensorParallel):
             ranks.shard(model)
+        optimizer = optimizer_of(model, config, lr=config.step_lr)
+        if isinstance(ranks, TensorParallel):  # some parameters are slices, others whole: not in one list
+            for group in optimizer.param_groups:
+                group |= {"foreach": False} if "foreach" in group else {}
         origin = {} if fallback_from is None else {"fallback_from": fallback_from}
         return cls(
             recipe=recipe,
             config=config,
             plan=plan_of(asked) if plan is None else plan,
             model=model,
-            optimizer=optimizer_of(model, config, lr=config.step_lr),
+            optimizer=optimizer,
             material=material,
             evaluation=Evaluation(dataset=material.test, scores=recipe.scores(config)),
             description=RunDescription(

@@ -30,13 +30,13 @@ def ranks_of(config: TrainingConfig) -> Iterator[Ranks]:
         ConfigError[several-ranks]: torchrun started several, and the settings do not say what for, or ask for
             something that only one process can do.
     """
-    with joined(sharded=config.parallel == "fsdp2") as ranks:
+    with joined(parallel=config.parallel) as ranks:
         alone = [name for name in _ALONE if getattr(config, name)]
         alone += ["epsilon=inf"] if math.isinf(config.epsilon) else []
         if ranks.size > 1 and config.parallel == "none":
             raise ConfigError(
                 f"This is one of {ranks.size} processes, and each would train by itself. Add "
-                "--set parallel=ddp (or fsdp2), or start without torchrun.",
+                "--set parallel=ddp (or fsdp2, tp), or start without torchrun.",
                 code="several-ranks",
             )
         if ranks.size > 1 and alone:

@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
+from reticent.errors import ConfigError
+
 from ._config import RecipeConfig
 
 _LARGEST_RATE: Final = 1e30
@@ -26,6 +28,16 @@ def _average(decay: object) -> object:
     if decay == "polyak" or (type(decay) in (int, float) and 0 <= decay < 1):  # type: ignore[operator]
         return decay
     raise ValueError("must be at least 0 and less than 1, or 'polyak'")
+
+
+def _no_pipeline(parallel: object) -> object:
+    if parallel in ("pp", "pipeline"):
+        raise ConfigError(
+            "pipeline parallel is not supported, because an example is clipped by its norm over all stages, "
+            "of which each knows its own: set parallel = fsdp2 (or tp) if the model does not fit on a device",
+            code="pipeline-parallel",
+        )
+    return parallel
 
 
 # Settings that only one kind of clipping reads.
@@ -115,10 +127,11 @@ class TrainingConfig(RecipeConfig):
         bool, Field(description="clip in a compiled graph: minutes once, then faster steps")
     ] = False
     parallel: Annotated[
-        Literal["none", "ddp", "fsdp2"],
+        Literal["none", "ddp", "fsdp2", "tp"],
+        BeforeValidator(_no_pipeline),
         Field(
             description="ddp: a share of each batch on every process that torchrun started; fsdp2: and a "
-            "part of every parameter"
+            "part of every parameter; tp: all of each batch, and a slice of each layer (Transformers)"
         ),
     ] = "none"
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0: only at the end")] = 0
@@ -187,10 +200,10 @@ class TrainingConfig(RecipeConfig):
             raise ValueError(
                 "twin is a run without privacy beside a private one; with epsilon = inf leave it out"
             )
-        if self.parallel == "fsdp2" and (self.compile or self.physical_batch_size == "auto"):
+        if self.parallel in ("fsdp2", "tp") and (self.compile or self.physical_batch_size == "auto"):
             raise ValueError(
-                "parallel = fsdp2 takes neither compile = true nor physical_batch_size = auto, which need "
-                "the whole model in one process: leave them out, or set parallel = ddp"
+                f"parallel = {self.parallel} takes neither compile = true nor physical_batch_size = auto, "
+                "which need the whole model in one process: leave them out, or set parallel = ddp"
             )
         if (self.max_batch_size is None) == (self.sampler == "truncated-poisson"):
             raise ValueError(

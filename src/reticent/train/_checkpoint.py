@@ -27,7 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reticent.dist import Shards, described_parts, read_parts, require_all_parts, sharded_like, together
+from reticent.dist import (
+    Shards,
+    TensorParallel,
+    described_parts,
+    read_parts,
+    require_all_parts,
+    sharded_like,
+    together,
+)
 from reticent.errors import CheckpointError
 
 from ._files import sync_folder, write_atomically, write_json
@@ -99,7 +107,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     _list(folder, path, _sha256(path), checkpoint)
 
 
-def save_in_parts(folder: Path, checkpoint: Checkpoint, ranks: Shards) -> None:
+def save_in_parts(folder: Path, checkpoint: Checkpoint, ranks: Shards | TensorParallel) -> None:
     """`save_checkpoint` where each rank has a part of the tensors; collective, in a folder that all see.
 
     Raises:

@@ -16,6 +16,7 @@ from reticent.errors import ConfigError, StepError, UnsupportedModel
 
 _PARALLEL: Final = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
 _SHARDED: Final = frozenset({"DTensor", "ShardedTensor", "FlatParameter"})
+_PIPELINE: Final = frozenset({"_PipelineStageBase", "_PipelineSchedule"})
 _WAY_OUT: Final = (
     "Give every rank the whole, unwrapped model and PrivateStep(ranks=reticent.dist.Replicas()), or one that "
     "fully_shard was applied to and ranks=reticent.dist.Shards(); or train in a single process."
@@ -36,6 +37,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             again and update from a gradient without noise.
         ConfigError[nothing-to-train]: the model has no trainable parameter.
         ConfigError[optimizer-parameters]: it holds other parameters than the model's trainable ones.
+        ConfigError[optimizer-foreach]: it updates slices and whole parameters in one list.
     """
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(
@@ -55,6 +57,41 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             code="nothing-to-train",
         )
     _check_parameters(wanted, optimizer)
+    _refuse_mixed_lists(wanted, optimizer)
+
+
+def _refuse_mixed_lists(params: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+    """Refuse an optimizer that updates lists: torch takes slices in them or whole tensors, not both."""
+    kinds = {type(p.data).__name__ in _SHARDED for p in params.values()}
+    on_cpu = all(p.device.type == "cpu" for p in params.values())
+    lists = [
+        name
+        for group in optimizer.param_groups
+        for name in ("foreach", "fused")
+        if group.get(name) or (name == "foreach" and group.get(name, False) is None and not on_cpu)
+    ]
+    if len(kinds) == 2 and lists:
+        raise ConfigError(
+            f"Some of the model's parameters are slices (DTensor) and some are whole, and {lists[0]} updates "
+            "them in one list, which torch refuses. Give the optimizer foreach=False and no fused=True.",
+            code="optimizer-foreach",
+        )
+
+
+def refuse_pipeline(model: object) -> None:
+    """Refuse a stage or schedule of `torch.distributed.pipelining`.
+
+    Raises:
+        ConfigError[pipeline-parallel]: an example's norm is over all stages, and no stage knows it before the
+            backward of the first is done.
+    """
+    if _PIPELINE & {kind.__name__ for kind in type(model).__mro__}:
+        raise ConfigError(
+            f"{type(model).__name__}: pipeline parallel is not supported, because an example is clipped by "
+            "its norm over all stages, of which each knows its own. Give every rank the same model: "
+            "ranks=reticent.dist.Shards() (parallel=fsdp2) if it does not fit on one.",
+            code="pipeline-parallel",
+        )
 
 
 def refuse_shards(model: nn.Module, ranks: Ranks, *, show_norms: bool, other_engine: bool) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reticent.dist import Ranks, Shards
+from reticent.dist import Ranks, Shards, TensorParallel
 from reticent.errors import CheckpointError, ConfigError
 from reticent.optim import Lamb
 from reticent.plan import LogicalBatch
@@ -350,8 +350,8 @@ def _take(
 
 
 def _layers_seed(stepper: Stepper, settings: TrainSettings, batch: LogicalBatch) -> int:
-    """Of a step's random layers; another one on each rank, which has other examples."""
-    rank = stepper.ranks.rank
+    """Of a step's random layers; another one on each rank that has other examples."""
+    rank = stepper.ranks.data_rank
     return mix_seed(settings.seed, "layers", batch.step, *((rank,) if rank else ()))
 
 
@@ -445,7 +445,7 @@ def _save(stepper: Stepper, state: _State, folder: Path) -> None:
         optimizer=stepper.optimizer.state_dict(),
         clip_norms=stepper.clip_norms,
     )
-    if isinstance(stepper.ranks, Shards):
+    if isinstance(stepper.ranks, Shards | TensorParallel):
         save_in_parts(folder, checkpoint, stepper.ranks)
     else:
         stepper.ranks.first(lambda: save_checkpoint(folder, checkpoint))

@@ -33,7 +33,7 @@ from . import _rows
 from ._adapt import ClipNorms
 from ._admit import refuse_foreign, refuse_spent
 from ._begin import check_noise, check_physical_batch_size, require_alike
-from ._guards import Watch, refuse_shards
+from ._guards import Watch, refuse_pipeline, refuse_shards
 from ._ledger import check_ledger, ledger_epsilon, new_ledger
 from ._rows import Rows, Transform
 from ._seeds import mix_seed
@@ -140,8 +140,8 @@ class OpenStep:
         share = ranks.share(self._batch.indices)
         for start in range(0, ranks.num_passes_over(self._batch.indices), size):
             self._require_used()
-            # Numbers apart for each rank's chunks, from which their transform is seeded.
-            number = start * ranks.size + ranks.rank
+            # Numbers apart for chunks of other rows, from which their transform is seeded.
+            number = start * ranks.size + ranks.data_rank
             mine = share[start : start + size]
             self._counts = len(mine) > 0  # else any row, in a pass that other ranks need
             self._pending = self._owner._rows(self._batch, mine if len(mine) else _ANY_ROW, number)
@@ -243,7 +243,8 @@ class PrivateStep:
         ConfigError[no-compiler]: `compile`, and there is no compiler for the model's device.
         ConfigError[engine-compile]: both `compile` and an engine.
         ConfigError[noise-source, noise-bound]: the noise cannot be drawn, or its size is not a number.
-        ConfigError[optimizer-type, optimizer-closure, optimizer-parameters, nothing-to-train]: see the codes.
+        ConfigError[optimizer-type, optimizer-closure, optimizer-parameters, nothing-to-train,
+            optimizer-foreach]: see the codes.
         LedgerError[ledger-exists]: `ledger` is the path of an existing file.
         LedgerError[ledger-plan]: the ledger was made for another plan, or would claim privacy for
             reproducible noise.
@@ -280,6 +281,7 @@ class PrivateStep:
                     code="engine-compile",
                 )
             check_noise(source, plan)
+            refuse_pipeline(model)
             refuse_shards(model, ranks, show_norms=show_norms, other_engine=compile or engine is not None)
             if ranks.size > 1 and isinstance(ledger, Ledger):
                 raise ConfigError(
