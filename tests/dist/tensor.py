@@ -236,8 +236,8 @@ def refused(ranks, folder):
         attempted(lambda: ranks.shard(sharded(make_model()))),
     ]
 
-    def attempt(model, with_ranks, **options: Any):
-        sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    def attempt(model, with_ranks, foreach=None, **options: Any):
+        sgd = torch.optim.SGD(model.parameters(), lr=1.0, foreach=foreach)
         at = folder / f"refused-{len(codes)}"
         found = attempted(
             lambda: PrivateStep(model, sgd, plan=make_plan(), ledger=at, ranks=with_ranks, **options) and None
@@ -249,6 +249,7 @@ def refused(ranks, folder):
     attempt(ranks.shard(make_model()), Shards())
     attempt(ranks.shard(make_model()), Replicas())
     attempt(ranks.shard(make_model()), ranks, compile=True)
+    attempt(ranks.shard(make_model()), ranks, foreach=True)
     attempt(ranks.shard(make_model()), ranks)
     return {"codes": codes}
 

@@ -106,7 +106,7 @@ def test_the_noise_in_total_is_that_of_one_process(of_two):
 
 
 def test_what_cannot_be_cut_or_is_not_is_refused(of_two):
-    wanted = ["tensor-parallel", *["sharded-model"] * 4, *["several-ranks"] * 2, None]
+    wanted = ["tensor-parallel", *["sharded-model"] * 4, *["several-ranks"] * 2, "optimizer-foreach", None]
     for found in of_two[1]["refused"]:
         assert found["codes"] == wanted
 
