@@ -162,3 +162,27 @@ def test_a_scripted_module_is_exact_or_refused_by_name() -> None:
     else:
         torch.testing.assert_close(got.norms, norms)
         assert oracle.distance(dict(got.total), total) < 1e-10
+
+
+class Overwritten(nn.Module):
+    """A gate made of a parameter; what its making needs in the backward is overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.weight.exp()
+        gate.mul_(2.0)
+        return x * gate
+
+
+def test_a_value_overwritten_since_its_graph_needs_it_is_refused_not_pulled_back() -> None:
+    """Autograd notices by itself, except under hooks, which the engine sets around values' graphs."""
+    model, x = Overwritten(), torch.randn(3, 5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        model(x).sum().backward()
+    engine = rt.ClipEngine(model, max_norm=1.0)
+    with pytest.raises(UnsupportedModel, match="overwritten by a later in-place operation") as caught:
+        engine.clipped_sum(lambda rows: model(rows).sum(1), x)
+    assert caught.value.code == "in-place-parameter"

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -129,6 +130,7 @@ class Capture(TorchFunctionMode):
         self._not_meetings = not_meetings
         self._counts: dict[tuple[str, str], int] = {}
         self._forward_counts: dict[tuple[str, str], int] = {}
+        self._was_none: dict[Any, bool] = {}  # optional meeting, without its number -> none, each time
         self._optional_key: Key | None = None
         self._optional_is_constant = False
         self.leaves: dict[str, Tensor] = {}
@@ -226,7 +228,15 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """A look-up or expansion: a meeting, unless that was found not to hold."""
         key = self._next_key(name, [self._values[id(t)] for t in tensors if id(t) in self._values])
-        if key in self._not_meetings:
+        none = key in self._not_meetings
+        # What a backward runs again has another key, may never receive a gradient that would prove anything,
+        # and must save the tensors that the forward saved: it is what it was there.
+        alike = (key[:2], tuple(t.shape for t in tensors), _numbers((args, kwargs)))
+        if self._in_forward:
+            self._was_none[alike] = none and self._was_none.get(alike, True)
+        elif self._was_none.get(alike, False):
+            none = True
+        if none:
             return self._derive(func, name, args, kwargs)
         constant = all(id(t) in self._values or self._is_constant(t) for t in tensors)
         self._optional_key, self._optional_is_constant = key, constant
@@ -256,7 +266,9 @@ class Capture(TorchFunctionMode):
         source_args, source_kwargs = args, kwargs
         flat, spec = tree_flatten((args, kwargs))
         args, kwargs = tree_unflatten([swap(leaf) for leaf in flat], spec)
-        out = func(*args, **kwargs)
+        # A value's graph is its own: a checkpoint around it would run again while a backward visits.
+        with saved_tensors_hooks(_with_version, _unchanged):
+            out = func(*args, **kwargs)
         roots = frozenset().union(*(s.roots for s in sources))
         outs = list(_tensors(out))
         if _in_place(func, name):
@@ -401,6 +413,22 @@ class Capture(TorchFunctionMode):
         """See `Recorder`."""
         with self:
             return func(*args, **kwargs)
+
+
+def _with_version(t: Tensor) -> tuple[Tensor, int]:
+    return t, t._version
+
+
+def _unchanged(kept: tuple[Tensor, int]) -> Tensor:
+    """What autograd checks by itself only where no hooks are."""
+    t, version = kept
+    if t._version != version:
+        raise UnsupportedModel(
+            "Something computed from parameters alone was overwritten by a later in-place operation, and its "
+            "gradient needs it. Write that operation out of place.",
+            code="in-place-parameter",
+        )
+    return t
 
 
 def _address(t: Tensor) -> int:

@@ -20,7 +20,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 FAST = ("gpt2-tied", "roberta", "llama-tied-padded")
-FAMILIES = (*FAST, "gpt2-untied", "bert", "distilbert", "llama", "qwen3", "gemma2", "gemma3", "t5")
+FAMILIES = (
+    *FAST, "gpt2-untied", "bert", "distilbert", "llama", "qwen3", "gemma2", "gemma3", "t5", "t5-gated-untied",
+    "bart", "albert", "electra", "modernbert", "mistral", "qwen2", "gemma", "phi", "gpt-neox", "opt", "bloom",
+)  # fmt: skip
+ENCODERS = ("bert", "roberta", "distilbert", "albert", "electra", "modernbert")
 KINDS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES]
 B, T, LENGTHS = 4, 9, (9, 5, 7, 3)
 
@@ -63,9 +67,9 @@ def trained(name: str, side: str, *, adapters: bool, dtype: torch.dtype = torch.
 
 
 def _task(name: str) -> str | None:
-    return (
-        "SEQ_2_SEQ_LM" if name == "t5" else None if name in ("bert", "roberta", "distilbert") else "CAUSAL_LM"
-    )
+    if name in ENCODERS:
+        return None
+    return "SEQ_2_SEQ_LM" if name.startswith(("t5", "bart")) else "CAUSAL_LM"
 
 
 def check(problem: Problem, tolerance: float) -> None:
@@ -87,9 +91,9 @@ def test_lora_on_rows_padded_left_is_exact(name: str) -> None:
     check(trained(name, "left", adapters=True), 1e-9)
 
 
-@pytest.mark.parametrize("name", [kind for kind in KINDS if kind.values[0] != "t5"])
+@pytest.mark.parametrize("name", KINDS)
 def test_with_checkpointed_activations_it_is_the_same(name: str) -> None:
-    """float32: what a checkpoint runs again cannot be kept from casting. T5 is refused (tests/clip)."""
+    """float32: what a checkpoint runs again cannot be kept from casting."""
     problem = trained(name, "left", adapters=False, dtype=torch.float32)
     max_norm = median_norm(problem)
     without = rt.clipped_sum(problem.model, problem.losses, problem.batch, max_norm=max_norm)
