@@ -136,6 +136,19 @@ def test_callbacks_logs_evaluation_and_saving_happen_as_in_trainer(tmp_path):
     assert len(lines) == 2 and "accuracy" in lines[0]
 
 
+@pytest.mark.parametrize("event", ["on_step_begin", "on_step_end"])
+def test_an_epoch_that_shall_end_early_is_refused_not_ignored(tmp_path, event):
+    def stop(self, args, state, control, **kwargs):
+        control.should_epoch_stop = True
+
+    callback = type("Short", (TrainerCallback,), {event: stop})()
+    with pytest.raises(ConfigError, match=f"should_epoch_stop in {event}") as caught:
+        trainer_of(tmp_path / "run", callbacks=[callback]).train()
+    assert caught.value.code == "trainer-argument"
+    kept = tmp_path / "run" / "ledger.jsonl"
+    assert (read_run_ledger(tmp_path / "run").num_steps if kept.exists() else 0) == (event == "on_step_end")
+
+
 def test_a_run_that_was_stopped_goes_on_and_spends_the_plan_once(tmp_path):
     trainer_of(tmp_path / "run", callbacks=[Recorder(stop_after=1)]).train()
     before = read_run_ledger(tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import tempfile
 import traceback
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import reticent as rt
 from reticent.account.ledger import read_ledger
 from reticent.errors import ConfigError, DataError
+from reticent.recipes.features import _rows_run
 from reticent.sklearn import PrivateClassifier
 
 # Public numbers and labels are declared, noise is reproducible: scikit-learn's checks ask for equal results.
@@ -49,6 +51,31 @@ def test_it_learns_within_its_budget_and_says_so_from_a_ledger(tmp_path):
     report = rt.epsilon(view.segments(), delta=view.delta, relation=view.relation)
     assert report.epsilon == pytest.approx(model.epsilon_, rel=1e-6)
     assert view.public["num_examples"] == 1797
+
+
+@pytest.mark.parametrize("spent", [True, False])
+def test_an_interrupted_fit_leaves_the_ledger_of_what_it_spent(tmp_path, monkeypatch, spent):
+    real = _rows_run.run_stages
+
+    def interrupted(*args, **named):
+        if spent:
+            real(*args, **named)
+        raise KeyboardInterrupt
+
+    model = given(method="least-squares")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(_rows_run, "run_stages", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            model.fit(*digits())
+    kept = list(tmp_path.glob("reticent-fit-*/run/ledger.jsonl"))
+    assert len(kept) == spent and any(tmp_path.iterdir()) == spent
+    if spent:
+        view = read_ledger(kept[0])
+        assert 2.9 < rt.epsilon(view.segments(), delta=view.delta, relation=view.relation).epsilon <= 3.0
+        assert str(kept[0]) in caught.value.__notes__[0]
+    model.fit(*digits())  # one that ends leaves nothing
+    assert list(tmp_path.glob("reticent-fit-*/run/ledger.jsonl")) == kept
 
 
 def test_two_fits_differ_and_a_fitted_model_is_the_same_after_pickling():

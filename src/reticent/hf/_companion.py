@@ -64,6 +64,9 @@ def rate_factor(args: TrainingArguments, num_steps: int) -> Callable[[int], floa
 class TrainerCompanion:
     """Calls a trainer's callbacks around every private step, and does what they ask for.
 
+    What they may ask and cannot get, the end of an epoch before its last step, is refused
+    (ConfigError[trainer-argument]).
+
     Args:
         trainer: a `PrivateTrainer`; its state, control and callbacks are used as `Trainer` uses them.
         folder: the run's folder.
@@ -134,6 +137,13 @@ class TrainerCompanion:
         trainer = self._trainer
         call = getattr(trainer.callback_handler, event)
         trainer.control = call(trainer.args, trainer.state, trainer.control)
+        if trainer.control.should_epoch_stop:
+            raise ConfigError(
+                f"A callback set should_epoch_stop in {event}. Rows are drawn anew for every step, so an "
+                "epoch is only a count of steps, and there is no rest of it to leave out: set "
+                "should_training_stop to end the run. The steps so far are spent and kept.",
+                code="trainer-argument",
+            )
 
     def _do_what_was_asked(self, stepper: Stepper) -> None:
         trainer, step = self._trainer, stepper.num_steps

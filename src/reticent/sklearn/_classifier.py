@@ -6,8 +6,10 @@ Shape letters (this file): N row, D column, K class.
 """
 
 import math
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -47,8 +49,9 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
             to them and scaled to [-1, 1]. None leaves columns as they are: right for features of a model,
             wrong for a table whose columns have different units.
         settings: further settings of the recipe, as (name, value) pairs or a mapping.
-        folder: where to keep ledger, checkpoints and metrics, new or empty. None keeps them only while `fit`
-            runs.
+        folder: where to keep ledger, checkpoints and metrics, new or empty. None keeps them in a folder
+            `reticent-fit-...` of the system's temporary files while `fit` runs. A `fit` that does not come to
+            its end leaves it there if something was spent, and its exception names it.
         noise_seed: makes noise reproducible, and the result NOT private: for tests.
 
     Attributes:
@@ -131,8 +134,7 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
             )
         config = self._config(len(x))
         rows = Split(self._scaled(x), labels)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "run" if self.folder is None else Path(self.folder)
+        with _run_folder(self.folder) as folder:
             head, ledger = fit_rows(config, rows, num_classes=len(classes), folder=folder)
             self.ledger_ = (folder / "ledger.jsonl").read_text(encoding="ascii")
         self.head_, self.classes_ = head, classes
@@ -238,6 +240,28 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.non_deterministic = self.noise_seed is None
         return tags
+
+
+@contextmanager
+def _run_folder(given: str | Path | None) -> Iterator[Path]:
+    """The folder of a run; a temporary one is removed, unless its block fails after something was spent."""
+    if given is not None:
+        yield Path(given)
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="reticent-fit-"))
+    folder = scratch / "run"
+    try:
+        yield folder
+    except BaseException as error:
+        if folder.exists():  # else nothing was spent
+            error.add_note(
+                f"This fit spent privacy before it ended: its ledger is '{folder / 'ledger.jsonl'}'. Keep "
+                "it, and count it: reticent account LEDGER1 LEDGER2 ...."
+            )
+        else:
+            shutil.rmtree(scratch)
+        raise
+    shutil.rmtree(scratch)
 
 
 def _checked(estimator: PrivateClassifier, *arrays: ArrayLike, **options: Any) -> Any:

@@ -1,5 +1,7 @@
 """Networks of timm and transformers as private classifiers, and our views against torchvision's."""
 
+import json
+import shutil
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -141,6 +143,27 @@ def test_a_library_s_own_file_of_weights_is_taken_by_its_names(tmp_path):
     torch.testing.assert_close(
         made[1].forward_features(scaled), theirs.eval().forward_features(scaled), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"), [("image_size", "position_embeddings"), ("intermediate_size", "layer")]
+)
+def test_weights_that_leave_more_than_the_head_to_chance_are_refused(tmp_path, tiny_vit, setting, told):
+    place = tmp_path / "edited"
+    shutil.copytree(tiny_vit, place)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, setting: 2 * config[setting]}))
+    side = 64 if setting == "image_size" else 32
+    made: Any = {
+        "name": f"transformers:{place}",
+        "shape": (3, side, side),
+        "num_classes": 2,
+        "features": False,
+    }
+    assert network(**made) is not None  # all of it random, as asked for
+    with pytest.raises(ConfigError, match=f"lack .* beside the head.*{told}") as e:
+        network(**made, pretrained=True)
+    assert e.value.code == "start-from"
 
 
 def test_a_size_that_does_not_fit_and_a_name_that_is_none_are_refused(tiny_vit):

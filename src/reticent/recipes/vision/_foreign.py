@@ -43,6 +43,7 @@ def foreign(name: str, *, shape: tuple[int, int, int], num_classes: int, pretrai
     Raises:
         ConfigError[unknown-model]: no such network, or its library is not installed.
         ConfigError[model-input]: it cannot read images of this shape.
+        ConfigError[start-from]: its public weights leave more than the head to chance.
     """
     library, _, rest = name.partition(":")
     make = _timm if library == "timm" else _transformers
@@ -52,6 +53,8 @@ def foreign(name: str, *, shape: tuple[int, int, int], num_classes: int, pretrai
         raise ConfigError(
             f"{name} needs {library}, which is not installed: pip install {library}", code="unknown-model"
         ) from e
+    except ConfigError:
+        raise
     except Exception as e:  # whatever the library raises while it looks for a name or builds
         raise ConfigError(
             f"{library} gives no network for {name!r} on images of {shape[1]} x {shape[2]} pixels "
@@ -89,9 +92,15 @@ def _transformers(name: str, shape: tuple[int, int, int], num_classes: int, pret
     config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes)
     kind = transformers.AutoModelForImageClassification
     if pretrained:
-        body = kind.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=True, use_safetensors=True, dtype=torch.float32
+        body, loaded = kind.from_pretrained(
+            name,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
+        _refuse_random_body(name, body, loaded)
     else:
         body = kind.from_config(config)
     try:
@@ -100,6 +109,19 @@ def _transformers(name: str, shape: tuple[int, int, int], num_classes: int, pret
         wanted = {}
     pixels = PixelsLike(wanted.get("image_mean") or [0.5] * 3, wanted.get("image_std") or [0.5] * 3)
     return nn.Sequential(pixels, _Logits(body.train()))
+
+
+def _refuse_random_body(name: str, body: Any, loaded: Any) -> None:
+    """What the weights lack, or have in another shape, the library makes at random: only a head may be."""
+    made = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    inside = sorted(key for key in made if key.startswith(f"{body.base_model_prefix}."))
+    if inside:
+        raise ConfigError(
+            f"The weights of transformers:{name} lack {len(inside)} parameters beside the head, or have them "
+            f"in other shapes: {', '.join(inside[:3])}{', ...' * (len(inside) > 3)}. They would be random. "
+            "Give the folder with the configuration that its weights were saved with.",
+            code="start-from",
+        )
 
 
 @torch.no_grad()
