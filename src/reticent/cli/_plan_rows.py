@@ -12,6 +12,8 @@ from reticent.cli._show import rounded_up
 def plan_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Everything about a plan, and what it takes."""
     public = "secret" if record["num_examples"] is None else f"{record['num_examples']} (public)"
+    if record.get("num_available"):
+        public += f", chosen among {record['num_available']} (public too)"
     rows = [
         ("epsilon", f"{rounded_up(record['epsilon'])} by {record['accountant']}"),
         ("epsilon by RDP", rounded_up(record["epsilon_rdp"])),
@@ -21,7 +23,7 @@ def plan_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("noise multiplier", f"{record['noise_multiplier']:.6g}"),
         ("steps", str(record["num_steps"])),
         ("sampler", f"{record['sampler']}, probability {record['sampling_prob']:.6g} a step"),
-        ("examples", public),
+        (f"{record.get('unit', 'example')}s", public),
         *_clipping_rows(record),
         ("noise in the clipped sum", f"standard deviation {record['noise_std']:.6g} in each coordinate"),
     ]

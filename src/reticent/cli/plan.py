@@ -217,10 +217,11 @@ def _record_of_recipe(
     from reticent.recipes import TrainingRecipe, plan_of, request, step_memory, with_physical_batch  # torch
 
     asked = request(target, assignments)
-    if not isinstance(asked.recipe, TrainingRecipe):
+    recipe = asked.recipe
+    if not isinstance(recipe, TrainingRecipe):
         raise ConfigError(
-            f"The recipe '{asked.recipe.name}' does not train by gradient steps. What it would do: "
-            f"reticent train {asked.recipe.name} --dry-run.",
+            f"The recipe '{recipe.name}' does not train by gradient steps. What it would do: "
+            f"reticent train {recipe.name} --dry-run.",
             code="plan-recipe",
         )
     scaled = None if scale is None else scale(asked)
@@ -230,6 +231,8 @@ def _record_of_recipe(
         "recipe": asked.recipe.name,
         "private": asked.config.private,
         **_record(plan, batch_is_known=True),
+        "unit": plan.unit,
+        "num_available": recipe.num_available(asked.config),
         "physical_batch_size": asked.config.model_dump()["physical_batch_size"],
         **({"memory": step_memory(asked)} if scaled is None else {"at_scale": scaled}),
         "chosen": dict(asked.recipe.reasons(asked)),

@@ -60,7 +60,7 @@ def read_table(path: Path, *, split: str | None = None) -> Table:
         split: which split of a folder that holds several.
 
     Raises:
-        DataError[data-missing]: there is no such file.
+        DataError[data-missing]: there is no such file, or no such split.
         DataError[data-format]: it is not what its ending says, or of a kind that is not read.
         DataError[data-empty]: it holds no rows.
         DataError[data-needs-package]: pyarrow is needed and not installed.
@@ -70,6 +70,12 @@ def read_table(path: Path, *, split: str | None = None) -> Table:
     reader = _read_folder if path.is_dir() else _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"'{path}' is of no kind that is read: {_KINDS}.", code="data-format")
+    if split is not None and not (path / "dataset_dict.json").is_file():
+        raise DataError(
+            f"'{path}' is one table and has no splits, so no '{split}' either: leave the split out, or give "
+            "a folder of several that datasets saved.",
+            code="data-missing",
+        )
     if path.is_dir():
         path = _split_folder(path, split)
     columns = reader(path)

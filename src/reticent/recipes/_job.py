@@ -19,7 +19,7 @@ from reticent.plan import Plan
 from reticent.train import Evaluation, RunDescription, train
 
 from ._memory import clipping_costs
-from ._parts import asked_of, build_model, losses_of, optimizer_of, plan_of, settings_of
+from ._parts import asked_of, available, build_model, losses_of, optimizer_of, plan_of, settings_of
 from ._recipe import Request
 from ._training_config import TrainingConfig
 
@@ -69,7 +69,9 @@ class Job:
             material=material,
             evaluation=Evaluation(dataset=material.test, scores=recipe.scores(config)),
             description=RunDescription(
-                recipe=recipe.name, config=config.public_dict(), data={**material.about, **origin}
+                recipe=recipe.name,
+                config=config.public_dict(),
+                data={**material.about, **available(recipe, config), **origin},
             ),
         )
 

@@ -32,6 +32,12 @@ def asked_of(asked: Request) -> "tuple[TrainingRecipe, TrainingConfig]":
     return cast("TrainingRecipe", asked.recipe), asked.config
 
 
+def available(recipe: "TrainingRecipe", config: TrainingConfig) -> dict[str, int]:
+    """The number of units that those to train on were chosen among, where it matters: public too."""
+    found = recipe.num_available(config)
+    return {} if found is None else {"num_available": found}
+
+
 def plan_of(asked: Request) -> Plan:
     """The plan of a request; reads no data. With `epsilon = inf`, one with noise multiplier 0.
 

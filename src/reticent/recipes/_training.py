@@ -33,7 +33,7 @@ from ._config import make_config, restore_config
 from ._going_on import check_unedited, finished
 from ._job import Job, sayer, train_private
 from ._origin import refuse_same_data
-from ._parts import asked_of, build_model, losses_of, plan_of, settings_of, with_physical_batch
+from ._parts import asked_of, available, build_model, losses_of, plan_of, settings_of, with_physical_batch
 from ._plain_run import resume_plain, train_plain, train_twin
 from ._ranks import fetched_by, ranks_of
 from ._recipe import Recipe, Request
@@ -79,6 +79,13 @@ class TrainingRecipe(Recipe):
     def unit(self, config: Any) -> str:
         """What `num_examples` and `expected_batch_size` count, and whom epsilon speaks of."""
         return ROW
+
+    def num_available(self, config: Any) -> int | None:
+        """Units that those to train on were chosen among, by a rule that looks at how many there are.
+
+        That number is then a public constant too, beside the plan's. None: all take part.
+        """
+        return None
 
     @abstractmethod
     def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Any:
@@ -150,6 +157,7 @@ class TrainingRecipe(Recipe):
             "expected_batch_size": plan.expected_batch_size,
             "neighbouring_relation": str(plan.relation),
             "unit": plan.unit,
+            **available(*asked_of(asked)),
             **({"chosen": dict(reasons)} if (reasons := self.reasons(asked)) else {}),
         }
 

@@ -40,6 +40,11 @@ def _no_pipeline(parallel: object) -> object:
     return parallel
 
 
+PhysicalBatchSize = Annotated[
+    int | str,
+    AfterValidator(_rows_at_once),
+    Field(description="rows at once: memory, not result; auto: what fits"),
+]
 # Settings that only one kind of clipping reads.
 _OF_CLIPPING: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -110,11 +115,7 @@ class TrainingConfig(RecipeConfig):
             gt=0, allow_inf_nan=False, description="fixes the noise; epsilon is then what it must not exceed"
         ),
     ] = None
-    physical_batch_size: Annotated[
-        int | str,
-        AfterValidator(_rows_at_once),
-        Field(description="rows at once: memory, not result; auto: what fits"),
-    ] = 256
+    physical_batch_size: PhysicalBatchSize = 256
     memory_budget: Annotated[
         ByteSize | None,
         Field(description="of physical_batch_size=auto, e.g. 4GiB; default 60 % of what is free"),

@@ -14,7 +14,15 @@ from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 from reticent.report._figures import round_up
 from reticent.report._run import Run, read_run
-from reticent.report._statement import Statement, clipping_in_words, privacy_unit, state, unit_of
+from reticent.report._statement import (
+    Statement,
+    clipping_in_words,
+    num_available,
+    privacy_unit,
+    public_num_examples,
+    state,
+    unit_of,
+)
 
 MODEL_FOLDERS = ("model", "adapter")  # inside a run's folder, each complete for `from_pretrained`
 CARD = "README.md"
@@ -97,7 +105,9 @@ def card(run: Run, statement: Statement, *, kind: str) -> str:
         report=report,
         epsilon=round_up(report.epsilon) if report and statement.private else None,
         unit=unit_of(report.neighbouring_relation, privacy_unit(run)) if report else "",
-        privacy_unit=privacy_unit(run),
+        privacy_unit=_plain(privacy_unit(run)),
+        num_examples=public_num_examples(run),
+        num_available=num_available(run),
         ledger=run.ledger,
         segments=tuple(run.ledger.segments()) if run.ledger else (),
         clipping=clipping_in_words(run),

@@ -142,6 +142,12 @@ def public_num_examples(run: Run) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def num_available(run: Run) -> int | None:
+    """How many units those that took part were chosen among; None if all did."""
+    value = run.about.data.get("num_available")
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def privacy_unit(run: Run) -> str:
     """Whom the plan's guarantee speaks of: an example, unless it says otherwise."""
     return str((run.about.plan or {}).get("unit", "example"))

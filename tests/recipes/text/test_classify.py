@@ -158,6 +158,7 @@ def test_nothing_to_train_is_refused() -> None:
         (["label_column=y"], "label_column would be ignored"),
         (["data=rotten-tomatos"], "none of rotten-tomatoes"),
         (["init=random", "adaptation=lora"], "init = random trains everything"),
+        (["init=random", "freeze_layers=2"], "init = random trains everything"),
         (["freeze_embeddings=true", "adaptation=lora"], "freeze_embeddings would be ignored"),
     ],
 )
@@ -220,14 +221,6 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path) -> None:
         TEXT_CLASSIFY.build(TextClassifyConfig(model=str(tmp_path), max_length=16))
 
 
-def test_an_encoder_decoder_is_refused_by_name(tmp_path) -> None:
-    sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 1) | {"vocab_size": 300, "d_model": 16}
-    hf.BartConfig(**sizes).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"encoder-decoder \(bart\)"):
-        TEXT_CLASSIFY.build(TextClassifyConfig(model=str(tmp_path), max_length=16))
-
-
 def test_parts_in_which_rows_meet_are_refused() -> None:
     model = hf.BertModel(encoder_settings())
     check_parts(model, "fine")
@@ -281,6 +274,50 @@ def test_a_file_becomes_a_private_model_that_transformers_loads(tmp_path, pairs_
     kept = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model")
     assert kept.config.vocab_size == 60
     assert describe(asked)["config"]["labels"] == ("nein", "ja")
+
+
+def test_pairs_with_scores_in_a_folder_of_datasets_are_learned_privately(tmp_path) -> None:
+    """As STS-B comes: two sentences, a similarity from 0 to 5, a split to score on."""
+    datasets = pytest.importorskip("datasets")
+    pairs = [{"sentence1": "a film", "sentence2": "b c", "score": k % 26 / 5} for k in range(40)]
+    made = {"train": pairs, "validation": pairs[:9]}
+    parts = {name: datasets.Dataset.from_list(part) for name, part in made.items()}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "sts"))
+    settings = [
+        f"model={save_masked(tmp_path / 'tiny')}", f"data={tmp_path / 'sts'}", "test_split=validation",
+        "text_column=sentence1", "pair_column=sentence2", "label_column=score", "objective=regression",
+        "max_length=16", "num_steps=2", "expected_batch_size=8", "epsilon=8",
+    ]  # fmt: skip
+    result = run(request("text-classify", settings), out=tmp_path / "run")
+    assert result["private"] and 0 < result["epsilon"] <= 8 and "test_pearson" in result
+    assert read_ledger(tmp_path / "run" / "ledger.jsonl").public["num_examples"] == 40
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"] == {"name": "file"}
+    kept = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert kept.config.num_labels == 1
+
+
+@pytest.mark.parametrize("ending", ["tsv", "parquet"])
+def test_random_weights_are_trained_on_a_file_of_either_kind(tmp_path, ending) -> None:
+    texts, labels = [f"film {k}" for k in range(40)], ["bad" if k % 2 else "good" for k in range(40)]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "tsv":
+        lines = [f"{text}\t{label}\n" for text, label in zip(texts, labels, strict=True)]
+        path.write_text("text\tlabel\n" + "".join(lines))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pa.table({"text": texts, "label": labels}), path)
+    settings = [
+        f"model={save_masked(tmp_path / 'tiny')}", f"data={path}", "labels=bad,good", "init=random",
+        "lr=1e-6", "max_length=8", "num_steps=2", "expected_batch_size=8", "epsilon=8",
+    ]  # fmt: skip
+    result = run(request("text-classify", settings), out=tmp_path / "run")
+    assert result["private"] and 0 < result["epsilon"] <= 8
+    kept, theirs = (
+        hf.AutoModelForSequenceClassification.from_pretrained(folder)
+        for folder in (tmp_path / "run" / "model", tmp_path / "tiny")
+    )
+    assert not torch.allclose(kept.bert.encoder.layer[0].output.dense.weight,
+                              theirs.bert.encoder.layer[0].output.dense.weight, atol=1e-3)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from reticent.errors import ConfigError, DataError
 from reticent.recipes import describe, request
-from reticent.recipes.text._labelled import LabelledFile, num_rows, splits
+from reticent.recipes.text._labelled import LabelledFile, num_units, splits
 from reticent.recipes.text._suggest import gaussian_mean, suggest
 
 ROWS = [{"text": f"row {k}", "label": ("no", "yes")[k % 2]} for k in range(20)]
@@ -15,8 +15,11 @@ ROWS = [{"text": f"row {k}", "label": ("no", "yes")[k % 2]} for k in range(20)]
 def written(path, rows=ROWS):
     if path.suffix == ".jsonl":
         path.write_text("\n".join(map(json.dumps, rows)))
-    elif path.suffix == ".csv":
-        path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
+    elif path.suffix in (".csv", ".tsv"):
+        mark = "," if path.suffix == ".csv" else "\t"
+        path.write_text("".join(mark.join(row) + "\n" for row in (rows[0], *(r.values() for r in rows))))
+    elif not path.suffix:
+        pytest.importorskip("datasets").Dataset.from_list(rows).save_to_disk(str(path))
     else:
         pa = pytest.importorskip("pyarrow")
         import pyarrow.parquet
@@ -28,14 +31,15 @@ def written(path, rows=ROWS):
 def read(path, **changes):
     settings = {
         "path": str(path), "text_column": "text", "pair_column": None, "label_column": "label",
-        "labels": ("no", "yes"), "test_data": None, "test_split": None, "test_fraction": 0.2,
+        "user_column": None, "labels": ("no", "yes"), "test_data": None, "test_split": None,
+        "test_fraction": 0.2,
     }  # fmt: skip
     return splits("", LabelledFile(**settings | changes), report=print, progress=False)
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_every_kind_of_file_gives_the_same_rows(tmp_path, ending):
-    found = read(written(tmp_path / f"rows.{ending}"))
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.parquet", "folder"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
+    found = read(written(tmp_path / name))
     assert (len(found.train), len(found.test)) == (16, 4)
     assert {*found.train.texts, *found.test.texts} == {row["text"] for row in ROWS}
     assert all(
@@ -51,6 +55,32 @@ def test_a_file_to_score_on_keeps_all_rows_for_training(tmp_path):
     assert (len(found.train), len(found.test)) == (20, 5) and "scored" not in found.about
 
 
+@pytest.fixture
+def both_splits(tmp_path):
+    """A folder of `datasets` with 20 rows to train on and 6 others to score on."""
+    datasets = pytest.importorskip("datasets")
+    public = [{"text": f"public {k}", "label": "no"} for k in range(6)]
+    parts = {"train": ROWS, "validation": public}
+    made = {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}
+    datasets.DatasetDict(made).save_to_disk(str(tmp_path / "both"))
+    return tmp_path / "both"
+
+
+def test_a_split_to_score_on_keeps_all_rows_of_the_other_for_training(both_splits):
+    found = read(both_splits, test_split="validation")
+    assert {*found.train.texts} == {row["text"] for row in ROWS} and len(found.train) == 20
+    assert [*found.test.texts] == [f"public {k}" for k in range(6)] and found.about == {"name": "file"}
+    with pytest.raises(DataError, match="has no split 'test'; it has: train, validation"):
+        read(both_splits, test_split="test")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "folder"])
+def test_a_split_of_one_table_is_refused_not_the_private_rows_scored(tmp_path, name):
+    with pytest.raises(DataError, match="is one table and has no splits") as caught:
+        read(written(tmp_path / name), test_split="validation")
+    assert caught.value.code == "data-missing"
+
+
 @pytest.mark.parametrize(
     ("changes", "rows", "code"),
     [
@@ -58,6 +88,9 @@ def test_a_file_to_score_on_keeps_all_rows_for_training(tmp_path):
         ({"labels": None}, ROWS, "data-labels"),
         ({"text_column": "words"}, ROWS, "data-column"),
         ({"pair_column": "second"}, ROWS, "data-column"),
+        ({"user_column": "who"}, ROWS, "data-column"),
+        ({"user_column": "who"}, [{**row, "who": None} for row in ROWS], "user-column"),
+        ({"user_column": "who"}, [{**row, "who": "one"} for row in ROWS], "data-empty"),
         ({}, [{"text": None, "label": "no"}], "data-format"),
         ({}, ROWS[:1], "data-empty"),
     ],
@@ -79,7 +112,7 @@ def test_numbers_are_labels_too(tmp_path):
 
 
 def test_known_data_have_a_public_size():
-    assert num_rows("imdb", None) == 25_000
+    assert num_units("imdb", None) == 25_000
 
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.5, 1e-5), (3, 1e-5), (8, 1e-6)])
@@ -133,10 +166,31 @@ def test_published_runs_plan_without_data_and_spend_what_they_did(name, noise, e
     assert told["epsilon"] <= told["config"]["epsilon"]
 
 
-@pytest.mark.parametrize("which", ["test_data", "test_split"])
+@pytest.mark.parametrize("which", ["test_data", "test_split", "linked", "e2e"])
 def test_private_rows_are_not_scored_as_public_ones(tmp_path, which) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\ngood,yes\nbad,no\n")
-    value = path if which == "test_data" else "train"
+    (tmp_path / "linked.csv").hardlink_to(path)
+    values = {"test_split": "test_split=train", "linked": f"test_data={tmp_path / 'linked.csv'}"}
+    settings = [f"data={path}", values.get(which, f"test_data={path}")]
+    recipe = "e2e-gpt2" if which == "e2e" else "text-classify"
     with pytest.raises(ConfigError, match="private rows"):
-        request("text-classify", [f"data={path}", "labels=no,yes", f"{which}={value}"])
+        request(recipe, settings if which == "e2e" else [*settings, "labels=no,yes"])
+
+
+def test_the_training_split_of_the_folder_is_not_scored_as_public(both_splits) -> None:
+    settings = [f"data={both_splits}", "labels=no,yes", f"test_data={both_splits / 'train'}"]
+    with pytest.raises(ConfigError, match="private rows"):
+        request("text-classify", settings)
+
+
+@pytest.mark.parametrize("name", ["sst-2-roberta", "e2e-gpt2"])
+def test_a_published_run_of_rows_is_not_one_of_users(name) -> None:
+    with pytest.raises(ConfigError, match="user_column would change what is counted"):
+        request(name, ["user_column=who"])
+
+
+def test_a_published_run_ignores_no_setting_of_its_recipe() -> None:
+    for setting in ("max_examples=9", "test_fraction=0.5", "text_column=t", "only_class=c"):
+        with pytest.raises(ConfigError, match="would be ignored"):
+            request("e2e-gpt2", [setting])

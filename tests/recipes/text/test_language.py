@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 import reticent as rt
 from reticent.account import epsilon
@@ -61,19 +62,37 @@ def test_only_the_target_is_learned_and_both_are_cut_to_fit():
     assert [int(row[row != IGNORED][-1]) for row in labels[:4]] == [1, 1, 1, 1]  # the end is learned too
 
 
-@pytest.mark.parametrize("adaptation", ["lora", "full", "bias"])
-@pytest.mark.parametrize("build", [gpt2, llama])
-def test_clipped_sums_are_those_of_one_example_at_a_time(build, adaptation):
-    model = build().double()
-    if adaptation == "bias" and build is llama:
-        with pytest.raises(ReticentError, match="no biases"):
-            adapted(model, make_config(TextGenerateConfig, {"adaptation": "bias"}))
-        return
-    model = adapted(model, make_config(TextGenerateConfig, {"adaptation": adaptation}))
-    model.double()
+def openai_gpt():
+    """The first GPT, of two small layers over bytes."""
+    torch.manual_seed(0)
+    settings = OpenAIGPTConfig(vocab_size=259, n_positions=64, n_embd=32, n_layer=2, n_head=2, pad_token_id=0)
+    return OpenAIGPTLMHeadModel(settings).eval()
+
+
+WAYS = {
+    "lora": {},
+    "last layers": {"adaptation": "lora", "lora_layers": 1},
+    "ia3": {"adaptation": "ia3"},
+    "full": {"adaptation": "full"},
+    "static embeddings": {"adaptation": "full", "freeze_embeddings": True},
+    "frozen layers": {"adaptation": "full", "freeze_layers": 1},
+    "bias": {"adaptation": "bias"},
+    "attention": {"adaptation": "attention"},
+}
+PAIRED = [(build, way) for way in WAYS for build in (gpt2, llama) if (build, way) != (llama, "bias")]
+
+
+@pytest.mark.parametrize(("build", "way"), [*PAIRED, (openai_gpt, "full"), (openai_gpt, "lora")])
+def test_clipped_sums_are_those_of_one_example_at_a_time(build, way):
+    model = adapted(build().double(), make_config(TextGenerateConfig, WAYS[way])).double()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    if "layers" in way:
+        assert trained and not any(part in name for name in trained for part in ("layers.0.", "h.0."))
+    if way in ("static embeddings", "frozen layers"):
+        assert not any("wte" in name or "embed_tokens" in name for name in trained)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "ia3" in name:
                 p.normal_(std=0.1)
     batch = token_rows(byte_tokenizer(), PAIRS, 32, "=>")
 
@@ -87,6 +106,13 @@ def test_clipped_sums_are_those_of_one_example_at_a_time(build, adaptation):
     wanted, _ = oracle.loop_clipped_sum(model, losses, batch, norm)
     found = rt.clipped_sum(model, losses, batch, max_norm=norm)
     assert oracle.distance(found.total, wanted) < 1e-9 * norm
+
+
+def test_what_has_nothing_to_train_is_refused():
+    with pytest.raises(ReticentError, match="nothing to train with adaptation = bias"):
+        adapted(llama(), make_config(TextGenerateConfig, {"adaptation": "bias"}))
+    with pytest.raises(ReticentError, match="tied to its embeddings"):
+        adapted(gpt2(), make_config(TextGenerateConfig, {"adaptation": "last-layer"}))
 
 
 def test_a_row_without_a_target_counts_as_zero():
@@ -128,6 +154,20 @@ def test_without_privacy_the_same_code_says_that_there_is_none(folder, rows, tmp
     assert "no privacy guarantee" in card
 
 
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+def test_openai_gpt_is_trained_privately_from_its_weights_or_from_random_ones(rows, tmp_path, init):
+    theirs = openai_gpt()
+    theirs.save_pretrained(tmp_path / "gpt")
+    byte_tokenizer().save_pretrained(tmp_path / "gpt")
+    asked_ = asked(tmp_path / "gpt", rows, f"init={init}", "adaptation=full", "lr=1e-6")
+    result = run(asked_, out=tmp_path / "run")
+    assert result["private"] and 0 < result["epsilon"] <= 8
+    assert ("pretrained_perplexity" in result) == (init == "pretrained")
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    same = torch.allclose(kept.lm_head.weight, theirs.lm_head.weight, atol=1e-3)
+    assert same == (init == "pretrained")
+
+
 def test_what_would_run_is_shown_without_reading_texts_by_name(monkeypatch):
     monkeypatch.setattr("reticent.recipes.text._splits.load", None)
     shown = describe(request("text-generate", ["data=brown", "epsilon=8"]))
@@ -146,6 +186,8 @@ def test_what_would_run_is_shown_without_reading_texts_by_name(monkeypatch):
         (["target_column=x"], "target_column would be ignored"),
         (["adaptation=full", "lora_rank=2"], "lora_rank would be ignored"),
         (["init=random"], "set adaptation = full"),
+        (["init=random", "adaptation=full", "freeze_layers=1"], "leave freeze_embeddings and"),
+        (["adaptation=bias", "freeze_embeddings=true"], "freeze_embeddings would be ignored"),
         (["only_class=learned"], "only_class would be ignored"),
     ],
 )

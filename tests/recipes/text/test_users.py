@@ -1,6 +1,7 @@
-"""Users with many texts each: drawn, bounded and accounted as users; and a run on rows restated for users."""
+"""Users with many texts each, in both recipes: drawn, bounded, accounted as users; a run on rows restated."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from click.testing import CliRunner
 import reticent as rt
 from reticent.account.ledger import read_run_ledger
 from reticent.cli.account import command as account_command
+from reticent.cli.plan import command as plan_command
 from reticent.errors import ReticentError
 from reticent.recipes import describe, go_on, request, run
 from reticent.recipes.text._splits import own_split, some
+from reticent.recipes.text.classify import TEXT_CLASSIFY
 from reticent.recipes.text.language import TEXT_GENERATE, mean_loss
 from reticent.report import write_report
+from tests.recipes.text.encoders import save_masked
 from tests.recipes.text.models import byte_tokenizer, llama
 from tests.support import oracle
 
@@ -30,9 +34,11 @@ def folder(tmp_path):
 
 @pytest.fixture
 def rows(tmp_path):
-    """User k has 1 + k % 4 rows."""
+    """User k has 1 + k % 4 rows; whether row n is good follows from both."""
     lines = [
-        {"text": f"mail {n} of {k}", "who": f"user {k}"} for k in range(NUM_USERS) for n in range(1 + k % 4)
+        {"text": f"mail {n} of {k}", "who": f"user {k}", "label": ("bad", "good")[(k + n) % 2], "size": k + n}
+        for k in range(NUM_USERS)
+        for n in range(1 + k % 4)
     ]
     path = tmp_path / "mails.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
@@ -45,6 +51,16 @@ def asked(folder, rows, *more):
         "epsilon=8", "test_fraction=0.3", *more,
     ]  # fmt: skip
     return request("text-generate", settings)
+
+
+def classified(tmp_path, rows, *more, objective="head"):
+    """A request of `text-classify` on the same rows, with whole words as tokens."""
+    labels = ["label_column=size"] if objective == "regression" else ["labels=bad,good"]
+    settings = [
+        f"model={save_masked(tmp_path / 'encoder')}", f"data={rows}", "num_steps=2", "expected_batch_size=4",
+        "max_length=8", "epsilon=8", "test_fraction=0.3", f"objective={objective}", *labels, *more,
+    ]  # fmt: skip
+    return request("text-classify", settings)
 
 
 def split(rows, **more):
@@ -104,6 +120,123 @@ def test_a_users_rows_are_clipped_as_one(folder, rows):
     kept = weights[2] > 0
     mean = mean_loss(model, (ids[2][kept], mask[2][kept], labels[2][kept])).mean()
     torch.testing.assert_close(loss(model, users)[2], mean)
+
+
+def test_users_of_one_file_are_the_same_in_both_recipes(rows, tmp_path):
+    asked_ = classified(tmp_path, rows, "user_column=who")
+    fetched = TEXT_CLASSIFY.fetch(asked_.config, report=print, progress=False)
+    texts, users = tuple(text for _, text in split(rows).train), split(rows).users
+    assert tuple(fetched.train.texts) == texts and tuple(fetched.train.users) == users
+    assert TEXT_CLASSIFY.num_examples(asked_.config) == len(set(users)) < len(users)
+
+
+def test_a_private_classifier_counts_draws_and_states_users(rows, tmp_path):
+    asked_ = classified(tmp_path, rows, "user_column=who", "rows_per_user=2")
+    num_users = split(rows).num_units
+    assert describe(asked_)["unit"] == "user"
+    out = tmp_path / "run"
+    result = run(asked_, out=out)
+    ledger = read_run_ledger(out)
+    ((mechanism, steps),) = ledger.segments()
+    assert steps == 2 and ledger.public["unit"] == "user" and ledger.public["num_examples"] == num_users
+    assert mechanism.sampling_prob == pytest.approx(4 / num_users)
+    assert 0 < result["epsilon"] <= 8 and 0 <= result["test_accuracy"] <= 1
+    card = write_report(out).cards[0].read_text()
+    assert "one user, with all of their rows" in card and "a row of its training data" not in card
+    assert f"the number of users, {num_users} |" in card
+    assert go_on(out)["epsilon"] == pytest.approx(result["epsilon"])
+
+
+@pytest.mark.parametrize("objective", ["head", "mask", "regression"])
+def test_a_users_labelled_rows_are_clipped_as_one_and_move_the_sum_by_no_more(rows, tmp_path, objective):
+    """The loop takes a user's own rows out of the file, one by one, and shares no code with `UserRows`."""
+    more = ["template={text} {mask}", "label_words=bad,good"] if objective == "mask" else []
+    config = classified(
+        tmp_path, rows, "user_column=who", "rows_per_user=4", *more, objective=objective
+    ).config
+    fetched = TEXT_CLASSIFY.fetch(config, report=print, progress=False)
+    users = TEXT_CLASSIFY.prepare(config, fetched).train
+    model = TEXT_CLASSIFY.build(config).double()
+    plain = config.model_copy(update={"user_column": None})
+    each = TEXT_CLASSIFY.prepare(plain, fetched_without_users(fetched)).train
+    row_loss, loss = (TEXT_CLASSIFY.loss_per_example(c) for c in (plain, config))
+    names = list(dict.fromkeys(fetched.train.users))[:5]
+    mine = [[k for k, user in enumerate(fetched.train.users) if user == name] for name in names]
+    assert len({len(rows) for rows in mine}) > 1
+    params = [p for p in model.parameters() if p.requires_grad]
+    grads = []
+    for own in mine:
+        mean = torch.stack([row_loss(model, each[k : k + 1])[0] for k in own]).mean()
+        found = torch.autograd.grad(mean, params, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)]
+        grads.append(torch.cat([part.flatten() for part in parts]))
+    norms = torch.stack([g.norm() for g in grads])
+    bound = float(norms.median())
+    wanted = sum(g * min(1.0, bound / float(n)) for g, n in zip(grads, norms, strict=True))
+
+    def clipped(indices):
+        chunk = users.fetch(torch.tensor(indices).numpy())
+        made = rt.clipped_sum(model, lambda b: loss(model, b), chunk, max_norm=bound)
+        return torch.cat([made.total[n].flatten() for n, p in model.named_parameters() if p.requires_grad])
+
+    whole = clipped(range(5))
+    assert float((whole - wanted).norm()) < 1e-9 * bound
+    moved = [float((whole - clipped([k for k in range(5) if k != gone])).norm()) for gone in range(5)]
+    assert max(moved) == pytest.approx(bound, rel=1e-6) and all(m <= bound * (1 + 1e-9) for m in moved)
+
+
+def fetched_without_users(fetched):
+    return replace(fetched, train=replace(fetched.train, users=None))
+
+
+def test_made_up_rows_are_users_too(rows, tmp_path):
+    config = classified(tmp_path, rows, "user_column=who", "rows_per_user=3").config
+    for made in (TEXT_CLASSIFY.random_rows(config, 4), TEXT_CLASSIFY.strange_rows(config, 4)):
+        assert [tuple(t.shape[:2]) for t in made] == [(4, 3)] * 6
+
+
+@pytest.mark.parametrize("users", [True, False])
+def test_a_number_that_chooses_who_takes_part_is_told_as_public(folder, rows, tmp_path, users):
+    """`max_examples` takes the smallest lots of those there are: how many there are is public too."""
+    more = ["user_column=who"] if users else []
+    asked_ = asked(folder, rows, "max_examples=6", *more)
+    own = own_split(str(rows), source_column=None, target_column="text",
+                    user_column="who" if users else None, test_fraction=0.3)  # fmt: skip
+    assert describe(asked_)["num_available"] == own.num_units > 6
+    assert "num_available" not in describe(asked(folder, rows, "max_examples=1000", *more))
+    result = run(asked_, out=tmp_path / "run")
+    assert result["num_steps"] == 2 and read_run_ledger(tmp_path / "run").public["num_examples"] == 6
+    written = write_report(tmp_path / "run")
+    one = "users" if users else "training examples"
+    assert f"The number of {one} there were to choose among, {own.num_units}:" in written.path.read_text()
+    assert f"the number of {one}, 6, and that of those they were chosen among, {own.num_units} |" in (
+        written.cards[0].read_text()
+    )
+    told = CliRunner().invoke(plan_command, ["text-generate", *settings_of(asked_)], catch_exceptions=False)
+    assert f"6 (public), chosen among {own.num_units} (public too)" in told.output
+
+
+def settings_of(asked_):
+    return [part for name, value in asked_.chosen.items() for part in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (["user_column=whose"], "no column 'whose'"),
+        (["rows_per_user=2"], "rows_per_user would be ignored"),
+        (["user_column=who", "test_fraction=0.000001"], "too few users"),
+    ],
+)
+def test_bad_settings_of_a_classifiers_users_are_named(rows, tmp_path, settings, match):
+    with pytest.raises(ReticentError, match=match):
+        run(classified(tmp_path, rows, *settings), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_users_of_named_data_are_refused():
+    with pytest.raises(ReticentError, match="user_column would be ignored"):
+        request("text-classify", ["user_column=who"])
 
 
 @pytest.mark.parametrize(

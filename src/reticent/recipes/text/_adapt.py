@@ -32,8 +32,11 @@ def adapt(
     adaptation: str,
     new_head: bool,
     lora_rank: int = 8,
+    lora_alpha: int | None = None,
+    lora_layers: int | None = None,
     freeze_embeddings: bool = False,
     freeze_layers: int = 0,
+    task: str | None = None,
 ) -> Any:
     """The model with only those weights trainable; with adapters, a model of peft.
 
@@ -42,15 +45,24 @@ def adapt(
         adaptation: one of the ways above.
         new_head: whether what lies outside `model.base_model` is new, so that it is always trained.
         lora_rank: of lora.
+        lora_alpha: of lora, by default twice the rank.
+        lora_layers: of lora: adapters in the last so many blocks only.
         freeze_embeddings: with full: embeddings are not trained.
         freeze_layers: with full, bias or attention: embeddings and so many first blocks are not trained.
+        task: what peft calls the model's task, kept with adapters; None: by `new_head`.
 
     Raises:
         ConfigError[text-model]: the model has none of the weights that were asked for.
         ConfigError[missing-library]: peft is needed and not installed.
     """
     if adaptation in ("lora", "ia3"):
-        return _with_adapters(model, adaptation, rank=lora_rank, new_head=new_head).eval()
+        task = task or ("SEQ_CLS" if new_head else None)
+        if adaptation == "ia3":
+            settings = _peft("ia3").IA3Config(task_type=task, fan_in_fan_out=_has_conv1d(model))
+        else:
+            alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
+            settings = _lora(model, task, rank=lora_rank, alpha=alpha, layers=lora_layers)
+        return _with_adapters(model, adaptation, settings).eval()
     inside = {id(p) for p in model.base_model.parameters()}
     for name, p in model.named_parameters():
         outside = id(p) not in inside
@@ -96,25 +108,38 @@ def _freeze(model: Any, *, num_layers: int) -> None:
         part.requires_grad_(False)
 
 
-def _with_adapters(model: Any, kind: str, *, rank: int, new_head: bool) -> Any:
+def _lora(model: Any, task: str | None, *, rank: int, alpha: int, layers: int | None) -> Any:
+    last = None
+    if layers is not None:
+        depth = model.config.num_hidden_layers
+        last = list(range(max(0, depth - layers), depth))
+    return _peft("lora").LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        task_type=task,
+        target_modules="all-linear" if task is not None and layers is None else _linear_names(model),
+        layers_to_transform=last,
+        fan_in_fan_out=_has_conv1d(model),
+    )
+
+
+def _has_conv1d(model: nn.Module) -> bool:
+    """Whether its matrices lie the other way round, as in GPT-2."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
+
+
+def _peft(kind: str) -> Any:
     try:
         import peft
     except ImportError as error:
         raise missing("peft", f"adaptation = {kind}", extra="text") from error
-    task = "SEQ_CLS" if new_head else None
-    if kind == "lora":
-        settings: Any = peft.LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank,
-            lora_dropout=0.0,
-            task_type=task,
-            target_modules="all-linear" if new_head else _linear_names(model),
-            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's
-        )
-    else:
-        settings = peft.IA3Config(task_type=task)
+    return peft
+
+
+def _with_adapters(model: Any, kind: str, settings: Any) -> Any:
     try:
-        return peft.get_peft_model(model, settings)
+        return _peft(kind).get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
             f"peft puts no {kind} adapters on {type(model).__name__}: {error}. Take lora or full.",

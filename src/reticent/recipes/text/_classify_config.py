@@ -10,21 +10,16 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .._training_config import TrainingConfig
-from ._labelled import KNOWN, LabelledFile, num_rows
+from .._training_config import PhysicalBatchSize
+from ._labelled import KNOWN, LabelledFile, num_units, same_file
 from ._suggest import Suggestion, suggest
 from ._templates import PRESETS
+from ._text_config import TextConfig, unread
 
 _DEMONSTRATIONS: Final = (
     "demonstrations would put other people's rows into every example: its gradient, clipped or not, would "
     "depend on rows that its bound does not cover. Leave it out"
 )
-_PREFIX: Final = (
-    "adaptation = prefix is not offered: a prefix cannot be merged into the weights, so that the kept model "
-    "would not load with transformers alone, and of the ways that the paper compares it keeps the least "
-    "quality (BLEU 47.8 against 61.5 in full at epsilon 3). Take lora"
-)
-_WAYS: Final = ("full", "lora", "ia3", "bias", "attention", "last-layer")
 
 
 def _words(value: Any) -> Any:
@@ -39,16 +34,13 @@ def _words(value: Any) -> Any:
 _Words = Annotated[tuple[str, ...] | None, BeforeValidator(_words)]
 
 
-class TextClassifyConfig(TrainingConfig):
+class TextClassifyConfig(TextConfig):
     """Settings of `text-classify`."""
 
     num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 60
     expected_batch_size: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="examples in a step, on average")
     ] = 512
-    max_norm: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="clipping norm of one example's gradient")
-    ] = 0.1
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="learning rate")] = 5e-4
     twin_lr: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
@@ -60,8 +52,7 @@ class TextClassifyConfig(TrainingConfig):
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw", "lamb"], Field(description="what updates the weights")
     ] = "adam"
-    ema: Annotated[float, Field(ge=0, lt=1, description="decay of the weights' average; 0: none")] = 0.0
-    physical_batch_size: int | str = 32
+    physical_batch_size: PhysicalBatchSize = 32
     model: Annotated[str, Field(description="minilm, mpnet, smollm2, or a folder of transformers")] = "minilm"
     data: Annotated[
         str, Field(description="rotten-tomatoes, imdb, spam-assassin, brown, or a file of labelled rows")
@@ -99,29 +90,12 @@ class TextClassifyConfig(TrainingConfig):
     ] = None
     demonstrations: Annotated[int, Field(ge=0, description="always 0: refused, as the paper explains")] = 0
     max_length: Annotated[int, Field(ge=4, description="tokens of a row; longer texts are cut")] = 64
-    adaptation: Annotated[
-        str, Field(description=f"which weights are trained, beside a new head: {', '.join(_WAYS)}")
-    ] = "full"
     lora_rank: Annotated[int | None, Field(ge=1, description="of lora; default 8")] = None
-    freeze_embeddings: Annotated[bool, Field(description="of full: embeddings stay as they are")] = False
-    freeze_layers: Annotated[
-        int, Field(ge=0, description="of full, bias, attention: embeddings and so many first layers stay")
-    ] = 0
-    init: Annotated[
-        Literal["pretrained", "random"], Field(description="random: the ablation without pretraining")
-    ] = "pretrained"
 
     @model_validator(mode="after")
     def _offered(self) -> Self:
         if self.demonstrations:
             raise ValueError(_DEMONSTRATIONS)
-        if self.adaptation.startswith("prefix"):
-            raise ValueError(_PREFIX)
-        if self.adaptation not in _WAYS:
-            raise ValueError(
-                f"adaptation: {self.adaptation!r} is not offered here; {', '.join(_WAYS)} are. Other "
-                "adapters of peft are trained in Python (docs/peft.md says which are exact)"
-            )
         return self
 
     @property
@@ -139,6 +113,7 @@ class TextClassifyConfig(TrainingConfig):
             text_column=self.text_column,
             pair_column=self.pair_column,
             label_column=self.label_column,
+            user_column=self.user_column,
             labels=None if self.objective == "regression" else self.labels or (),
             test_data=self.test_data,
             test_split=self.test_split,
@@ -148,22 +123,15 @@ class TextClassifyConfig(TrainingConfig):
     def ignored(self, settings: Collection[str]) -> list[str]:
         problems = super().ignored(settings)
         own = self.data not in KNOWN
-        whole = self.adaptation in ("full", "bias", "attention")
         reads = {
             **dict.fromkeys(("text_column", "pair_column", "label_column", "test_data", "test_split"), own),
+            "user_column": own,
             "labels": own and self.objective != "regression",
             "test_fraction": own and self.test_data is None and self.test_split is None,
             "template": self.worded,
             "label_words": self.worded,
-            "lora_rank": self.adaptation == "lora",
-            "freeze_embeddings": self.adaptation == "full" and not self.freeze_layers,
-            "freeze_layers": whole,
         }
-        problems += [
-            f"{name} would be ignored with the other settings: leave it out"
-            for name, read in reads.items()
-            if name in settings and not read
-        ]
+        problems += unread(settings, reads)
         if own and "data" in settings and not Path(self.data).exists():
             problems.append(f"data: '{self.data}' is no file or folder, and none of {', '.join(KNOWN)}")
         if own and self.objective != "regression" and not self.labels:
@@ -174,23 +142,20 @@ class TextClassifyConfig(TrainingConfig):
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             problems.append("labels must be at least two different ones")
         if self.test_split == "train" or (
-            self.test_data is not None and Path(self.test_data).resolve() == Path(self.data).resolve()
+            self.test_data is not None
+            and any(same_file(self.test_data, mine) for mine in (self.data, Path(self.data) / "train"))
         ):
             problems.append("test_data, test_split: these are the private rows, whose scores are not public")
         if self.test_data is not None and self.test_split is not None:
             problems.append("test_data and test_split exclude each other: leave one out")
         if not own and self.objective == "regression":
             problems.append(f"objective = regression learns numbers, and '{self.data}' has classes")
-        if self.init == "random" and (self.adaptation != "full" or self.freeze_embeddings):
-            problems.append(
-                "init = random trains everything: leave adaptation, freeze_embeddings and freeze_layers out"
-            )
         return problems
 
     def suggestion(self) -> Suggestion:
-        """What suits private training of these rows; reads no more of a file than how many there are."""
+        """What suits private training of these rows or users; reads of a file only how many there are."""
         return suggest(
-            num_examples=num_rows(self.data, self.file),
+            num_examples=num_units(self.data, self.file),
             epsilon=self.epsilon,
             delta=self.delta,
             adaptation=self.adaptation,

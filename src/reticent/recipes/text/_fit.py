@@ -1,4 +1,4 @@
-"""Pretrained models and tokenizers for classification, and whether they fit: all before anything is spent.
+"""Pretrained models and tokenizers, and whether they fit what is asked: all before anything is spent.
 
 Room: recipes.text. Imports torch; transformers when a model is read.
 """
@@ -26,25 +26,44 @@ _UNREADABLE: Final = (
     OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError,
 )  # fmt: skip
 _ROUTED: Final = re.compile(r"(Experts|Moe|MoE|Router|SparseMLP|SwitchTransformers)")
+_DECODER: Final = ("ForCausalLM", "LMHeadModel")
+# Objective -> class of transformers, endings of the kinds whose weights fit, what others lack, the way out.
 _CLASSES: Final = MappingProxyType(
     {
-        "head": ("AutoModelForSequenceClassification", (), ""),
-        "regression": ("AutoModelForSequenceClassification", (), ""),
-        "mask": ("AutoModelForMaskedLM", ("ForMaskedLM", "ForPreTraining"), "fills no masks"),
-        "prompt": ("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), "predicts no next words"),
+        "head": ("AutoModelForSequenceClassification", (), "", ""),
+        "regression": ("AutoModelForSequenceClassification", (), "", ""),
+        "mask": (
+            "AutoModelForMaskedLM",
+            ("ForMaskedLM", "ForPreTraining"),
+            "fills no masks",
+            "Set objective = prompt, if it is a decoder, or head.",
+        ),
+        "prompt": (
+            "AutoModelForCausalLM",
+            _DECODER,
+            "predicts no next words",
+            "Set objective = mask, or head.",
+        ),
+        "generate": (
+            "AutoModelForCausalLM",
+            _DECODER,
+            "is no decoder",
+            "text-generate needs a model that predicts next words.",
+        ),
     }
 )
 
 
-@remembered(lambda model: [model], maxsize=2)
-def read_tokenizer(model: str) -> Any:
+@remembered(lambda model, **_: [model], maxsize=2)
+def read_tokenizer(model: str, *, pads: bool = True) -> Any:
     """The model's tokenizer.
 
     Args:
         model: a known name or a folder.
+        pads: whether it must have a pad token.
 
     Raises:
-        ConfigError[text-model]: there is none that can be read, or it has no pad token.
+        ConfigError[text-model]: there is none that can be read, or it has no pad token and needs one.
     """
     from transformers import AutoTokenizer
 
@@ -53,7 +72,7 @@ def read_tokenizer(model: str) -> Any:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, **_WHERE)
     except _UNREADABLE as error:
         raise _unreadable(model, "tokenizer", error) from None
-    if tokenizer.pad_token_id is None:
+    if pads and tokenizer.pad_token_id is None:
         raise ConfigError(
             f"The tokenizer of '{model}' has no pad token. Set one in its tokenizer_config.json, e.g. "
             '"pad_token": "<|endoftext|>".',
@@ -62,42 +81,53 @@ def read_tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def read_model(model: str, *, objective: str, num_labels: int, max_length: int, random: bool = False) -> Any:
+def read_model(
+    model: str, *, objective: str, max_length: int, num_labels: int | None = None, random: bool = False
+) -> Any:
     """The model before training, in eval mode: dropout is off, noise is what regularises.
 
     Args:
         model: a known name or a folder.
-        objective: head, regression, mask or prompt.
-        num_labels: of a new head.
+        objective: head, regression, mask, prompt or generate.
         max_length: tokens of a row.
+        num_labels: of a new head.
         random: random weights from its configuration instead of the pretrained ones.
 
     Raises:
         ConfigError[text-model]: it cannot be read, is of a kind that does not fit the objective, reads
-            fewer tokens than `max_length`, or has parts that cannot be trained privately.
+            fewer tokens than `max_length`, has parts that cannot be trained privately, or lacks weights.
     """
     import transformers
 
     folder = pretrained_folder(model)
-    tokenizer = read_tokenizer(model)
+    tokenizer = read_tokenizer(model, pads=objective != "generate")
+    head = {} if num_labels is None else {"num_labels": num_labels}
     try:
-        settings: Any = transformers.AutoConfig.from_pretrained(folder, num_labels=num_labels, **_WHERE)
+        settings: Any = transformers.AutoConfig.from_pretrained(folder, **head, **_WHERE)
     except _UNREADABLE as error:
         raise _unreadable(model, "configuration", error) from None
     _check_kind(settings, model, objective=objective, random=random)
     _check_length(settings, tokenizer, model, max_length)
     settings.use_cache = False
-    settings.pad_token_id = tokenizer.pad_token_id
+    if num_labels is not None:  # a new head reads a row's last token, which it finds by the padding
+        settings.pad_token_id = tokenizer.pad_token_id
     made = getattr(transformers, _CLASSES[objective][0])
     try:
         if random:
-            found = made.from_config(settings, dtype=torch.float32)
+            found, missing = made.from_config(settings, dtype=torch.float32), set()
         else:
-            found = made.from_pretrained(
-                folder, config=settings, dtype=torch.float32, use_safetensors=True, **_WHERE
+            found, loaded = made.from_pretrained(
+                folder,
+                config=settings,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **_WHERE,
             )
+            missing = loaded["missing_keys"]
     except _UNREADABLE as error:
         raise _unreadable(model, "weights", error) from None
+    _refuse_random(found, missing, model, objective)
     check_parts(found, model)
     num_known = found.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_known:
@@ -107,6 +137,21 @@ def read_model(model: str, *, objective: str, num_labels: int, max_length: int, 
             code="text-model",
         )
     return found.eval()
+
+
+def _refuse_random(found: Any, missing: set[str], model: str, objective: str) -> None:
+    """Refuse weights that lack some: transformers makes those at random, which only a new head may be."""
+    if objective in ("head", "regression"):
+        inside = f"{found.base_model_prefix}."
+        missing = {name for name in missing if name.startswith(inside) and ".pooler." not in name}
+    if missing:
+        named = sorted(missing)
+        raise ConfigError(
+            f"The weights of '{model}' lack {len(named)} parameters, which would be random: "
+            f"{', '.join(named[:3])}{', ...' * (len(named) > 3)}. Give the folder with the configuration "
+            "that its weights were saved with.",
+            code="text-model",
+        )
 
 
 def check_parts(model: nn.Module, name: str) -> None:
@@ -133,19 +178,31 @@ def check_parts(model: nn.Module, name: str) -> None:
 
 def _check_kind(settings: Any, model: str, *, objective: str, random: bool) -> None:
     kinds = settings.architectures or []
+    _, endings, lacks, way_out = _CLASSES[objective]
     if getattr(settings, "is_encoder_decoder", False):
+        needed = "a decoder" if objective == "generate" else "an encoder or a decoder"
         raise ConfigError(
-            f"'{model}' is an encoder-decoder ({settings.model_type}); text-classify needs an encoder or a "
-            "decoder.",
+            f"'{model}' is an encoder-decoder ({settings.model_type}), which is not offered: take {needed}.",
             code="text-model",
         )
-    _, endings, lacks = _CLASSES[objective]
-    other = f"Set objective = {'prompt, if it is a decoder' if objective == 'mask' else 'mask'}, or head."
+    if endings == _DECODER and _is_encoder(settings):
+        raise ConfigError(
+            f"'{model}' {lacks}: it is an encoder ({settings.model_type}), whose every word sees those after "
+            f"it. {way_out}",
+            code="text-model",
+        )
     if endings and not random and not any(kind.endswith(endings) for kind in kinds):
         raise ConfigError(
-            f"'{model}' {lacks}: its weights are those of {', '.join(kinds) or 'an unknown kind'}. {other}",
+            f"'{model}' {lacks}: its weights are those of {', '.join(kinds) or 'an unknown kind'}. {way_out}",
             code="text-model",
         )
+
+
+def _is_encoder(settings: Any) -> bool:
+    """Whether it is of a kind that fills masks, and not set to look back only."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    return type(settings) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settings, "is_decoder", False)
 
 
 def _check_length(settings: Any, tokenizer: Any, model: str, max_length: int) -> None:

@@ -2,8 +2,8 @@
 
 Room: recipes.text. Imports numpy and `reticent.{data,errors}`.
 
-Of an own file the number of rows and the labels' names are public; the names are given, not read, since a
-label that one row alone has would give that row away.
+Of an own file the number of rows (of users, where there are users) and the labels' names are public; the
+names are given, not read, since a label that one row alone has would give that row away.
 """
 
 import math
@@ -19,6 +19,7 @@ from reticent.data import Table, has_split, load, read_table
 from reticent.errors import DataError
 
 from .._stamp import remembered
+from ._users import HELD_OUT, held_out, names_of
 
 # Rows to train on and number of labels: public constants.
 KNOWN: Final = MappingProxyType(
@@ -29,7 +30,6 @@ KNOWN: Final = MappingProxyType(
         "brown": (51_698, 15),
     }
 )
-_SPLIT_SEED: Final = 20_220_416  # which rows of a person's own file are held out; a public constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,7 @@ class LabelledFile:
         text_column: of the texts.
         pair_column: of second texts, where rows are pairs.
         label_column: of the labels.
+        user_column: of the names of whose rows they are; None: each row is a unit of its own.
         labels: all of them, in order; None: labels are numbers.
         test_data: a file of rows to score on.
         test_split: the split of `path` to score on.
@@ -51,6 +52,7 @@ class LabelledFile:
     text_column: str
     pair_column: str | None
     label_column: str
+    user_column: str | None
     labels: tuple[str, ...] | None
     test_data: str | None
     test_split: str | None
@@ -65,14 +67,21 @@ class Labelled:
         texts: one a row.
         seconds: one a row, where rows are pairs.
         y: int64 labels (N,), or float64 numbers.
+        users: whose each row is, where there are users.
     """
 
     texts: Sequence[str] = field(repr=False)
     seconds: Sequence[str] | None = field(repr=False)
     y: np.ndarray = field(repr=False)
+    users: Sequence[str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def num_units(self) -> int:
+        """Rows, or users."""
+        return len(self) if self.users is None else len(set(self.users))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,9 +99,17 @@ class Splits:
     about: dict[str, Any]
 
 
-def num_rows(name: str, file: LabelledFile | None) -> int:
-    """Rows to train on: a public constant, or of a person's own file what it holds."""
-    return KNOWN[name][0] if file is None else len(_own(file).train)
+def num_units(name: str, file: LabelledFile | None) -> int:
+    """Rows or users to train on: a public constant, or of a person's own file what it holds."""
+    return KNOWN[name][0] if file is None else _own(file).train.num_units
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether both names are of one file or folder, by whatever way."""
+    try:
+        return Path(one).samefile(other)
+    except OSError:
+        return False
 
 
 def splits(name: str, file: LabelledFile | None, *, report: Callable[[str], None], progress: bool) -> Splits:
@@ -109,7 +126,8 @@ def splits(name: str, file: LabelledFile | None, *, report: Callable[[str], None
         DataError[data-column]: no such column; the message names those that there are.
         DataError[data-labels]: a label is none of those named, or no finite number.
         DataError[data-format]: a row's text is no text, or the file is not what its ending says.
-        DataError[data-empty]: too few rows to hold some out.
+        DataError[data-empty]: too few rows (users) to hold some out.
+        DataError[user-column]: a row has no user.
     """
     if file is not None:
         return _own(file)
@@ -126,25 +144,20 @@ def splits(name: str, file: LabelledFile | None, *, report: Callable[[str], None
 def _own(file: LabelledFile) -> Splits:
     path = Path(file.path)
     split = file.test_split
-    train = _rows(read_table(path, split="train" if has_split(path, "train") else None), file)
+    table = read_table(path, split="train" if has_split(path, "train") else None)
+    train = _rows(table, file)
     if file.test_data is not None or split is not None:
         other = read_table(Path(file.test_data or file.path), split=split)
-        return Splits(train=train, test=_rows(other, file), about={"name": "file"})
-    num_test = round(file.test_fraction * len(train))
-    if not 0 < num_test < len(train):
-        raise DataError(
-            f"'{path.name}' has {len(train)} rows: too few to hold {file.test_fraction:g} of them out.",
-            code="data-empty",
-        )
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(train))
+        return Splits(train=train, test=_rows(other, file, with_users=False), about={"name": "file"})
+    out = held_out(path.name, num_rows=len(train), users=train.users, share=file.test_fraction)
     return Splits(
-        train=_taken(train, np.sort(order[num_test:])),
-        test=_taken(train, np.sort(order[:num_test])),
-        about={"name": "file", "scored": "held-out rows of the file, NOT private"},
+        train=_taken(train, np.flatnonzero(~out)),
+        test=_taken(train, np.flatnonzero(out)),
+        about={"name": "file", "scored": HELD_OUT},
     )
 
 
-def _rows(table: Table, file: LabelledFile) -> Labelled:
+def _rows(table: Table, file: LabelledFile, *, with_users: bool = True) -> Labelled:
     texts = _texts(table, file.text_column, setting="text_column")
     seconds = None
     if file.pair_column is not None:
@@ -158,7 +171,10 @@ def _rows(table: Table, file: LabelledFile) -> Labelled:
             + ("" if file.labels is None else "Name all of them with labels=...."),
             code="data-labels",
         )
-    return Labelled(texts=texts, seconds=seconds, y=y)
+    named = file.user_column if with_users else None  # public rows may be anybody's
+    return Labelled(
+        texts=texts, seconds=seconds, y=y, users=None if named is None else names_of(table, named)
+    )
 
 
 def _texts(table: Table, name: str, *, setting: str) -> list[str]:
@@ -187,4 +203,6 @@ def _numbers(column: Sequence[Any]) -> np.ndarray | None:
 
 def _taken(rows: Labelled, chosen: np.ndarray) -> Labelled:
     seconds = None if rows.seconds is None else [rows.seconds[int(k)] for k in chosen]
-    return Labelled(texts=[rows.texts[int(k)] for k in chosen], seconds=seconds, y=rows.y[chosen])
+    users = None if rows.users is None else [rows.users[int(k)] for k in chosen]
+    texts = [rows.texts[int(k)] for k in chosen]
+    return Labelled(texts=texts, seconds=seconds, y=rows.y[chosen], users=users)

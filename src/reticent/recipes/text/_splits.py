@@ -3,8 +3,6 @@
 Room: recipes.text. May import numpy, `reticent.{data,errors}`.
 """
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +14,12 @@ from reticent.data import load, read_table
 from reticent.errors import ConfigError, DataError
 
 from .._stamp import remembered
+from ._users import HELD_OUT, SPLIT_SEED, held_out, names_of, some_users
 
 Pair = tuple[str, str]  # a source, which may be empty, and its target
 
 # Texts by name: rows to train on, a public constant each.
 KNOWN: Final = {"brown": 51_698, "imdb": 25_000, "rotten-tomatoes": 7_464, "spam-assassin": 5_000}
-_SPLIT_SEED: Final = 20_220_416  # which rows of a person's own file are held out; a public constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +30,13 @@ class Split:
         train: (source, target) pairs.
         test: held-out pairs; of other users, where there are users.
         users: whose each training row is; None: a row is a unit of its own.
+        scored: what the test rows are, if they are not public.
     """
 
     train: tuple[Pair, ...] = field(repr=False)
     test: tuple[Pair, ...] = field(repr=False)
     users: tuple[str, ...] | None = field(default=None, repr=False)
+    scored: str | None = None
 
     @property
     def num_units(self) -> int:
@@ -54,17 +54,16 @@ def some(split: Split, *, max_units: int | None, max_test: int | None) -> Split:
         return replace(split, test=test)
     if split.users is None:
         return replace(split, train=_some(split.train, max_units), test=test)
-    kept = set(sorted(set(split.users), key=lambda user: _lot("subset", user))[:max_units])
+    kept = some_users(split.users, max_units)
     rows = [k for k, user in enumerate(split.users) if user in kept]
-    return Split(
-        train=tuple(split.train[k] for k in rows), test=test, users=tuple(split.users[k] for k in rows)
-    )
+    users = tuple(split.users[k] for k in rows)
+    return replace(split, train=tuple(split.train[k] for k in rows), test=test, users=users)
 
 
 def _some(rows: tuple[Pair, ...], size: int | None) -> tuple[Pair, ...]:
     if size is None or len(rows) <= size:
         return rows
-    chosen = np.sort(np.random.default_rng(_SPLIT_SEED).permutation(len(rows))[:size])
+    chosen = np.sort(np.random.default_rng(SPLIT_SEED).permutation(len(rows))[:size])
     return tuple(rows[int(k)] for k in chosen)
 
 
@@ -114,41 +113,12 @@ def own_split(
     if not all(isinstance(text, str) for text in (*sources, *targets)):
         raise DataError(f"'{name}' has a row whose text is no text.", code="data-format")
     rows = tuple((str(source), str(target)) for source, target in zip(sources, targets, strict=True))
-    if user_column is None:
-        num_test = round(test_fraction * len(rows))
-        order = np.random.default_rng(_SPLIT_SEED).permutation(len(rows))
-        held_out, users = set(order[:num_test].tolist()), None
-    else:
-        users = _names(table.column(user_column, setting="user_column"), name)
-        held_out = {k for k, user in enumerate(users) if _lot("held out", user) < test_fraction}
-    kept = [k for k in range(len(rows)) if k not in held_out]
-    if not held_out or not kept:
-        what = "rows" if users is None else "users"
-        raise DataError(
-            f"'{name}' has too few {what} to hold {test_fraction:g} of them out. Change test_fraction.",
-            code="data-empty",
-        )
+    users = None if user_column is None else names_of(table, user_column)
+    out = held_out(name, num_rows=len(rows), users=users, share=test_fraction)
+    kept = np.flatnonzero(~out).tolist()
     return Split(
         train=tuple(rows[k] for k in kept),
-        test=tuple(row for k, row in enumerate(rows) if k in held_out),
+        test=tuple(rows[k] for k in np.flatnonzero(out)),
         users=None if users is None else tuple(users[k] for k in kept),
+        scored=HELD_OUT,
     )
-
-
-def _names(values: Sequence[object], name: str) -> list[str]:
-    """Users' names; a number is a name."""
-    for row, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise DataError(
-                f"Row {row} of '{name}' has no user: a row that is nobody's has no privacy unit. Leave it "
-                f"out, or "
-                "give it a name of its own.",
-                code="user-column",
-            )
-    return [str(value) for value in values]
-
-
-def _lot(purpose: str, user: str) -> float:
-    """A number in [0, 1) of a user, from the name alone."""
-    digest = hashlib.blake2b(f"{_SPLIT_SEED}/{purpose}/{user}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

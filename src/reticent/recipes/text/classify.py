@@ -27,7 +27,7 @@ from .._training import Material, TrainingRecipe
 from ._adapt import adapt
 from ._classify_config import TextClassifyConfig
 from ._fit import read_model, read_tokenizer
-from ._labelled import KNOWN, Labelled, Splits, num_rows, splits
+from ._labelled import KNOWN, Labelled, Splits, num_units, splits
 from ._made_up import random_tokens
 from ._metrics import f1
 from ._objectives import (
@@ -41,13 +41,17 @@ from ._objectives import (
 )
 from ._save import save_model
 from ._templates import PRESETS, Prompt, make_prompt, prompted
+from ._units import as_units, losses_of_units, made_up_units, unit_of
 
 # Which preset the words of a known data set's labels fit.
 _PRESET_OF: Final = {"rotten-tomatoes": "sst-2", "imdb": "sst-2"}
 
 
 class TextClassifyRecipe(TrainingRecipe):
-    """One text, or one pair of texts, is a row; its loss is its own cross-entropy or squared error."""
+    """One text, or one pair of texts, is a row; its loss is its own cross-entropy or squared error.
+
+    With `user_column` the unit is a user, whose loss is the mean over at most `rows_per_user` rows.
+    """
 
     name = "text-classify"
     summary = "labelled texts (data=FILE or a name) with a pretrained model: a head, masked or next words"
@@ -56,7 +60,10 @@ class TextClassifyRecipe(TrainingRecipe):
     strange: Inputs | None = "random tokens"
 
     def num_examples(self, config: TextClassifyConfig) -> int:
-        return num_rows(config.data, config.file)
+        return num_units(config.data, config.file)
+
+    def unit(self, config: TextClassifyConfig) -> str:
+        return unit_of(config)
 
     def reasons(self, asked: Request) -> Mapping[str, str]:
         """Why each setting that the person left out is as it is."""
@@ -69,7 +76,9 @@ class TextClassifyRecipe(TrainingRecipe):
 
     def prepare(self, config: TextClassifyConfig, fetched: Splits) -> Material:
         train, test = (encoded(config, rows) for rows in (fetched.train, fetched.test))
-        return Material(train=TensorDataset(*train), test=TensorDataset(*test), about=fetched.about)
+        return Material(
+            train=as_units(train, fetched.train.users, config), test=TensorDataset(*test), about=fetched.about
+        )
 
     def begins_with(self, config: TextClassifyConfig) -> Path | None:
         return None if config.model in pretrained_names() else Path(config.model)
@@ -93,15 +102,15 @@ class TextClassifyRecipe(TrainingRecipe):
             freeze_layers=config.freeze_layers,
         )
 
-    def random_rows(self, config: TextClassifyConfig, num_rows: int) -> Rows:
-        return _made_up(config, num_rows, whole=False)
+    def random_rows(self, config: TextClassifyConfig, num_rows: int) -> Any:
+        return made_up_units(_made_up(config, num_rows * config.rows_each, whole=False), config)
 
-    def strange_rows(self, config: TextClassifyConfig, num_rows: int) -> Rows:
-        return _made_up(config, num_rows, whole=True)
+    def strange_rows(self, config: TextClassifyConfig, num_rows: int) -> Any:
+        return made_up_units(_made_up(config, num_rows * config.rows_each, whole=True), config)
 
     def loss_per_example(self, config: TextClassifyConfig) -> Callable[[nn.Module, Any], Tensor]:
         losses = number_losses if config.objective == "regression" else class_losses
-        return losses(_answers(config))
+        return losses_of_units(losses(_answers(config)), config)
 
     def scores(self, config: TextClassifyConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         answers = _answers(config)

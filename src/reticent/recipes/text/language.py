@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -27,28 +26,26 @@ from torch.utils.data import TensorDataset
 from reticent.audit import Inputs
 from reticent.data import pretrained_names
 from reticent.errors import ConfigError
-from reticent.plan import ROW
-from reticent.train import UserRows, over_users
 
 from .._training import Material, TrainingRecipe
-from .._training_config import TrainingConfig
+from .._training_config import PhysicalBatchSize
+from ._adapt import adapt
+from ._fit import read_model, read_tokenizer
 from ._made_up import random_tokens
-from ._pretrained import pretrained_folder
 from ._save import save_model
 from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses
 from ._splits import KNOWN, Split, named_split, own_split, some
+from ._text_config import WAYS, TextConfig, unread
+from ._units import as_units, losses_of_units, made_up_units, unit_of
 
 
-class TextGenerateConfig(TrainingConfig):
+class TextGenerateConfig(TextConfig):
     """Settings of `text-generate`."""
 
     num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 100
     expected_batch_size: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="examples in a step, on average")
     ] = 256
-    max_norm: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="clipping norm of one example's gradient")
-    ] = 0.1
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="learning rate")] = 2e-3
     twin_lr: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="learning rate without privacy")
@@ -56,8 +53,7 @@ class TextGenerateConfig(TrainingConfig):
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw", "lamb"], Field(description="what updates the weights")
     ] = "adamw"
-    ema: Annotated[float, Field(ge=0, lt=1, description="decay of the weights' average; 0: none")] = 0.0
-    physical_batch_size: int | str = 16
+    physical_batch_size: PhysicalBatchSize = 16
     model: Annotated[str, Field(description="a decoder: smollm2, or a folder of transformers")] = "smollm2"
     data: Annotated[
         str | None, Field(description="brown, imdb, rotten-tomatoes, spam-assassin, or a file of rows")
@@ -78,27 +74,15 @@ class TextGenerateConfig(TrainingConfig):
         int | None, Field(ge=1, description="test on so many held-out rows, chosen by a fixed seed")
     ] = None
     test_fraction: Annotated[float, Field(gt=0, lt=1, description="of a file: share held out")] = 0.1
-    user_column: Annotated[
-        str | None, Field(description="of a file: whose a row is; the guarantee is then a user's")
-    ] = None
-    rows_per_user: Annotated[
-        int | None, Field(ge=1, description="with users: the most rows of one that take part; default 4")
-    ] = None
     max_length: Annotated[int, Field(ge=2, description="tokens of a row; longer ones are cut")] = 64
-    adaptation: Annotated[Literal["lora", "full", "bias"], Field(description="which weights are trained")] = (
-        "lora"
-    )
+    adaptation: Annotated[str, Field(description=f"which weights are trained: {', '.join(WAYS)}")] = "lora"
     lora_rank: Annotated[int, Field(ge=1, description="of lora")] = 4
     lora_layers: Annotated[int | None, Field(ge=1, description="of lora: the last so many layers")] = None
-    init: Annotated[
-        Literal["pretrained", "random"], Field(description="random: the ablation without pretraining")
-    ] = "pretrained"
 
     def ignored(self, settings: Collection[str]) -> list[str]:
         problems = super().ignored(settings)
         named = self.data in KNOWN
         reads = {
-            "lora_rank": self.adaptation == "lora",
             "lora_layers": self.adaptation == "lora",
             "only_class": named,
             "text_column": not named and self.source_column is None,
@@ -107,16 +91,8 @@ class TextGenerateConfig(TrainingConfig):
             "separator": not named and self.source_column is not None,
             "test_fraction": not named,
             "user_column": not named,
-            "rows_per_user": not named and self.user_column is not None,
         }
-        problems += [
-            f"{name} would be ignored with the other settings: leave it out"
-            for name, read in reads.items()
-            if name in settings and not read
-        ]
-        if self.adaptation != "full" and self.init == "random":
-            problems.append("init = random trains everything: set adaptation = full as well")
-        return problems
+        return problems + unread(settings, reads)
 
 
 class TextGenerateRecipe(TrainingRecipe):
@@ -133,8 +109,15 @@ class TextGenerateRecipe(TrainingRecipe):
             return min(KNOWN[config.data], config.max_examples or KNOWN[config.data])
         return split_of(config).num_units  # of a person's own file, the number of rows (users) is public
 
+    def num_available(self, config: TextGenerateConfig) -> int | None:
+        if config.max_examples is None:
+            return None
+        whole = config.model_copy(update={"max_examples": None})
+        found = self.num_examples(whole)
+        return found if found > config.max_examples else None
+
     def unit(self, config: TextGenerateConfig) -> str:
-        return ROW if config.user_column is None else UserRows.unit
+        return unit_of(config)
 
     def fetch(self, config: TextGenerateConfig, *, report: Callable[[str], None], progress: bool) -> Split:
         return split_of(config)
@@ -142,17 +125,17 @@ class TextGenerateRecipe(TrainingRecipe):
     def prepare(self, config: TextGenerateConfig, fetched: Split) -> Material:
         tokenizer = tokenizer_of(config)
         train, test = (
-            TensorDataset(*token_rows(tokenizer, pairs, config.max_length, config.separator))
+            token_rows(tokenizer, pairs, config.max_length, config.separator)
             for pairs in (fetched.train, fetched.test)
         )
         name = config.data if config.data in KNOWN else "file"
         return Material(
-            train=train if fetched.users is None else _of_users(train, fetched.users, config),
-            test=test,
+            train=as_units(train, fetched.users, config),
+            test=TensorDataset(*test),
             about={
                 "name": name,
                 "only_class": config.only_class,
-                **({} if config.data in KNOWN else {"scored": "held-out rows of the file, NOT private"}),
+                **({} if fetched.scored is None else {"scored": fetched.scored}),
             },
         )
 
@@ -169,7 +152,7 @@ class TextGenerateRecipe(TrainingRecipe):
         return _made_up(config, num_rows, whole=True)
 
     def loss_per_example(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], Tensor]:
-        return mean_loss if config.user_column is None else over_users(mean_loss)
+        return losses_of_units(mean_loss, config)
 
     def scores(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         return lambda model, rows: {"loss": mean_loss(model, rows)}
@@ -196,20 +179,15 @@ class TextGenerateRecipe(TrainingRecipe):
 
 def _made_up(config: TextGenerateConfig, num_rows: int, *, whole: bool) -> Any:
     """Random tokens, all to be learned; of users, as many rows each as take part."""
-    each = 1 if config.user_column is None else rows_per_user(config)
     ids_BT, mask_BT = random_tokens(
         tokenizer_of(config),
-        num_rows * each,
+        num_rows * config.rows_each,
         max_length=config.max_length,
         pad=0,
         whole=whole,
         seed=int(whole),
     )
-    rows = (ids_BT, mask_BT, ids_BT.masked_fill(mask_BT == 0, IGNORED))
-    if config.user_column is None:
-        return rows
-    users = [k // each for k in range(num_rows * each)]
-    return _of_users(TensorDataset(*rows), users, config).fetch(np.arange(num_rows))
+    return made_up_units((ids_BT, mask_BT, ids_BT.masked_fill(mask_BT == 0, IGNORED)), config)
 
 
 def mean_loss(model: nn.Module, rows: Rows) -> Float[Tensor, " B"]:
@@ -241,83 +219,36 @@ def token_rows(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int
 
 
 def tokenizer_of(config: TextGenerateConfig) -> Any:
-    """The model's tokenizer."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        pretrained_folder(config.model), local_files_only=True, trust_remote_code=False
-    )
+    """The model's tokenizer; rows are padded behind a mask, so it needs no pad token."""
+    return read_tokenizer(config.model, pads=False)
 
 
 def decoder_of(config: TextGenerateConfig) -> Any:
-    """The model before training, in eval mode: dropout is off, noise is what regularises.
+    """The model before training; see `read_model`.
 
     Raises:
-        ConfigError[text-model]: it is no decoder, or reads fewer tokens than `max_length`.
+        ConfigError[text-model]: it is no decoder that can be trained privately on rows of `max_length`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = pretrained_folder(config.model)
-    where = {"local_files_only": True, "trust_remote_code": False}
-    settings = AutoConfig.from_pretrained(folder, **where)
-    kinds = settings.architectures or []
-    if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
-        raise ConfigError(
-            f"'{config.model}' is no decoder: it is {', '.join(kinds) or 'of unknown kind'}. text-generate "
-            "needs a model that predicts next words.",
-            code="text-model",
-        )
-    reads = getattr(settings, "max_position_embeddings", None)
-    if reads is not None and config.max_length > reads:
-        raise ConfigError(
-            f"max_length = {config.max_length}, and '{config.model}' reads {reads} tokens: lower max_length.",
-            code="text-model",
-        )
-    settings.use_cache = False
-    if config.init == "random":
-        return AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
-    return AutoModelForCausalLM.from_pretrained(
-        folder, config=settings, dtype=torch.float32, use_safetensors=True, **where
-    ).eval()
+    return read_model(
+        config.model,
+        objective="generate",
+        max_length=config.max_length,
+        random=config.init == "random",
+    )
 
 
 def adapted(model: Any, config: TextGenerateConfig) -> Any:
-    """The model with only the weights trainable that `adaptation` names."""
-    if config.adaptation == "full":
-        return model
-    if config.adaptation == "bias":
-        found = [p.requires_grad_(name.endswith("bias")) for name, p in model.named_parameters()]
-        if not any(p.requires_grad for p in found):
-            raise ConfigError(f"'{config.model}' has no biases to train.", code="text-model")
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    layers = None
-    if config.lora_layers is not None:
-        depth = model.config.num_hidden_layers
-        layers = list(range(max(0, depth - config.lora_layers), depth))
-    settings = LoraConfig(
-        r=config.lora_rank,
+    """The model with only the weights trainable that `adaptation` names; see `adapt`."""
+    return adapt(
+        model,
+        adaptation=config.adaptation,
+        new_head=False,
+        lora_rank=config.lora_rank,
         lora_alpha=4 * config.lora_rank,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-        target_modules="all-linear" if layers is None else _linear_names(model),
-        layers_to_transform=layers,
-        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's
-    )
-    return get_peft_model(model, settings).eval()
-
-
-def _linear_names(model: nn.Module) -> list[str]:
-    """Last parts of the names of linear layers inside the blocks; the output layer is left alone."""
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    kinds = ("Linear", "Conv1D")
-    return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if type(module).__name__ in kinds and module is not head
-        }
+        lora_layers=config.lora_layers,
+        freeze_embeddings=config.freeze_embeddings,
+        freeze_layers=config.freeze_layers,
+        task="CAUSAL_LM",
     )
 
 
@@ -343,18 +274,6 @@ def split_of(config: TextGenerateConfig) -> Split:
             test_fraction=config.test_fraction,
         )
     return some(split, max_units=config.max_examples, max_test=config.max_test)
-
-
-def rows_per_user(config: TextGenerateConfig) -> int:
-    """The most rows of one user that take part."""
-    return config.rows_per_user or 4
-
-
-def _of_users(
-    rows: TensorDataset, users: Sequence[str] | Sequence[int], config: TextGenerateConfig
-) -> UserRows:
-    """The rows by user: a choice among a user's own, by the public seed, where there are too many."""
-    return UserRows(rows, users, max_rows=rows_per_user(config), choose="seeded", seed=config.seed)
 
 
 TEXT_GENERATE: Final = TextGenerateRecipe()

@@ -21,13 +21,18 @@ from reticent.errors import DataError
 
 from .._config import with_defaults
 from ._classify_config import TextClassifyConfig
-from ._labelled import Splits
+from ._labelled import Splits, same_file
+from ._splits import Split, some
+from ._text_config import unread
 from .classify import TextClassifyRecipe
 from .language import TextGenerateConfig, TextGenerateRecipe
 
 
 class PublishedClassifyConfig(TextClassifyConfig):
     """Settings of `text-classify`, none of which is derived."""
+
+    def ignored(self, settings: Collection[str]) -> list[str]:
+        return [*super().ignored(settings), *_of_rows(settings)]
 
     def completed(self, settings: Collection[str]) -> Self:
         return super(TextClassifyConfig, self).completed(settings)
@@ -73,6 +78,13 @@ class PublishedGenerateConfig(TextGenerateConfig):
         str | None, Field(description="the file to score on, with the same columns; taken as public")
     ] = None
 
+    def ignored(self, settings: Collection[str]) -> list[str]:
+        reads: dict[str, bool] = {"max_examples": False, "test_fraction": False}
+        problems = [*super().ignored(settings), *_of_rows(settings), *unread(settings, reads)]
+        if self.data is not None and self.test_data is not None and same_file(self.data, self.test_data):
+            problems.append("test_data: these are the private rows, whose scores are not public")
+        return problems
+
 
 class PublishedGenerate(TextGenerateRecipe):
     """A table-to-text data set of public size: sources and targets in a file."""
@@ -96,7 +108,10 @@ class PublishedGenerate(TextGenerateRecipe):
     def num_examples(self, config: Any) -> int:
         return self.size
 
-    def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Any:
+    def num_available(self, config: Any) -> None:
+        return None
+
+    def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Split:
         if config.data is None or config.test_data is None:
             raise DataError(
                 f"'{self.name}' reads its rows from two files: set data=FILE and test_data=FILE with columns "
@@ -105,7 +120,16 @@ class PublishedGenerate(TextGenerateRecipe):
             )
         train, test = (_pairs(Path(path), config) for path in (config.data, config.test_data))
         check_size(len(train), self.size, self.name)
-        return train, test
+        return some(Split(train=train, test=test), max_units=None, max_test=config.max_test)
+
+
+def _of_rows(settings: Collection[str]) -> list[str]:
+    found = [name for name in ("user_column", "rows_per_user") if name in settings]
+    return [
+        f"{name} would change what is counted, and the published run is one of rows: take text-classify or "
+        "text-generate"
+        for name in found
+    ]
 
 
 def check_size(found: int, size: int, name: str) -> None:
@@ -122,13 +146,13 @@ def check_size(found: int, size: int, name: str) -> None:
         )
 
 
-def _pairs(path: Path, config: Any) -> list[tuple[str, str]]:
+def _pairs(path: Path, config: Any) -> tuple[tuple[str, str], ...]:
     table = read_table(path)
     sources = table.column(config.source_column, setting="source_column")
     targets = table.column(config.target_column, setting="target_column")
     if not all(isinstance(text, str) for text in (*sources, *targets)):
         raise DataError(f"'{path.name}' has a row whose text is no text.", code="data-format")
-    return list(zip(sources, targets, strict=True))
+    return tuple(zip(sources, targets, strict=True))
 
 
 SST_2: Final = PublishedClassify(

@@ -1,0 +1,168 @@
+"""Models that cannot be fine-tuned privately: refused by name in both recipes, before anything is spent."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+from reticent.errors import ConfigError
+from reticent.recipes import request, run
+from reticent.recipes.text import _fit
+from tests.recipes.text.encoders import SIZES, encoder_settings, save_masked, word_tokenizer
+from tests.recipes.text.models import byte_tokenizer, gpt2, llama
+
+TINY = {"vocab_size": 300, "d_model": 16, "num_layers": 1}
+
+
+def saved(model, folder: Path, *, pads: bool = True) -> Path:
+    model.save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    if not pads:
+        tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def bart(folder: Path) -> Path:
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads"), 1)
+    more = {"decoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, **sizes}
+    config = hf.BartConfig(vocab_size=300, d_model=16, max_position_embeddings=32, **more)
+    return saved(hf.BartForConditionalGeneration(config), folder)
+
+
+def t5(folder: Path) -> Path:
+    config = hf.T5Config(**TINY, d_kv=8, d_ff=8, num_heads=2, decoder_start_token_id=0)
+    return saved(hf.T5ForConditionalGeneration(config), folder)
+
+
+def mixtral(folder: Path) -> Path:
+    sizes = {**SIZES, "num_key_value_heads": 2, "num_local_experts": 2, "vocab_size": 60}
+    hf.MixtralForCausalLM(hf.MixtralConfig(**sizes)).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def normed(folder: Path) -> Path:
+    """Saved as a plain Llama; what is loaded has batch normalisation, as remote code may bring it."""
+    return saved(llama(), folder)
+
+
+def lacking(folder: Path) -> Path:
+    """A whole layer's weights are not there: transformers would fill it with random ones, and only warn."""
+    saved(llama(), folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: t for name, t in weights.items() if ".layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def garbled(folder: Path) -> Path:
+    (saved(llama(), folder) / "model.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+def of_no_kind(folder: Path) -> Path:
+    (saved(llama(), folder) / "config.json").write_text("{}")
+    return folder
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def short(folder: Path) -> Path:
+    return saved(llama(context=8), folder)
+
+
+def foreign(folder: Path) -> Path:
+    """Its tokenizer knows more words than the model embeds."""
+    config = hf.LlamaConfig(**{**llama().config.to_dict(), "vocab_size": 100})
+    return saved(hf.LlamaForCausalLM(config), folder)
+
+
+CASES: list[tuple[Callable[[Path], Path], str]] = [
+    (bart, r"encoder-decoder \(bart\), which is not offered"),
+    (t5, r"encoder-decoder \(t5\), which is not offered"),
+    (mixtral, "sends words to experts at"),
+    (normed, "batch normalisation at 'norm'"),
+    (lacking, r"lack \d+ parameters, which would be random: model\.layers\.1\."),
+    (garbled, "weights of .* cannot be read"),
+    (of_no_kind, "(tokenizer|configuration) of .* cannot be read"),
+    (empty, "neither a folder with a config.json"),
+    (short, "max_length = 16, and .* reads 8 tokens"),
+    (foreign, "do not belong together"),
+]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"text": f"mail {k}", "label": ("ham", "spam")[k % 2]} for k in range(20)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def refused(recipe: str, model: Path, rows: Path, out: Path, *more: str) -> str:
+    own = ["labels=ham,spam"] if recipe == "text-classify" else []
+    few = ["num_steps=2", "expected_batch_size=4", "max_length=16"]
+    with pytest.raises(ConfigError) as caught:
+        run(request(recipe, [f"model={model}", f"data={rows}", *few, *own, *more]), out=out)
+    assert caught.value.code == "text-model"
+    assert not out.exists(), "a run was begun"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["text-classify", "text-generate"])
+@pytest.mark.parametrize(("make", "told"), CASES, ids=[make.__name__ for make, _ in CASES])
+def test_a_model_is_refused_by_name_before_anything_is_spent(
+    tmp_path, rows, monkeypatch, recipe, make, told
+) -> None:
+    if make is normed:
+        monkeypatch.setattr(_fit, "check_parts", with_a_norm(_fit.check_parts))
+    message = refused(recipe, make(tmp_path / "model"), rows, tmp_path / "run")
+    assert re.search(told, message), message
+
+
+def with_a_norm(check):
+    def checked(model, name):
+        model.norm = torch.nn.BatchNorm1d(4)
+        check(model, name)
+
+    return checked
+
+
+def test_a_classifiers_tokenizer_needs_a_pad_token_and_a_decoders_does_not(tmp_path, rows) -> None:
+    folder = saved(gpt2(), tmp_path / "model", pads=False)
+    assert "has no pad token" in refused("text-classify", folder, rows, tmp_path / "a")
+    few = ["num_steps=1", "expected_batch_size=4", "max_length=16", "adaptation=bias", "max_test=1"]
+    result = run(request("text-generate", [f"model={folder}", f"data={rows}", *few]), out=tmp_path / "b")
+    assert result["private"] and result["num_steps"] == 1
+
+
+@pytest.mark.parametrize("more", [(), ("init=random", "adaptation=full")])
+def test_an_encoder_does_not_generate_with_weights_of_its_own_or_random_ones(tmp_path, rows, more) -> None:
+    folder = save_masked(tmp_path / "model")
+    assert r"it is an encoder (bert)" in refused("text-generate", folder, rows, tmp_path / "run", *more)
+    hf.BertLMHeadModel(encoder_settings(is_decoder=True)).save_pretrained(tmp_path / "back")
+    assert not _fit._is_encoder(hf.AutoConfig.from_pretrained(tmp_path / "back"))
+
+
+@pytest.mark.parametrize("recipe", ["text-classify", "text-generate"])
+def test_prefix_tuning_is_refused_by_name(recipe) -> None:
+    data = [] if recipe == "text-classify" else ["data=brown"]
+    with pytest.raises(ConfigError, match="a prefix cannot be merged"):
+        request(recipe, ["adaptation=prefix-tuning", *data])
+
+
+@pytest.mark.parametrize("size", [0, "some"])
+@pytest.mark.parametrize("recipe", ["text-classify", "text-generate"])
+def test_a_physical_batch_is_of_one_row_or_more(recipe, size) -> None:
+    data = [] if recipe == "text-classify" else ["data=brown"]
+    with pytest.raises(ConfigError, match="must be an integer >= 1, or 'auto'"):
+        request(recipe, [f"physical_batch_size={size}", *data])
