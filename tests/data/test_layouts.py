@@ -147,6 +147,43 @@ def test_folders_that_are_no_classes_are_refused(folder, damage):
     assert e.value.code == "image-folder"
 
 
+def test_of_class_folders_alone_a_tenth_is_held_out_by_place(tmp_path):
+    for c, name in enumerate(("cat", "dog")):
+        for k in range(20):
+            save(tmp_path / name / f"{k:02}.png", seed=20 * c + k, mode="L" if k == 3 else "RGB")
+    with pytest.raises(DataError, match="no folder 'train'"):
+        read_image_folder(tmp_path, side=8, mixed="convert")
+    train, test = read_image_folder(tmp_path, side=8, mixed="convert", hold_out=True)
+    assert (len(train), len(test), train.class_names) == (36, 4, ("cat", "dog"))
+    assert train.converted + test.converted == 2
+    seen = {x.tobytes() for x, _ in [*map(train.__getitem__, range(36)), *map(test.__getitem__, range(4))]}
+    assert len(seen) == 40  # every image in one of them
+    held = [path.name for path, _ in test._files]
+    for k in range(20):
+        save(tmp_path / "cat" / f"{k:02}.png", seed=100 + k)  # what they show has no say
+    assert [
+        path.name for path, _ in read_image_folder(tmp_path, side=8, mixed="convert", hold_out=True)[1]._files
+    ] == held
+
+
+@pytest.mark.parametrize("damage", ["one-class", "few", "empty", "missing"])
+def test_class_folders_from_which_nothing_can_be_held_out_are_refused(tmp_path, damage):
+    for name in ("cat", "dog"):
+        for k in range(1 if damage == "few" else 10):
+            save(tmp_path / "images" / name / f"{k}.png")
+    place = tmp_path / "images"
+    match damage:
+        case "one-class":
+            (place / "dog").rename(tmp_path / "elsewhere")
+        case "empty":
+            (place / "eel").mkdir()
+        case "missing":
+            place = tmp_path / "nothing"
+    with pytest.raises(DataError, match=r"ten or more in two|eel|There is no folder") as e:
+        read_image_folder(place, side=8, hold_out=True)
+    assert e.value.code == "image-folder"
+
+
 # -- tables of images with several labels -------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from reticent.data._adult import CATEGORIES as ADULT_CATEGORIES
 from reticent.data._adult import encode_adult
 from reticent.data._cache import arrays_sha256, cache_root
 from reticent.data._files import Table, has_split, read_table
-from reticent.data._image_folder import ImageFolder, read_image_folder
+from reticent.data._image_folder import ImageFolder, has_splits, read_image_folder
 from reticent.data._image_table import read_image_table
 from reticent.data._layouts import read_cifar100, read_svhn
 from reticent.data._load import fetch, fetch_all, load, names
@@ -38,6 +38,7 @@ __all__ = [
     "fetch_all",
     "fetch_pretrained",
     "has_split",
+    "has_splits",
     "load",
     "names",
     "pretrained_names",

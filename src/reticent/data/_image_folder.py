@@ -3,6 +3,7 @@
 Room: data. Imports numpy and Pillow.
 
     FOLDER/train/cat/1.png    FOLDER/train/dog/7.jpg    FOLDER/test/cat/3.png    ...
+    FOLDER/cat/1.png          FOLDER/dog/7.jpg          ...    (a tenth is then held out)
 
 Shape letters: S side.
 """
@@ -22,6 +23,8 @@ from reticent.errors import DataError
 
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_NAMES: Final = ("test", "val", "valid", "validation")
+_HELD_OUT: Final = 0.1
+_SPLIT_SEED: Final = 20_220_416  # which images are held out; a public constant
 Label = int | tuple[int, ...]
 _Refuse = Literal["refuse", "skip"]
 _Mixed = Literal["refuse", "skip", "convert"]
@@ -35,10 +38,12 @@ class ImageFolder:
     Args:
         class_names: label -> its name.
         skipped: reason -> how many files were left out.
+        converted: how many images have another mode or size than most, and were made like them.
     """
 
     class_names: tuple[str, ...]
     skipped: dict[str, int]
+    converted: int
     _files: Sequence[tuple[Path, Label]] = field(repr=False)
     _side: int = field(repr=False)
 
@@ -67,27 +72,50 @@ def _text(label: Label) -> str:
     return str(label) if isinstance(label, int) else " ".join(map(str, label))
 
 
+def has_splits(folder: Path) -> bool:
+    """Whether a folder is divided into training and test images, or should be: not class folders alone."""
+    return any((folder / name).is_dir() for name in ("train", *TEST_NAMES))
+
+
 def read_image_folder(
-    folder: Path, *, side: int, unreadable: _Refuse = "refuse", mixed: _Mixed = "refuse"
+    folder: Path,
+    *,
+    side: int,
+    unreadable: _Refuse = "refuse",
+    mixed: _Mixed = "refuse",
+    hold_out: bool = False,
 ) -> tuple[ImageFolder, ImageFolder]:
     """Training and test images of a folder; every file is opened and decoded once, to be sure of it.
 
     Args:
         folder: holds `train` and one of `test`, `val`, `valid`, `validation`, each with a folder for every
-            class, the same ones.
+            class, the same ones; or the class folders alone, with `hold_out`.
         side: images become this many pixels square: the shorter side is scaled to it, the middle is cut out.
         unreadable: what becomes of files that cannot be decoded or are cut short.
-        mixed: what becomes of images of another mode or size than most of the training images have;
+        mixed: what becomes of images of another mode or size than most of the test images have;
             "convert" turns all into RGB of one size.
+        hold_out: of class folders alone a tenth of the images becomes the test images, chosen by their
+            places in the listing and a public constant. Those are NOT public.
 
     Guarantee:
-        Nothing is left out or changed that the arguments do not allow. What was left out is counted.
+        Nothing is left out or changed that the arguments do not allow. What was left out or converted is
+        counted.
 
     Raises:
-        DataError[image-folder]: a split or class folder is missing or empty, or there are not two.
+        DataError[image-folder]: a split or class folder is missing or empty, there are not two, or there are
+            too few images to hold a tenth out.
         DataError[image-unreadable]: files cannot be decoded; names the first three and counts them.
         DataError[image-mixed]: modes or sizes differ; says which there are, and how often.
     """
+    divide = _held_out if hold_out and not has_splits(folder) else _divided
+    train, test, names = divide(folder)
+    return both_splits(train, test, names, side=side, unreadable=unreadable, mixed=mixed)
+
+
+_Files = list[tuple[Path, Label]]
+
+
+def _divided(folder: Path) -> tuple[_Files, _Files, list[str]]:
     train = _class_folders(folder, "train")
     test_names = [name for name in TEST_NAMES if (folder / name).is_dir()]
     if len(test_names) != 1:
@@ -104,9 +132,25 @@ def read_image_folder(
             f"there are {names[:5]} and {[path.name for path in test][:5]}.",
             code="image-folder",
         )
-    return both_splits(
-        _labelled(train), _labelled(test), names, side=side, unreadable=unreadable, mixed=mixed
-    )
+    return _labelled(train), _labelled(test), names
+
+
+def _held_out(folder: Path) -> tuple[_Files, _Files, list[str]]:
+    if not folder.is_dir():
+        raise DataError(f"There is no folder '{folder}'.", code="image-folder")
+    classes = _class_folders(folder, "")
+    names = [path.name for path in classes]
+    files = _labelled(classes)
+    num_test = round(_HELD_OUT * len(files))
+    if len(names) < 2 or not num_test:
+        raise DataError(
+            f"'{folder}' holds {len(files)} images in {len(names)} class folders; it must hold ten or more "
+            "in two folders, named by their class. Or divide them yourself: train/CLASS and test/CLASS.",
+            code="image-folder",
+        )
+    out = set(np.random.default_rng(_SPLIT_SEED).permutation(len(files))[:num_test].tolist())
+    train = [file for k, file in enumerate(files) if k not in out]
+    return train, [files[k] for k in sorted(out)], names
 
 
 def both_splits(
@@ -125,9 +169,17 @@ def both_splits(
     """
     usual = None
     splits = []
-    for files in (test, train):  # what is usual is said by the test images: they are public
-        kept, skipped, usual = _checked(files, unreadable, mixed, usual)
-        splits.append(ImageFolder(class_names=tuple(names), skipped=skipped, _files=tuple(kept), _side=side))
+    for files in (test, train):  # what is usual is said by the test images: training does not protect them
+        kept, skipped, converted, usual = _checked(files, unreadable, mixed, usual)
+        splits.append(
+            ImageFolder(
+                class_names=tuple(names),
+                skipped=skipped,
+                converted=converted,
+                _files=tuple(kept),
+                _side=side,
+            )
+        )
     return splits[1], splits[0]
 
 
@@ -138,7 +190,11 @@ def _labelled(classes: Sequence[Path]) -> list[tuple[Path, Label]]:
 def _class_folders(folder: Path, split: str) -> list[Path]:
     base = folder / split
     if not base.is_dir():
-        raise DataError(f"'{folder}' holds no folder '{split}'.", code="image-folder")
+        raise DataError(
+            f"'{folder}' holds no folder '{split}'. It must hold train/CLASS and test/CLASS folders with "
+            "images in them.",
+            code="image-folder",
+        )
     classes = sorted(path for path in base.iterdir() if path.is_dir())
     empty = [path.name for path in classes if not _images(path)]
     if empty or not classes:
@@ -146,7 +202,7 @@ def _class_folders(folder: Path, split: str) -> list[Path]:
         raise DataError(
             f"'{base}' holds {len(empty)} class folders without an image: {listed}. Remove or fill them."
             if classes
-            else f"'{base}' holds no class folders.",
+            else f"'{base}' holds no class folders: make one for each class, with its images in it.",
             code="image-folder",
         )
     return classes
@@ -161,8 +217,8 @@ _Kind = tuple[str, tuple[int, int]]  # mode and size
 
 def _checked(
     given: Sequence[tuple[Path, Label]], unreadable: _Refuse, mixed: _Mixed, usual: _Kind | None
-) -> tuple[list[tuple[Path, Label]], dict[str, int], _Kind]:
-    """The files of a split to be used, what was left out, and the mode and size that images usually have."""
+) -> tuple[list[tuple[Path, Label]], dict[str, int], int, _Kind]:
+    """The files of a split to be used, what was left out, how many were not as usual, and what is usual."""
     files, kinds, bad = [], [], []
     for path, label in given:
         try:
@@ -196,7 +252,8 @@ def _checked(
     if mixed == "skip":
         files = [file for file, kind in zip(files, kinds, strict=True) if kind == usual]
     skipped = {"unreadable": len(bad), "mixed": other if mixed == "skip" else 0}
-    return files, {reason: count for reason, count in skipped.items() if count}, usual
+    converted = other if mixed == "convert" else 0
+    return files, {reason: count for reason, count in skipped.items() if count}, converted, usual
 
 
 def _opened(path: Path) -> Image.Image:

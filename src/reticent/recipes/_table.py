@@ -19,6 +19,7 @@ _WHERE: Final = MappingProxyType(
         "digits": ("digits", "DIGITS"),
         "head": ("features.head", "HEAD"),
         "last-layer": ("features.last_layer", "LAST_LAYER"),
+        "table": ("features.table", "TABLE"),
         "text-classify": ("text.classify", "TEXT_CLASSIFY"),
         "text-generate": ("text.language", "TEXT_GENERATE"),
         "sst-2-roberta": ("text.published", "SST_2"),

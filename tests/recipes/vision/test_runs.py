@@ -119,6 +119,18 @@ def test_weights_of_another_network_and_names_of_nothing_are_refused(tmp_path, f
         assert not (tmp_path / "second").exists()
 
 
+def test_class_folders_alone_are_scored_on_held_out_images_and_the_run_says_so(tmp_path, folder):
+    (folder / "train").rename(tmp_path / "alone")
+    save = tmp_path / "alone" / "dark" / "0.png"
+    with Image.open(save) as image:
+        image.resize((40, 50)).convert("L").save(save)
+    result = run(asked_for("vision-scratch", tmp_path / "alone"), out=tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["plan"]["sampler"]["num_examples"] == 54
+    assert "NOT private" in about["data"]["scored"]
+    assert result["private"] and result["test_accuracy"] is not None
+
+
 def test_a_folder_that_is_missing_or_damaged_spends_nothing(tmp_path, folder):
     with pytest.raises(ConfigError, match="set data = FOLDER"):
         run(request("vision-scratch"), out=tmp_path / "run")

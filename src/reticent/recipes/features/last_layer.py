@@ -45,7 +45,7 @@ from reticent.train import (
 from .._config import restore_config
 from .._recipe import Recipe, Request
 from ._config import LastLayerConfig
-from ._methods import Method, make_method
+from ._methods import Method, PublicShape, make_method
 from ._rows import Preparation, block_rows, raw_blocks
 from ._sources import Features, load_features, public_shape
 from ._stage_plan import check_stage_ledger
@@ -61,9 +61,17 @@ class LastLayerRecipe(Recipe):
     summary = "a linear classifier on frozen features: one step, least squares, Newton, or many steps"
     config: type[LastLayerConfig] = LastLayerConfig
 
+    def shape_of(self, config: Any) -> PublicShape:
+        """N, D and K; reads no more than they need."""
+        return public_shape(config.features)
+
+    def features_of(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Features:
+        """The rows."""
+        return load_features(config.features, report=report, progress=progress)
+
     def describe(self, asked: Request) -> dict[str, Any]:
         config = _of(asked.config)
-        method = make_method(config, public_shape(config.features))
+        method = make_method(config, self.shape_of(config))
         plan = method.plan
         private = config.private
         described = plan.describe()
@@ -80,7 +88,7 @@ class LastLayerRecipe(Recipe):
 
     def spends(self, asked: Request) -> Segments:
         config = _of(asked.config)
-        plan = make_method(config, public_shape(config.features)).plan
+        plan = make_method(config, self.shape_of(config)).plan
         return [(stage.mechanism, stage.num_steps) for stage in plan.stages]
 
     def run(
@@ -89,9 +97,7 @@ class LastLayerRecipe(Recipe):
         config = _of(asked.config)
         out = new_folder(out)
         with removed_if_empty(out):
-            features = data or load_features(
-                config.features, report=_sayer(console), progress=console is not None
-            )
+            features = data or self.features_of(config, report=_sayer(console), progress=console is not None)
             method = make_method(config, features.shape)
             run_id = new_run_id()
             private = math.isfinite(config.epsilon)
@@ -122,19 +128,17 @@ class LastLayerRecipe(Recipe):
         console: Console | None,
         data: Features | None = None,
     ) -> dict[str, Any]:
-        config = restore_config(LastLayerConfig, about["config"])
-        shape = public_shape(config.features) if data is None else data.shape
+        config = restore_config(self.config, about["config"])
+        shape = self.shape_of(config) if data is None else data.shape
         method = make_method(config, shape)
         _check_unedited(folder, method, about)
         done = _finished(folder, method, run_id=about["run_id"])
         if done is not None:
             return done
-        features = data or load_features(
-            config.features, report=_sayer(console), progress=console is not None
-        )
+        features = data or self.features_of(config, report=_sayer(console), progress=console is not None)
         if dict(features.about["fingerprint"]) != about["data"].get("fingerprint"):
             raise DataError(
-                f"The features '{config.features}' are not those the run in '{folder}' began with. Restore "
+                f"The features of '{self.name}' are not those the run in '{folder}' began with. Restore "
                 "them; a ledger speaks of one data set.",
                 code="store-fingerprint",
             )
@@ -176,7 +180,7 @@ class LastLayerRecipe(Recipe):
                 checkpoint=checkpoint,
             )
         result = {
-            **_result(done, method, folder, ledger),
+            **_result(done, self.name, method, folder, ledger),
             **_ranking(method, features, folder),
         }
         if config.twin:
@@ -317,10 +321,12 @@ def _finished(folder: Path, method: Method, *, run_id: str) -> dict[str, Any] | 
     }
 
 
-def _result(done: FitResult, method: Method, folder: Path, ledger: Ledger | None) -> dict[str, Any]:
+def _result(
+    done: FitResult, recipe: str, method: Method, folder: Path, ledger: Ledger | None
+) -> dict[str, Any]:
     weights = "ema" if method.config.ema else "last"
     shown = {
-        "recipe": LastLayerRecipe.name,
+        "recipe": recipe,
         "method": method.config.method,
         **{f"test_{name}": finite(value) for name, value in done.scores[weights].items()},
         "weights": weights,

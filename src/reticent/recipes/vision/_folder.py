@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from reticent.data import ArrayPair, ImageFolder, read_image_folder, read_image_table
+from reticent.data import ArrayPair, ImageFolder, has_splits, read_image_folder, read_image_table
 from reticent.errors import ConfigError
 
 from .._stamp import remembered
@@ -40,8 +40,8 @@ class FolderConfig(LocalConfig):
     ] = "refuse"
     mixed: Annotated[
         Literal["refuse", "skip", "convert"],
-        Field(description="what becomes of images of other modes or sizes"),
-    ] = "refuse"
+        Field(description="what becomes of images of other modes or sizes than most have"),
+    ] = "convert"
 
     def ignored(self, settings: Collection[str]) -> list[str]:
         problems = super().ignored(settings)
@@ -108,12 +108,21 @@ class FolderRecipe(VisionRecipe):
         for split, images in (("train", train), ("test", test)):
             for reason, count in images.skipped.items():
                 report(f"{count} {reason} images of {split} were left out, as asked")
+            if images.converted:
+                report(
+                    f"{images.converted} of {len(images)} images of {split} have another mode or size than "
+                    f"most: like the others they become RGB, {config.image_size} x {config.image_size} "
+                    "(mixed=refuse stops there, mixed=skip leaves them out)"
+                )
         return train, test
 
     def prepare(self, config: Any, fetched: Any) -> Material:
         train, test = fetched
         # What was left out is said to the operator only: a run's description may be published.
-        return Material(train=train, test=test, about={"name": "folder", "classes": list(train.class_names)})
+        about = {"name": "folder", "classes": list(train.class_names)}
+        if not has_splits(_folder_of(config, self.name)):
+            about["scored"] = "held-out images of the folder, NOT private"
+        return Material(train=train, test=test, about=about)
 
 
 def _read(config: Any, name: str) -> tuple[ImageFolder, ImageFolder]:
@@ -125,15 +134,17 @@ def _read(config: Any, name: str) -> tuple[ImageFolder, ImageFolder]:
 def _read_once(
     folder: Path, labels: str, side: int, unreadable: Any, mixed: Any
 ) -> tuple[ImageFolder, ImageFolder]:
-    read = read_image_table if labels == "table" else read_image_folder
-    return read(folder, side=side, unreadable=unreadable, mixed=mixed)
+    if labels == "table":
+        return read_image_table(folder, side=side, unreadable=unreadable, mixed=mixed)
+    return read_image_folder(folder, side=side, unreadable=unreadable, mixed=mixed, hold_out=True)
 
 
 def _folder_of(config: Any, name: str) -> Path:
     if config.data is None:
         raise ConfigError(
-            f"'{name}' reads its images from a folder: set data = FOLDER, which holds train/CLASS and "
-            "test/CLASS folders, or the data set's files as its authors publish them.",
+            f"'{name}' reads its images from a folder: set data = FOLDER, which holds a folder for each "
+            "class, or train/CLASS and test/CLASS folders, or the data set's files as its authors publish "
+            "them.",
             code="config",
         )
     return Path(config.data)

@@ -15,7 +15,7 @@ _DEFAULTS: Final[dict[str, Any]] = dict(
 
 VISION_SCRATCH: Final = FolderRecipe(
     name="vision-scratch",
-    summary="your own images (data=FOLDER with train/CLASS and test/CLASS), from random weights",
+    summary="your own images (data=FOLDER with a folder for each class), from random weights",
     config=with_defaults(FolderConfig, "VisionScratchConfig", **_DEFAULTS, lr=2.0),
     **_OWN,
 )
