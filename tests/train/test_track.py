@@ -14,6 +14,7 @@ from rich.console import Console
 
 from reticent.errors import ConfigError
 from reticent.train import Evaluation, TrainSettings, _track, resume, train
+from reticent.train._progress import memory_in_words
 from tests.train.joint import cross_entropy, make_data, make_model, make_plan
 
 
@@ -22,7 +23,7 @@ def scores(model, rows):
     return {"accuracy": (model(x).argmax(1) == y).double()}
 
 
-def run(out, *, log="none", console=None, **settings):
+def run(out, *, log="none", console=None, physical_batch_size=16, **settings):
     model = make_model()
     return train(
         model,
@@ -31,6 +32,7 @@ def run(out, *, log="none", console=None, **settings):
         dataset=make_data(),
         loss_per_example=cross_entropy,
         out=out,
+        physical_batch_size=physical_batch_size,
         evaluation=Evaluation(dataset=make_data(seed=1), scores=scores),
         settings=TrainSettings(eval_every=3, log=log, **settings),
         console=console,
@@ -100,10 +102,28 @@ def test_the_live_view_says_epsilon_rows_at_once_and_memory(tmp_path):
     result = run(tmp_path / "run", console=Console(file=out, width=100))
     told = " ".join(out.getvalue().split())
     assert (
-        "6/6" in told and "rows at once" in told and "MiB" in told and "test, last weights accuracy" in told
+        "6/6" in told
+        and "physical batch size" in told
+        and "MiB resident" in told
+        and "test, last weights accuracy" in told
     )
     shown = float(told.split("epsilon ")[1].split()[0])
     assert result.epsilon.epsilon <= shown <= result.epsilon.epsilon + 0.01
+
+
+def test_memory_of_a_gpu_is_this_process_s_own_now_and_at_its_peak(monkeypatch):
+    sizes = {"memory_allocated": 3 << 30, "max_memory_allocated": 5 << 30}
+    for name, size in sizes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 80 << 30))
+    shown = memory_in_words(torch.device("cuda:1"))
+    assert shown == "3.0 allocated, 5.0 at peak, of 80.0 GiB on cuda:1"
+
+
+def test_the_physical_batch_size_is_the_setting_not_what_was_drawn(tmp_path):
+    out = io.StringIO()
+    run(tmp_path / "run", console=Console(file=out, width=100), physical_batch_size=7)
+    assert "physical batch size 7 " in " ".join(out.getvalue().split())
 
 
 ABOUT = {
@@ -111,7 +131,7 @@ ABOUT = {
     "created": "2026-11-26T10:00:00+00:00",
     "recipe": "digits",
     "private": True,
-    "config": {"lr": 0.5, "data": "/home/me/patients.csv", "log": "tensorboard"},
+    "config": {"lr": 0.5, "data": "/home/me/patients.csv", "test_data": "patients2.csv", "log": "mlflow"},
     "plan": {"noise_multiplier": 1.5, "delta": 1e-5, "num_steps": 9},
     "data": {"name": "file", "sha256": "00"},
 }
@@ -148,7 +168,7 @@ def test_mlflow_is_stamped_by_steps_and_goes_on_with_a_run_that_it_knows(monkeyp
     client.log_metric.assert_called_once_with(name, "privacy/epsilon", 2.0, timestamp=began + 7000, step=7)
     client.set_terminated.assert_called_once_with(name, end_time=began + 7000)
     assert client.create_run.called is not known
-    assert "data" not in {call.args[1] for call in client.log_param.call_args_list}
+    assert not {"data", "test_data"} & {call.args[1] for call in client.log_param.call_args_list}
 
 
 def started(folder):

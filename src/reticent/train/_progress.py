@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: steps, epsilon so far, rows at once, memory. Nothing of the data.
+"""What a person sees while a run goes on: epsilon, physical batch size, memory. Nothing of the data.
 
 Room: train. May import rich, psutil and torch.
 """
@@ -130,7 +130,7 @@ class _BarWatcher:
 
     def _look(self) -> None:
         if self._rows is not None:
-            self._facts["rows at once"] = str(self._rows())
+            self._facts["physical batch size"] = str(self._rows())
         if self._device is not None:
             self._facts["memory"] = memory_in_words(self._device)
 
@@ -142,11 +142,16 @@ class _BarWatcher:
 
 
 def memory_in_words(device: torch.device) -> str:
-    """What a device holds now; on a CPU, what this process does."""
+    """What this process's tensors hold on a device and held at most; on a CPU, what this process does."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB on {device}"
-    return f"{psutil.Process().memory_info().rss / 2**20:.0f} MiB"
+        _, total = torch.cuda.mem_get_info(device)
+        now, most = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        return f"{_gib(now)} allocated, {_gib(most)} at peak, of {_gib(total)} GiB on {device}"
+    return f"{psutil.Process().memory_info().rss / 2**20:.0f} MiB resident"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f}"
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from ._loop import Tracking
 from ._progress import Spent, Watcher
 
 _EXTRAS: Final[Mapping[str, str]] = MappingProxyType({"tensorboard": "track", "mlflow": "mlflow"})
+_PLACES: Final = ("data", "test_data", "features")  # settings that say where the operator's data lie
 _EXPERIMENT: Final = "reticent"
 
 
@@ -142,7 +143,7 @@ def _settings(about: Mapping[str, Any]) -> dict[str, str]:
     plan = about["plan"] or {}
     found |= {f"data_{name}": about["data"][name] for name in ("name", "scored") if name in about["data"]}
     found |= {name: plan[name] for name in ("noise_multiplier", "delta", "num_steps") if name in plan}
-    return {name: str(value) for name, value in found.items() if name != "data" and value is not None}
+    return {name: str(value) for name, value in found.items() if name not in _PLACES and value is not None}
 
 
 def _started(about: Mapping[str, Any]) -> float:
