@@ -56,7 +56,8 @@ CONTRAST = r"""
   while (texts.nextNode()) {
     const element = texts.currentNode.parentElement, text = texts.currentNode.data;
     if (!text.trim() || element.matches("script, style, title, desc, noscript")) continue;
-    if (!element.checkVisibility() || element.getClientRects().length === 0) continue;
+    if (!element.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
+    if (element.getClientRects().length === 0) continue;
     const style = getComputedStyle(element), size = parseFloat(style.fontSize);
     const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
     note(element, element instanceof SVGElement ? style.fill : style.color, large ? 3 : 4.5, text);
@@ -75,7 +76,8 @@ CUT_OFF = r"""
 (() => {
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   const out = [...document.querySelectorAll("body *")].filter((e) =>
-    e.checkVisibility() && !e.closest(".wide, .skip, .unseen, svg") &&
+    e.checkVisibility({ opacityProperty: true, visibilityProperty: true }) &&
+    !e.closest(".wide, .skip, .unseen, svg, .md-typeset__scrollwrap, pre") &&
     e.getBoundingClientRect().right > document.documentElement.clientWidth + 1);
   return { wide, out: out.map((e) => `${e.tagName} ${e.textContent.trim().slice(0, 40)}`) };
 })()
