@@ -110,9 +110,9 @@ class FolderRecipe(VisionRecipe):
                 report(f"{count} {reason} images of {split} were left out, as asked")
             if images.converted:
                 report(
-                    f"{images.converted} of {len(images)} images of {split} have another mode or size than "
-                    f"most: like the others they become RGB, {config.image_size} x {config.image_size} "
-                    "(mixed=refuse stops there, mixed=skip leaves them out)"
+                    f"Images of {split} differ in mode or size, {images.converted} of {len(images)} from the "
+                    f"most frequent: all become RGB, {config.image_size} x {config.image_size} (mixed=refuse "
+                    "stops there, mixed=skip leaves them out)"
                 )
         return train, test
 
