@@ -1,7 +1,7 @@
-"""Hooks of the site's builder: error codes in the reference lead to their headings; code is reached by Tab.
+"""Hooks of the site's builder: error codes in the reference lead to their headings; the search has a name.
 
 mkdocstrings reads `ConfigError[clip-norm]` as an expression and shows `ConfigError[clip - norm]`. The theme's
-search dialog has no name for screen readers, and its blocks of code that scroll cannot be reached by Tab.
+search dialog has no name for screen readers.
 """
 
 import re
@@ -33,7 +33,6 @@ def with_codes(html: str, *, codes: frozenset[str], errors_url: str) -> str:
 
 def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
     """Called by MkDocs with each page's HTML."""
-    html = html.replace("<pre><span></span><code>", '<pre><span></span><code tabindex="0">')
     if not page.file.src_uri.startswith("api/"):
         return html
     codes = codes_in((Path(config["docs_dir"]) / "errors.md").read_text(encoding="utf-8"))
