@@ -12,7 +12,7 @@ from reticent.errors import ConfigError, DataError
 from reticent.recipes import describe, go_on, request, run
 from reticent.recipes.features._columns import columns_of, table_features
 
-SAID = "columns=age=18..98,bmi=10..60,smoker=no|yes|was"
+SAID = "columns=age=18..99,bmi=10..60.1,smoker=no|yes|was"  # no cell lies in the middle
 
 
 def write(path, rows):
@@ -44,8 +44,8 @@ def encoded(rows):
     """What the page says of the encoding, cell by cell; nothing of ours in it."""
     return [
         [
-            (min(max(float(age), 18), 98) - 18) / 40 - 1,
-            (min(max(float(bmi), 10), 60) - 10) / 25 - 1,
+            2 * (min(max(float(age), 18), 99) - 18) / 81 - 1,
+            2 * (min(max(float(bmi), 10), 60.1) - 10) / 50.1 - 1,
             *(float(smoker == value) for value in ("no", "yes", "was")),
         ]
         for age, bmi, smoker, _ in rows
