@@ -166,3 +166,18 @@ def test_a_physical_batch_is_of_one_row_or_more(recipe, size) -> None:
     data = [] if recipe == "text-classify" else ["data=brown"]
     with pytest.raises(ConfigError, match="must be an integer >= 1, or 'auto'"):
         request(recipe, [f"physical_batch_size={size}", *data])
+
+
+@pytest.mark.parametrize("recipe", ["text-classify", "text-generate"])
+def test_without_transformers_a_run_is_refused_with_the_command_that_installs_it(
+    tmp_path, monkeypatch, recipe
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"mail {k}", "label": k % 2}) + "\n" for k in range(60)))
+    labels = ["labels=0,1"] if recipe == "text-classify" else []
+    asked = request(recipe, [f"data={rows}", *labels])
+    monkeypatch.setattr("reticent.recipes.text._packages.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'reticent\[text\]'") as e:
+        run(asked, out=tmp_path / "run")
+    assert e.value.code == "missing-library"
+    assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from reticent.errors import ConfigError
 from ._dialog import read_personachat
 from ._generate import Decoding, generate
 from ._metrics import METRICS, REFUSED, text_metrics
+from ._packages import need_transformers
 from ._pairs import SourceTargets, bad_format, read_text
 from ._save import MODEL
 from ._table_to_text import read_dart, read_e2e, read_webnlg
@@ -115,6 +116,7 @@ def load_run_model(run: Path) -> tuple[Any, Any]:
             "Generation needs a run of text-generate.",
             code="no-text-model",
         )
+    need_transformers()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -15,6 +15,7 @@ from torch import nn
 from reticent.errors import ConfigError
 
 from .._stamp import remembered
+from ._packages import need_transformers
 from ._pretrained import pretrained_folder
 
 # Their positions begin behind the padding's: so many fewer tokens than positions.
@@ -65,6 +66,7 @@ def read_tokenizer(model: str, *, pads: bool = True) -> Any:
     Raises:
         ConfigError[text-model]: there is none that can be read, or it has no pad token and needs one.
     """
+    need_transformers()
     from transformers import AutoTokenizer
 
     folder = pretrained_folder(model)
@@ -97,6 +99,7 @@ def read_model(
         ConfigError[text-model]: it cannot be read, is of a kind that does not fit the objective, reads
             fewer tokens than `max_length`, has parts that cannot be trained privately, or lacks weights.
     """
+    need_transformers()
     import transformers
 
     folder = pretrained_folder(model)

@@ -39,6 +39,7 @@ from ._objectives import (
     number_losses,
     word_answers,
 )
+from ._packages import need_transformers
 from ._save import save_model
 from ._templates import PRESETS, Prompt, make_prompt, prompted
 from ._units import as_units, losses_of_units, made_up_units, unit_of
@@ -72,6 +73,7 @@ class TextClassifyRecipe(TrainingRecipe):
         return {name: why for name, why in found.items() if name not in asked.chosen}
 
     def fetch(self, config: TextClassifyConfig, *, report: Callable[[str], None], progress: bool) -> Splits:
+        need_transformers()
         return splits(config.data, config.file, report=report, progress=progress)
 
     def prepare(self, config: TextClassifyConfig, fetched: Splits) -> Material:

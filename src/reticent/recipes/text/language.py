@@ -32,6 +32,7 @@ from .._training_config import PhysicalBatchSize
 from ._adapt import adapt
 from ._fit import read_model, read_tokenizer
 from ._made_up import random_tokens
+from ._packages import need_transformers
 from ._save import save_model
 from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses
 from ._splits import KNOWN, Split, named_split, own_split, some
@@ -120,6 +121,7 @@ class TextGenerateRecipe(TrainingRecipe):
         return unit_of(config)
 
     def fetch(self, config: TextGenerateConfig, *, report: Callable[[str], None], progress: bool) -> Split:
+        need_transformers()
         return split_of(config)
 
     def prepare(self, config: TextGenerateConfig, fetched: Split) -> Material:
