@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from reticent import train as the_front_door
+from reticent.account import verify_traces
 from reticent.account.ledger import Ledger, read_ledger
 from reticent.errors import CheckpointError, ConfigError, CoupledExamples, DataError, LedgerError
 from reticent.plan import LogicalBatch
+from reticent.report import verify_run
 from reticent.train import Evaluation, RunDescription, TrainSettings, _folder, _train, resume, train
 from reticent.train import _step as step_module
 from reticent.train._checkpoint import load_tensors
@@ -395,6 +397,80 @@ def test_a_ledger_whose_tail_was_cut_is_noticed(tmp_path):
     (out / "ledger.jsonl").write_bytes(b"".join(lines[:-3]))
     with pytest.raises(LedgerError, match=r"cut off.*\[ledger-mismatch\]"):
         go_on(out)
+
+
+def cut(out, num_steps):
+    """Cut the ledger behind a step, and take later checkpoints out of the list."""
+    lines = (out / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    while read_ledger(out / "ledger.jsonl").num_steps > num_steps:
+        lines.pop()
+        (out / "ledger.jsonl").write_bytes(b"".join(lines))
+    index = json.loads((out / "checkpoint.json").read_text())
+    index["checkpoints"] = [entry for entry in index["checkpoints"] if entry["step"] <= num_steps]
+    (out / "checkpoint.json").write_text(json.dumps(index))
+
+
+WITNESSES = (
+    "checkpoint-000006.safetensors",
+    "metrics.jsonl",
+    "weights.safetensors",
+    "ema.safetensors",
+    "result.json",
+)
+
+
+@pytest.mark.parametrize("left", WITNESSES)
+def test_a_cut_behind_a_checkpoint_that_is_no_longer_listed_is_noticed(tmp_path, left):
+    """By any one file that names a step: here all others are gone."""
+    out = tmp_path / "run"
+    run(out, num_steps=6)
+    cut(out, 4)
+    for name in WITNESSES:
+        if name != left:
+            (out / name).unlink()
+    with pytest.raises(LedgerError, match=rf"'{left}' was written after 6 steps.*\[ledger-mismatch\]"):
+        go_on(out)
+    assert read_ledger(out / "ledger.jsonl").num_steps == 4
+    assert any("cut off its end" in problem for problem in verify_run(out).problems)
+
+
+def test_a_checkpoint_that_is_not_listed_and_of_another_chain_is_noticed(tmp_path):
+    """As many steps as the ledger holds, entered after a cut: the head is not in the chain."""
+    out = tmp_path / "run"
+    run(out, num_steps=8, settings=TrainSettings(checkpoint_every=2))
+    kept = (out / "checkpoint-000008.safetensors").read_bytes()
+    cut(out, 6)
+    for name in ("checkpoint-000008.safetensors", *WITNESSES[1:]):
+        (out / name).unlink(missing_ok=True)
+    go_on(out)  # nothing is left that could tell: as if the whole folder had been put back
+    index = json.loads((out / "checkpoint.json").read_text())
+    index["checkpoints"] = index["checkpoints"][1:]
+    (out / "checkpoint.json").write_text(json.dumps(index))
+    (out / "checkpoint-000008.safetensors").write_bytes(kept)
+    (out / "result.json").unlink()
+    with pytest.raises(LedgerError, match=r"no line.*\[ledger-mismatch\]"):
+        go_on(out)
+
+
+def test_a_crash_between_a_checkpoint_and_its_list_is_no_cut(tmp_path):
+    out = tmp_path / "run"
+    stopped_run(out, after=5)
+    index = json.loads((out / "checkpoint.json").read_text())
+    index["checkpoints"] = index["checkpoints"][1:]
+    (out / "checkpoint.json").write_text(json.dumps(index))
+    assert go_on(out).num_lost == 3
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{}\n", b"\xff\xfe", b'{"step": "x"}\n{"step": 2}\n', b"{" * 9999]
+)
+def test_damaged_files_are_no_witnesses(tmp_path, text):
+    out = tmp_path / "run"
+    stopped_run(out, after=5)
+    for name in ("metrics.jsonl", "result.json", "weights.safetensors", "not-private.jsonl"):
+        (out / name).write_bytes(text)
+    (out / "checkpoint-000004-copy.safetensors").write_bytes(text)
+    assert verify_traces(read_ledger(out / "ledger.jsonl"), out) >= 1
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "delete"])

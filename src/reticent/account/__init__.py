@@ -27,6 +27,7 @@ from reticent.account._risk import Risk, risk
 from reticent.account._runs import compose_runs
 from reticent.account._select import RandomTrials, TrialsDistribution, choice_epsilon
 from reticent.account._split import split_noise
+from reticent.account._traces import verify_traces
 
 __all__ = [
     "Check",
@@ -52,5 +53,6 @@ __all__ = [
     "risk",
     "split_noise",
     "truncated_poisson_epsilon",
+    "verify_traces",
     "without_replacement_epsilon",
 ]

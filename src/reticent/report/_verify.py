@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from reticent.account import cross_check, epsilon
+from reticent.account import cross_check, epsilon, verify_traces
 from reticent.account.ledger import LedgerView
 from reticent.errors import ReticentError
 from reticent.plan import Plan
@@ -98,6 +98,7 @@ def verify_run(folder: str | Path) -> Verification:
     | part | what is checked |
     |---|---|
     | ledger | the chain of hashes, by two readers that share no code |
+    | other files | none was written after more steps than the ledger holds |
     | plan | the ledger's steps, noise, sampling, clipping, delta and relation are the plan's |
     | settings | noise that repeats, and rows shown without noise, are noted in the ledger |
     | checkpoints | SHA-256, header, and their place in the ledger's chain |
@@ -137,6 +138,9 @@ def verify_read(run: Run) -> Verification:
         statement = state(run, num_points=1)
     with found.part("ledger"):
         _check_ledger(folder, ledger, found)
+    with found.part("other files"):
+        agreeing = verify_traces(ledger, folder)
+        found.checks["other files"] = f"{agreeing} of them name steps; the ledger holds all of these"
     with found.part("plan"):
         _check_plan(run, ledger, found)
     with found.part("checkpoints"):

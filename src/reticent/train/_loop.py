@@ -428,10 +428,11 @@ def _finish(
 
 
 def _keep(stepper: Stepper, path: Path) -> None:
-    """Write the model's whole tensors to a file, on the leader."""
+    """Write the model's whole tensors to a file, on the leader, with their place in the ledger."""
     ranks = stepper.ranks
     whole = ranks.gather(stepper.model.state_dict())
-    ranks.first(lambda: save_tensors(path, whole))
+    place = {"step": stepper.num_steps, "ledger_head": stepper.head}
+    ranks.first(lambda: save_tensors(path, whole, header=place))
 
 
 def _save(stepper: Stepper, state: _State, folder: Path) -> None:

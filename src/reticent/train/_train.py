@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reticent.account import verify_traces
 from reticent.account.ledger import Ledger, verify_contains
 from reticent.dist import ALONE, Ranks, RanksLedger, together
 from reticent.errors import CheckpointError, ConfigError
@@ -285,6 +286,7 @@ def resume(
                 not_private=settings.not_private,
             )
             _check_chain(ledger, checkpoint, folder)
+            verify_traces(ledger, folder)
         return ledger
 
     with closing(_shared(ranks, reopen, plan)) as ledger:

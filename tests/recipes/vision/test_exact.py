@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from torch import nn
 from torch.nn import functional as F
 
 from reticent.clip import ClipEngine
@@ -20,7 +22,24 @@ from tests.support.case import Problem
 from tests.support.judge import assert_close, median_norm
 from tests.support.oracle import distance, loop_clipped_sum, without_row
 
+
+class TinyViT(nn.Module):
+    """A vision transformer of transformers, with random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = transformers.ViTConfig(
+            image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        self.inner = transformers.ViTForImageClassification(config)
+
+    def forward(self, x):
+        return self.inner(x).logits
+
+
 NETWORKS = {
+    "vit": (TinyViT, 3, 8),
     "wrn-10-1": (lambda: WideResNet(10, 1, 3), 3, 8),
     "wrn-10-1, skip-init, no norm": (lambda: WideResNet(10, 1, 3, norm="none", skip_gain=True), 3, 8),
     "wrn-10-1, plain filters": (lambda: WideResNet(10, 1, 3, standardise=False), 3, 8),
@@ -49,12 +68,21 @@ def problem(name: str, views: int) -> Problem:
     return Problem(model=model, losses=lambda batch: each(model, batch), batch=(x, y))
 
 
+FAST = ("mlp", "linear", "small-cnn", "vit", "nf-resnet")
+
+
 def _cases():
     """Sixteen views of the larger networks take seconds."""
     for name in NETWORKS:
         yield name, 1
         for views in (4, 16):
-            fast = (views == 4 and name != "deep-tanh-cnn") or name in ("mlp", "linear", "small-cnn")
+            fast = (views == 4 and name != "deep-tanh-cnn") or name in (
+                "mlp",
+                "linear",
+                "small-cnn",
+                "vit",
+                "nf-resnet",
+            )
             yield pytest.param(name, views, marks=() if fast else pytest.mark.slow)
 
 
@@ -70,8 +98,9 @@ def test_the_mean_over_views_is_clipped_once(name, views):
 
 
 @pytest.mark.parametrize("views", [1, 4, 16])
-def test_no_image_moves_the_sum_beyond_the_bound_however_many_views(views):
-    p = problem("wrn-10-1", views)
+@pytest.mark.parametrize("name", ["wrn-10-1", "vit"])
+def test_no_image_moves_the_sum_beyond_the_bound_however_many_views(name, views):
+    p = problem(name, views)
     max_norm = median_norm(p)
     engine = ClipEngine(p.model, max_norm=max_norm)
     full = dict(engine.clipped_sum(p.losses, p.batch).total)
