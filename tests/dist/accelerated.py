@@ -1,4 +1,4 @@
-"""A script that uses Accelerate, started by torchrun: the line that changes, and what is refused."""
+"""A script that uses Accelerate, started by it or by torchrun: the lines that change, and what is refused."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from reticent.dist import Replicas
 from reticent.errors import ReticentError
@@ -23,8 +24,16 @@ found["steps"] = private.num_steps
 found["weights"] = [p.sum().item() for p in model.parameters()]
 model = make_model()
 sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-wrapped, prepared = accelerator.prepare(model, sgd)
-without = {"wrapped": ((wrapped, prepared), {"ranks": Replicas()}), "unnamed": ((model, sgd), {})}
+wrapped, prepared, loader = accelerator.prepare(model, sgd, DataLoader(make_data(), batch_size=4))
+try:
+    found["loader"] = next(plan.batches(loader)).step
+except ReticentError as e:
+    found["loader"] = e.code
+without = {
+    "wrapped": ((wrapped, sgd), {"ranks": Replicas()}),
+    "optimizer": ((model, prepared), {"ranks": Replicas()}),
+    "unnamed": ((model, sgd), {}),
+}
 for name, (args, options) in without.items():
     try:
         ledger = folder / f"{name}-{accelerator.process_index}"

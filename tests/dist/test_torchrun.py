@@ -59,13 +59,20 @@ def test_torchrun_without_parallel_is_refused_with_the_way_out(tmp_path):
     assert b"parallel=ddp" in errors and not (tmp_path / "run").exists()
 
 
-def test_a_script_that_uses_accelerate_names_its_ranks_and_prepares_no_model(tmp_path):
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "launch", [["-m", "torch.distributed.run", "--nproc-per-node", "2"], ACCELERATE], ids=["torchrun", "accelerate"]
+)
+def test_a_script_that_uses_accelerate_names_its_ranks_and_prepares_nothing(tmp_path, launch):
     pytest.importorskip("accelerate")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     script = [str(ROOT / "tests" / "dist" / "accelerated.py"), str(tmp_path)]
-    done = subprocess.run([*launch, *script], env=env, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, *launch, *script], env=env, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2))
     assert first == second and first["steps"] == 5
     assert first["wrapped"] == first["unnamed"] == "several-ranks"
+    assert first["optimizer"] == "optimizer-type" and first["loader"] == "data-rows"

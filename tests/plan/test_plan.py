@@ -300,7 +300,11 @@ def test_an_empty_data_set_is_refused(dataset, sampler):
 
 @pytest.mark.parametrize(
     ("dataset", "message"),
-    [(iter(range(50)), "has no length"), ((np.zeros(50), np.zeros(49)), r"different lengths: \[49, 50\]")],
+    [
+        (iter(range(50)), "has no length"),
+        ((np.zeros(50), np.zeros(49)), r"different lengths: \[49, 50\]"),
+        (type("DataLoader", (list,), {})(range(50)), r"DataLoader hands out batches .* its `\.dataset`"),
+    ],
 )
 def test_a_data_set_whose_rows_cannot_be_counted_is_refused(dataset, message):
     with pytest.raises(DataError, match=message) as caught:

@@ -403,6 +403,17 @@ def test_freezing_a_parameter_in_mid_run_is_refused(tmp_path):
     refused(private, batch, freeze, StepError, r"'2.bias'.*\[parameters-changed\]")
 
 
+class WrappedOptimizer(torch.optim.Optimizer):
+    """As Accelerate's: has the groups of another, and steps when it likes."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+    def step(self, closure=None):
+        raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("make", "code"),
     [
@@ -413,6 +424,7 @@ def test_freezing_a_parameter_in_mid_run_is_refused(tmp_path):
             "optimizer-parameters",
         ),
         (lambda m: object(), "optimizer-type"),
+        (lambda m: WrappedOptimizer(torch.optim.SGD(m.parameters(), lr=1.0)), "optimizer-type"),
     ],
 )
 def test_an_optimizer_that_cannot_be_private_is_refused_before_a_ledger_exists(tmp_path, make, code):

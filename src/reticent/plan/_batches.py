@@ -38,7 +38,8 @@ def num_rows(dataset: object) -> int:
     """Number of examples: the length, or the common length of a tuple, list or dict of arrays.
 
     Raises:
-        DataError[data-rows]: the data set has no length, is a stream, or its arrays differ in length.
+        DataError[data-rows]: the data set has no length, is a stream or a loader, or its arrays differ in
+            length.
     """
     parts = _arrays_of(dataset)
     if not all(isinstance(part, Sized) for part in parts):
@@ -51,6 +52,12 @@ def num_rows(dataset: object) -> int:
         raise DataError(
             f"A {type(dataset).__name__} is a stream: its length is known, but no example can be taken by "
             "its index, so none can be drawn at random. Give arrays or a map-style data set.",
+            code="data-rows",
+        )
+    if any(kind.__name__.startswith("DataLoader") for part in parts for kind in type(part).__mro__):
+        raise DataError(
+            f"A {type(dataset).__name__} hands out batches of its own, in an order of its own: examples are "
+            "drawn by the plan. Give the data set itself, its `.dataset`.",
             code="data-rows",
         )
     lengths = {len(part) for part in parts if isinstance(part, Sized)}

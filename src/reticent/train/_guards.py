@@ -14,7 +14,11 @@ from torch.optim import Optimizer
 from reticent.dist import Ranks
 from reticent.errors import ConfigError, StepError, UnsupportedModel
 
-_PARALLEL: Final = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
+_PARALLEL: Final = frozenset(
+    {"DataParallel", "DeepSpeedEngine", "DistributedDataParallel", "FullyShardedDataParallel"}
+)
+# Where other libraries' stand-ins for an optimizer keep the real one (Accelerate, Lightning, Opacus).
+_WRAPPED_IN: Final = ("optimizer", "_optimizer", "original_optimizer")
 _SHARDED: Final = frozenset({"DTensor", "ShardedTensor", "FlatParameter"})
 _PIPELINE: Final = frozenset({"_PipelineStageBase", "_PipelineSchedule"})
 _WAY_OUT: Final = (
@@ -32,7 +36,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     """Refuse an optimizer that could update from anything but the noised gradient, or not at all.
 
     Raises:
-        ConfigError[optimizer-type]: not a `torch.optim.Optimizer`.
+        ConfigError[optimizer-type]: not a `torch.optim.Optimizer`, or a wrapper around one.
         ConfigError[optimizer-closure]: its `step` needs a closure (LBFGS): it would call the loss
             again and update from a gradient without noise.
         ConfigError[nothing-to-train]: the model has no trainable parameter.
@@ -42,6 +46,13 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(
             f"The optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.",
+            code="optimizer-type",
+        )
+    if any(isinstance(vars(optimizer).get(name), Optimizer) for name in _WRAPPED_IN):
+        raise ConfigError(
+            f"The optimizer is a {type(optimizer).__name__}, a wrapper around another, which may skip, scale "
+            "or clip the noised gradient. Give the optimizer itself, and do not let Accelerate or another "
+            "library prepare it.",
             code="optimizer-type",
         )
     if _needs_closure(optimizer):
