@@ -1,4 +1,4 @@
-"""Write the table of `TrainingArguments` in `docs/trainer.md` from `reticent.hf.FIELDS`.
+"""Write the tables of `docs/trainer.md` and `docs/sft.md` from `reticent.hf.FIELDS` and `SFT_FIELDS`.
 
 python scripts/trainer_page.py
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "trainer.md"
+PAGES = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- table: scripts/trainer_page.py -->\n", "<!-- end of table -->\n"
 
 
@@ -20,12 +20,14 @@ def table(fields: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Put the table into the page."""
-    from reticent.hf import FIELDS
+    """Put the tables into the pages."""
+    from reticent.hf import FIELDS, SFT_FIELDS
 
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "\n" + table(FIELDS) + "\n" + END + after, encoding="utf-8")
+    for name, fields in (("trainer.md", FIELDS), ("sft.md", SFT_FIELDS)):
+        page = PAGES / name
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(before + BEGIN + "\n" + table(fields) + "\n" + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

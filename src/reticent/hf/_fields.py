@@ -156,24 +156,19 @@ _OPTIMIZERS: Final = (
 )
 
 
-def check_arguments(args: TrainingArguments) -> None:
+def check_arguments(args: TrainingArguments, uses: Mapping[str, Use] = FIELDS) -> None:
     """Refuse what a private run would ignore or could not do, all of it at once.
+
+    Args:
+        args: of a trainer.
+        uses: what becomes of each field; those of subclasses may be named beside `FIELDS`.
 
     Raises:
         ConfigError[trainer-argument]: lists every field that is refused, with the reason.
     """
-    usual = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu)
-    known = {field.name for field in fields(TrainingArguments)}
-    problems = []
-    for field in fields(args):
-        use = FIELDS.get(field.name, Use("refused", "it is not known to this version of Reticent"))
-        if use.kind != "refused":
-            continue
-        value = getattr(args, field.name)
-        default = getattr(usual, field.name) if field.name in known else field.default
-        if value != default and not (field.name == "max_grad_norm" and not value):
-            problems.append(f"{field.name}: {use.why}")
-    problems += _bad_values(args)
+    problems = refused_fields(args, uses, unknown=True) + _bad_values(args)
+    if problems and type(args).__name__ == "SFTConfig" and uses is FIELDS:
+        problems.append("an SFTConfig goes with reticent.hf.PrivateSFTTrainer")
     if problems:
         raise ConfigError(
             "TrainingArguments that private training does not support: " + "; ".join(problems) + ".",
@@ -181,14 +176,42 @@ def check_arguments(args: TrainingArguments) -> None:
         )
 
 
-def chosen(args: TrainingArguments) -> dict[str, Any]:
+def refused_fields(args: TrainingArguments, uses: Mapping[str, Use], *, unknown: bool = False) -> list[str]:
+    """Fields that are refused and not at their defaults, each with the reason.
+
+    Args:
+        args: of a trainer.
+        uses: what becomes of each field.
+        unknown: whether fields that `uses` does not have are refused too.
+    """
+    usual = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu)
+    known = {field.name for field in fields(TrainingArguments)}
+    problems = []
+    for field in fields(args):
+        use = uses.get(field.name)
+        if use is None and unknown:
+            use = Use("refused", "it is not known to this version of Reticent")
+        if use is None or use.kind != "refused":
+            continue
+        value = getattr(args, field.name)
+        default = getattr(usual, field.name) if field.name in known else field.default
+        if default == "auto" and value is None:  # what a subclass makes of it
+            continue
+        if value != default and not (field.name == "max_grad_norm" and not value):
+            problems.append(f"{field.name}: {use.why}")
+    return problems
+
+
+def chosen(args: TrainingArguments, uses: Mapping[str, Use] = FIELDS) -> dict[str, Any]:
     """Supported fields that are not at their defaults, as JSON: what a run's description keeps."""
     usual = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu)
+    defaults = {field.name: field.default for field in fields(args)}
     found = {}
-    for name, use in FIELDS.items():
+    for name, use in uses.items():
         value = getattr(args, name, None)
-        if use.kind == "supported" and name != "output_dir" and value != getattr(usual, name, None):
-            found[name] = value if isinstance(value, int | float | str | None) else str(value)
+        if use.kind == "supported" and name != "output_dir":
+            if value != getattr(usual, name, defaults.get(name)):
+                found[name] = value if isinstance(value, int | float | str | None) else str(value)
     return found
 
 

@@ -4,9 +4,9 @@ Room: hf. Imports transformers; may import torch and every room below.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from reticent.train import (
 )
 
 from ._companion import TrainerCompanion, refuse_unheard, spent, steps_of
-from ._fields import check_arguments, chosen
+from ._fields import FIELDS, Use, check_arguments, chosen
 from ._losses import per_example_loss
 from ._privacy import PrivacyArguments
 from ._rows import CollatedRows, fixed_length
@@ -88,6 +88,8 @@ class PrivateTrainer(Trainer):
         ConfigError[trainer-rows]: the collator cannot make all rows alike long.
     """
 
+    _uses: ClassVar[Mapping[str, Use]] = FIELDS
+
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
@@ -114,8 +116,10 @@ class PrivateTrainer(Trainer):
                 "for a private run.",
                 code="trainer-argument",
             )
-        check_arguments(args)
-        self._chosen = chosen(args)  # now: making TrainingArguments resets what `Trainer` sets up below
+        check_arguments(args, self._uses)
+        self._chosen = chosen(
+            args, self._uses
+        )  # now: making TrainingArguments resets what `Trainer` sets up below
         _refuse_overridden(type(self))
         if model_init is not None or compute_loss_func is not None:
             raise ConfigError(

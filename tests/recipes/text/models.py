@@ -1,12 +1,30 @@
 """Tiny random decoders and a tokenizer that needs no file: bytes are its tokens."""
 
 import torch
-from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import (
+    ByT5Tokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 
 def byte_tokenizer(**settings):
     """Every byte is a token; 0 pads, 1 ends."""
     return ByT5Tokenizer(extra_ids=0, **settings)
+
+
+def character_tokenizer():
+    """Every ASCII character is the token of its number plus 3; 0 pads, 1 ends; nothing is added to a text."""
+    words = {"[PAD]": 0, "</s>": 1, "[UNK]": 2} | {chr(c): c + 3 for c in range(32, 127)}
+    made = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", eos_token="</s>")
 
 
 def gpt2(seed=0, *, context=64):
