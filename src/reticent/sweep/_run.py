@@ -271,5 +271,10 @@ def _axis(name: str) -> str:
 
 
 def _title(asked: Sweep) -> str:
-    fixed = ", ".join(f"{k} = {v}" for k, v in asked.shared.items() if k in ("epsilon", "delta", "features"))
+    shown = {"epsilon": "ε", "delta": "δ", "features": "features"}
+    fixed = ", ".join(  # of a folder its own name: the rest says where it lies here
+        f"{shown[k]} = {Path(v).name if isinstance(v, str) else v}"
+        for k, v in asked.shared.items()
+        if k in shown
+    )
     return f"{recipes()[asked.recipe].name}" + (f" ({fixed})" if fixed else "")
