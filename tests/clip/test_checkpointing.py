@@ -4,6 +4,8 @@ import warnings
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import reticent as rt
 from reticent.clipping import FlatClipping, PerLayerClipping
@@ -99,3 +101,27 @@ def test_checkpointing_saves_memory_in_the_engine(name: str) -> None:
     plain = hf.named(name).build(0, DTYPES[name])
     problem, _ = checkpointed(name, use_reentrant=False)
     assert saved_bytes(problem)[1] < 0.7 * saved_bytes(plain)[1]
+
+
+class Fickle(nn.Module):
+    """Does something else every second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+
+    def inner(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = self.layer(x)
+        return y.tanh().exp() if self.calls % 2 else y.exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+def test_a_layer_that_does_something_else_when_it_runs_again_is_refused_by_name() -> None:
+    model = Fickle()
+    engine = rt.ClipEngine(model, max_norm=1.0)
+    with pytest.raises(UnsupportedModel, match="ran other operations") as caught:
+        engine.clipped_sum(lambda rows: model(rows).sum(1), torch.randn(3, 4))
+    assert caught.value.code == "checkpoint-rerun"

@@ -10,14 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable
+from torch.utils.checkpoint import CheckpointError
 
 from reticent.errors import UnsupportedModel
 
 
 def run_backward(loss: Tensor, grad: Tensor, *, retain_graph: bool) -> None:
-    """`torch.autograd.backward`, with function modes left on: checkpointing runs forwards in it."""
+    """`torch.autograd.backward`, with function modes left on: checkpointing runs forwards in it.
+
+    Raises:
+        UnsupportedModel[checkpoint-rerun]: what a checkpoint ran again is not what it ran in the forward.
+    """
     run: Any = Variable._execution_engine.run_backward
-    run((loss,), (grad,), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
+    try:
+        run((loss,), (grad,), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
+    except CheckpointError as error:
+        raise UnsupportedModel(
+            "A checkpointed part of the model ran other operations when it was run again in the backward "
+            "than in the forward. Make it do the same each time it is called; where it does, use "
+            "use_reentrant=True for this part, or no checkpoint.",
+            code="checkpoint-rerun",
+        ) from error
 
 
 @contextmanager
