@@ -2,6 +2,7 @@
 
 import copy
 import json
+import types
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
+    DeviceStatsMonitor,
     GradientAccumulationScheduler,
     LambdaCallback,
     LearningRateFinder,
@@ -23,6 +25,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from reticent import FlatClipping, Plan, PoissonSampler
@@ -263,6 +266,97 @@ def test_a_module_that_takes_part_in_optimization_is_refused(tmp_path):
 )
 def test_callbacks_around_gradients_are_refused(tmp_path, callback, match):
     refused(tmp_path, match=match, code="lightning-argument", callbacks=[callback()])
+
+
+class Brings(Module):
+    def configure_callbacks(self):
+        return [GradientAccumulationScheduler({0: 2})]
+
+
+class Adds(Module):
+    def setup(self, stage):
+        self.trainer.callbacks.append(DeviceStatsMonitor())
+
+
+class AddsLate(Module):
+    def on_fit_start(self):
+        self.trainer.callbacks.append(LambdaCallback(on_after_backward=lambda *a: None))
+
+
+@pytest.mark.parametrize("kind", [Brings, Adds, AddsLate])
+def test_callbacks_that_a_module_brings_are_refused_too(tmp_path, kind):
+    refused(tmp_path, kind(), match="takes the plan's|were drawn|never called", code="lightning-argument")
+
+
+def listed(module, loss):
+    module.kept.append(loss.detach())
+
+
+def newest(module, loss):
+    module.newest = loss.detach().mean()
+
+
+def summed(module, loss):
+    module.total += float(loss.detach().sum())
+
+
+def metered(module, loss):
+    module.meter.seen.append(loss.tolist())
+
+
+def by_name(module, loss):
+    module.by_name["loss"] = loss.tolist()
+
+
+def measured(module, loss):
+    module.metrics["mean"].update(loss.detach())
+
+
+def counted(module, loss):
+    module.num_calls += 1
+
+
+def in_place(module, loss):
+    module.at.add_(loss.detach().sum())
+
+
+@pytest.mark.parametrize("keep", [listed, newest, summed, metered, by_name, measured, counted, in_place])
+def test_what_a_training_step_keeps_in_the_module_is_refused(tmp_path, keep):
+    """Lightning's own way to log at an epoch's end: keep each batch's losses, and log their mean there."""
+
+    class Keeps(Module):
+        def __init__(self):
+            super().__init__()
+            self.kept, self.total, self.num_calls, self.at = [], 0.0, 0, torch.zeros(())
+            self.by_name, self.meter = {"loss": None}, types.SimpleNamespace(seen=[])
+            self.metrics = {"mean": MeanMetric()}
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            keep(self, loss)
+            return loss
+
+        def on_train_epoch_end(self):
+            self.log("train_loss", torch.cat(self.kept).mean())
+
+    refused(tmp_path, Keeps(), match="changes '.*' of the module", code="lightning-module")
+
+
+def test_what_validation_keeps_is_public_and_stays(tmp_path):
+    class Keeps(Module):
+        def __init__(self):
+            super().__init__()
+            self.kept, self.about = [], {"scale": 1.0}
+
+        def validation_step(self, batch, batch_idx):
+            self.kept.append(self.net(batch[0]))  # without gradients, and in inference mode
+
+        def on_validation_epoch_end(self):
+            self.log("val_mean", torch.cat(self.kept).mean())
+
+    module = Keeps()
+    trainer_of(tmp_path, max_steps=4).fit(module, data(), DataLoader(data(), batch_size=30))
+    assert module.kept
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ Room: lightning. Imports lightning; may import torch and `reticent.{train,errors
 """
 
 import inspect
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Final
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from reticent.errors import ConfigError
@@ -28,6 +30,7 @@ _NEVER_CALLED: Final = (
 )
 # Hooks that change batches on their way: rows reach `training_step` without passing there.
 _TRANSFER: Final = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
+_MOST: Final = 1000  # items of a container that are looked at one by one
 _CALLBACKS: Final = {
     "BatchSizeFinder": "it trains to try sizes; rows at once are physical_batch_size",
     "LearningRateFinder": "every rate it tries would be spent in the ledger: use `reticent sweep`",
@@ -123,6 +126,44 @@ def updates_of_metrics(module: nn.Module) -> dict[str, int]:
     """How often each torchmetrics metric of the module has seen a batch."""
     counts = {name: getattr(part, "_update_count", None) for name, part in module.named_modules()}
     return {name: count for name, count in counts.items() if isinstance(count, int)}
+
+
+def kept_by(module: nn.Module) -> dict[str, Any]:
+    """What a LightningModule, and those inside it, hold in attributes of the user's: by name, a mark of each.
+
+    Two marks differ if a list grew, a number or a tensor is another one, or a meter in an attribute was told
+    something. Not looked at: what layers hold beside buffers, whose changes the clip engine refuses (many
+    keep tables there that depend on sizes alone); entries of arrays; what lies deeper than three levels.
+    """
+    return {
+        f"{name}.{attribute}" if name else attribute: _mark(value, 3)
+        for name, part in module.named_modules()
+        if isinstance(part, LightningModule)
+        for attribute, value in vars(part).items()
+        if attribute not in _of_lightning()
+    }
+
+
+@cache
+def _of_lightning() -> frozenset[str]:
+    return frozenset(vars(LightningModule()))
+
+
+def _mark(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version
+    inside: Iterable[Any] = ()
+    if isinstance(value, nn.Module):
+        inside = (getattr(value, "_update_count", None),)
+    elif isinstance(value, Mapping):
+        inside = (*value.keys(), *value.values()) if len(value) <= _MOST else (len(value),)
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        inside = value if len(value) <= _MOST else (len(value),)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        inside = tuple(vars(value).values())
+    return (id(value), *(_mark(item, depth - 1) for item in inside)) if depth else id(value)
 
 
 def _overridden(thing: Any, kind: type, names: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reticent.errors import ConfigError
 
-from ._checks import updates_of_metrics
+from ._checks import kept_by, updates_of_metrics
 
 
 class PrivateOptimization(_AutomaticOptimization):
@@ -58,7 +58,7 @@ class PrivateOptimization(_AutomaticOptimization):
 
 @contextmanager
 def _silent(module: LightningModule) -> Iterator[None]:
-    """A block in which the module may neither log nor update a metric: it sees private rows."""
+    """A block in which the module sees private rows: it may not log, update a metric, or keep anything."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise ConfigError(
@@ -68,7 +68,7 @@ def _silent(module: LightningModule) -> Iterator[None]:
             code="lightning-module",
         )
 
-    before = updates_of_metrics(module)
+    before, had = updates_of_metrics(module), kept_by(module)
     module.__dict__["log"] = module.__dict__["log_dict"] = refuse
     try:
         yield
@@ -79,5 +79,14 @@ def _silent(module: LightningModule) -> Iterator[None]:
         raise ConfigError(
             f"{type(module).__name__}.training_step updates the metric '{updated[0]}' with training rows: "
             "its value is not private. Leave it out, or measure on public rows in validation_step.",
+            code="lightning-module",
+        )
+    has = kept_by(module)
+    kept = sorted(name for name in has.keys() | had.keys() if has.get(name) != had.get(name))
+    if kept:
+        raise ConfigError(
+            f"{type(module).__name__}.training_step changes '{kept[0]}' of the module: what it keeps of "
+            "training rows is not private, nor is what is logged of it later, nor how often it was called. "
+            "Keep nothing there, make caches in __init__, and count steps by self.global_step.",
             code="lightning-module",
         )

@@ -71,8 +71,9 @@ class PrivateTrainer(Trainer):
 
     Guarantee:
         That of `PrivateStep` for weights, checkpoints, the folder `out` and what Lightning logs. Not for
-        what the module itself writes from inside `training_step` by other ways than `self.log`. Validation,
-        test and prediction data are taken as PUBLIC.
+        what the module itself writes from inside `training_step` by other ways than `self.log`, nor for what
+        it keeps in other places than its own attributes (those of layers, global variables).
+        Validation, test and prediction data are taken as PUBLIC.
 
     Raises:
         ConfigError[lightning-argument]: an argument or a callback has no place here.
@@ -137,8 +138,8 @@ class PrivateTrainer(Trainer):
             weights_only: as in Lightning.
 
         Raises:
-            ConfigError[lightning-module]: the module takes part in optimization itself, logs training
-                rows, or returns no loss for each row.
+            ConfigError[lightning-module]: the module takes part in optimization itself, logs or keeps
+                something of training rows, or returns no loss for each row.
             ConfigError[lightning-argument]: a callback, or the training loader, has no place here.
             ConfigError[out-exists]: `out` holds something, and this is no resume.
             ConfigError[lightning-resume]: the checkpoint and `out` are not of one run, or of another plan.
@@ -176,6 +177,7 @@ class PrivateTrainer(Trainer):
 
     def _take_over_rows(self) -> None:
         """Once data are there: keep the data set, and count steps in place of its loader."""
+        check_callbacks(_callbacks_of(self))  # again: the module may have brought some
         self._dataset, at_once = rows_of(_request_dataloader(self.fit_loop._data_source))
         wanted = self._physical_batch_size
         if wanted is not None and at_once is not None and wanted != at_once:
@@ -191,6 +193,7 @@ class PrivateTrainer(Trainer):
 
     def _begin(self, module: LightningModule) -> None:
         """After sanity checks and restored states: ledger and private step."""
+        check_callbacks(_callbacks_of(self))
         if self._going_on != (self._loaded is not None):
             raise ConfigError(
                 "The checkpoint is not of a private run, or Lightning found one by itself: give the "

@@ -55,3 +55,20 @@ def _times(path: Path) -> tuple[int, int]:
     except OSError:  # whoever reads it will say what is wrong
         return (0, 0)
     return found.st_size, found.st_mtime_ns
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether both names are of one file or folder, by whatever way."""
+    try:
+        return Path(one).samefile(other)
+    except OSError:
+        return False
+
+
+def same_rows(one: str | Path, other: str | Path) -> bool:
+    """Whether both names are of one table: of one file or folder, or of a folder and its training split."""
+    return any(
+        same_file(mine, theirs)
+        for mine in (one, Path(one) / "train")
+        for theirs in (other, Path(other) / "train")
+    )

@@ -156,6 +156,17 @@ def test_what_is_not_said_or_cannot_be_is_a_problem_with_the_way_out(table, chan
     assert e.value.code == "config"
 
 
+@pytest.mark.parametrize(
+    ("data", "test"), [("both", "both/train"), ("both/train", "both"), ("linked", "both")]
+)
+def test_the_training_split_of_a_folder_is_not_scored_as_public(tmp_path, data, test):
+    (tmp_path / "both" / "train").mkdir(parents=True)
+    (tmp_path / "both" / "dataset_dict.json").write_text("{}")
+    (tmp_path / "linked").symlink_to(tmp_path / "both")
+    with pytest.raises(ConfigError, match="these are the private rows"):
+        asked_for(tmp_path / data, f"test_data={tmp_path / test}")
+
+
 def test_a_column_or_label_that_is_not_there_is_named_without_values(table):
     with pytest.raises(DataError, match="no column 'height'; it has: age") as e:
         table_features(asked_for(table, "columns=height=1..3").config.file)

@@ -178,8 +178,18 @@ def test_private_rows_are_not_scored_as_public_ones(tmp_path, which) -> None:
         request(recipe, settings if which == "e2e" else [*settings, "labels=no,yes"])
 
 
-def test_the_training_split_of_the_folder_is_not_scored_as_public(both_splits) -> None:
-    settings = [f"data={both_splits}", "labels=no,yes", f"test_data={both_splits / 'train'}"]
+@pytest.mark.parametrize(
+    ("data", "test"),
+    [
+        ("", "test_data={}/train"),
+        ("/train", "test_data={}"),
+        ("", "test_split=./train"),
+        ("", "test_split=copy"),
+    ],
+)
+def test_the_training_split_of_the_folder_is_not_scored_as_public(both_splits, data, test) -> None:
+    (both_splits / "copy").symlink_to(both_splits / "train")
+    settings = [f"data={both_splits}{data}", "labels=no,yes", test.format(both_splits)]
     with pytest.raises(ConfigError, match="private rows"):
         request("text-classify", settings)
 

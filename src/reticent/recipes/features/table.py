@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator, Field
 
+from .._stamp import same_rows
 from ._columns import Missing, TableFile, columns_of, names_in, num_rows, table_features, table_shape
 from ._config import LastLayerConfig
 from ._methods import PublicShape
@@ -74,7 +75,7 @@ class TableConfig(LastLayerConfig):
         if self.data is None or not Path(self.data).exists():
             said = "is missing" if self.data is None else f"'{self.data}' is no file or folder"
             return [*problems, f"data: {said}. Name the file of your rows, e.g. data=patients.csv"]
-        if self.test_data is not None and Path(self.test_data).resolve() == Path(self.data).resolve():
+        if self.test_data is not None and same_rows(self.data, self.test_data):
             problems.append("test_data: these are the private rows, whose scores are not public")
         labels = _words(self.labels or "")
         if len(set(labels)) < max(2, len(labels)):

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from .._stamp import same_rows
 from .._training_config import PhysicalBatchSize
-from ._labelled import KNOWN, LabelledFile, num_units, same_file
+from ._labelled import KNOWN, LabelledFile, num_units
 from ._suggest import Suggestion, suggest
 from ._templates import PRESETS
 from ._text_config import TextConfig, unread
@@ -141,10 +142,8 @@ class TextClassifyConfig(TextConfig):
             )
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             problems.append("labels must be at least two different ones")
-        if self.test_split == "train" or (
-            self.test_data is not None
-            and any(same_file(self.test_data, mine) for mine in (self.data, Path(self.data) / "train"))
-        ):
+        test = self.test_data or (self.test_split and Path(self.data) / self.test_split)
+        if self.test_split == "train" or (test and same_rows(self.data, test)):
             problems.append("test_data, test_split: these are the private rows, whose scores are not public")
         if self.test_data is not None and self.test_split is not None:
             problems.append("test_data and test_split exclude each other: leave one out")

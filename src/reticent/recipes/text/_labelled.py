@@ -104,14 +104,6 @@ def num_units(name: str, file: LabelledFile | None) -> int:
     return KNOWN[name][0] if file is None else _own(file).train.num_units
 
 
-def same_file(one: str | Path, other: str | Path) -> bool:
-    """Whether both names are of one file or folder, by whatever way."""
-    try:
-        return Path(one).samefile(other)
-    except OSError:
-        return False
-
-
 def splits(name: str, file: LabelledFile | None, *, report: Callable[[str], None], progress: bool) -> Splits:
     """Rows of a known data set, or of a person's own files.
 

@@ -20,8 +20,9 @@ from reticent.data import read_table
 from reticent.errors import DataError
 
 from .._config import with_defaults
+from .._stamp import same_rows
 from ._classify_config import TextClassifyConfig
-from ._labelled import Splits, same_file
+from ._labelled import Splits
 from ._splits import Split, some
 from ._text_config import unread
 from .classify import TextClassifyRecipe
@@ -81,7 +82,7 @@ class PublishedGenerateConfig(TextGenerateConfig):
     def ignored(self, settings: Collection[str]) -> list[str]:
         reads: dict[str, bool] = {"max_examples": False, "test_fraction": False}
         problems = [*super().ignored(settings), *_of_rows(settings), *unread(settings, reads)]
-        if self.data is not None and self.test_data is not None and same_file(self.data, self.test_data):
+        if self.data is not None and self.test_data is not None and same_rows(self.data, self.test_data):
             problems.append("test_data: these are the private rows, whose scores are not public")
         return problems
 
