@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointWrapper,
+    apply_activation_checkpointing,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
@@ -79,20 +83,21 @@ class Block(nn.Module):
 class Odd(nn.Module):
     """Blocks that are run again in the backward, and a head whose weight is computed from two parameters."""
 
-    def __init__(self):
+    def __init__(self, checkpointed):
         super().__init__()
+        self.checkpointed = checkpointed
         self.blocks = nn.ModuleList(Block(6) for _ in range(3))
         self.head = weight_norm(nn.Linear(6, 3))
 
     def forward(self, x):
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
         return self.head(x)
 
 
-def odd():
+def odd(*, checkpointed=True):
     torch.manual_seed(0)
-    model, rows = Odd().double(), (torch.randn(5, 6).double(), torch.tensor([0, 1, 2, 0, 1]))
+    model, rows = Odd(checkpointed).double(), (torch.randn(5, 6).double(), torch.tensor([0, 1, 2, 0, 1]))
 
     def losses(batch):
         return nn.functional.cross_entropy(model(batch[0]).to(batch[0]), batch[1], reduction="none")
@@ -112,8 +117,11 @@ def in_rows(ranks, num_replicas):
     return init_device_mesh("cpu", (num_replicas, ranks.size // num_replicas), mesh_dim_names=names)
 
 
-def compare(ranks, make, num_rows, *, num_replicas=1):
-    """Sums by shards, put together, against one process: the loop for flat clipping, the engine per layer."""
+def compare(ranks, make, num_rows, *, num_replicas=1, wrapped=False, **options: Any):
+    """Sums by shards, put together, against one process: the loop for flat clipping, the engine per layer.
+
+    `wrapped`: blocks are checkpointed from outside. Options are those of `fully_shard`.
+    """
     problem, blocks = make()
     order = torch.arange(num_rows) % problem.num_rows
     batch, model, losses = take_rows(problem.batch, order), problem.model, problem.losses
@@ -122,9 +130,13 @@ def compare(ranks, make, num_rows, *, num_replicas=1):
     total, norms = loop_clipped_sum(model, losses, batch, max_norm)
     layered = ClipEngine(model, clipping=by_layer).clipped_sum(losses, batch).total
     before = held_by(model)
+    if wrapped:
+        inside = {id(block) for block in blocks}
+        apply_activation_checkpointing(model, check_fn=lambda m: id(m) in inside)
+        blocks = [m for m in model.modules() if isinstance(m, CheckpointWrapper)]
     mesh = None if num_replicas == 1 else in_rows(ranks, num_replicas)
     for block in (*blocks, model):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, **options)
     holding = ranks.hold(model)
     mine, errors = torch.arange(num_rows)[ranks.rank :: ranks.size], {}
     for name, clipping, wanted in (("flat", flat, total), ("per-layer", by_layer, layered)):
@@ -140,6 +152,7 @@ def compare(ranks, make, num_rows, *, num_replicas=1):
         if mesh is not None:  # each copy's sum is of its own ranks' rows
             for t in whole.values():
                 torch.distributed.all_reduce(t, group=mesh.get_group("replicate"))
+        whole = {n.replace("_checkpoint_wrapped_module.", ""): t for n, t in whole.items()}
         errors[name] = max(float((whole[n] - wanted[n]).abs().max()) for n in wanted)
     return {
         "errors": errors,
@@ -157,6 +170,11 @@ def wide_resnet(ranks, folder):
 def odd_model(ranks, folder):
     """Exact in float64; and in bfloat16 under FSDP2's own mixed precision, to its rounding."""
     found = compare(ranks, odd, 5)
+    offload = CPUOffloadPolicy(pin_memory=False)
+    variants: dict[str, dict[str, Any]] = {"wrapped": {"wrapped": True}, "offload": {"offload_policy": offload}}
+    found["variants"] = {
+        name: compare(ranks, lambda: odd(checkpointed=False), 5, **options) for name, options in variants.items()
+    }
     problem, blocks = odd()
     total, _ = loop_clipped_sum(problem.model, problem.losses, problem.batch, 1.0)
     problem.model.float()
@@ -164,13 +182,25 @@ def odd_model(ranks, folder):
         fully_shard(module, mp_policy=MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32))
     holding = ranks.hold(problem.model)
     engine = ClipEngine(problem.model, max_norm=1.0, held=holding.held)
-    rows, out = (problem.batch[0].float(), problem.batch[1]), holding.zeros({})
+    rows, params = (problem.batch[0].float(), problem.batch[1]), dict(problem.model.named_parameters())
     engine.check(problem.losses, rows)
-    engine.clipped_sum(problem.losses, take_rows(rows, torch.arange(5)[ranks.rank :: ranks.size]), out=out)
-    params = dict(problem.model.named_parameters())
-    whole = {n: holding.gradient(params[n], part) for n, part in out.items()}
-    gap = sum(float((p.full_tensor() - total[n]).square().sum()) for n, p in whole.items())
-    return {**found, "half": gap**0.5 / sum(float(t.square().sum()) for t in total.values()) ** 0.5}
+
+    def summed(without=None):
+        """Over all ranks, which take turns; in half precision, a row's pass is the same in each sum."""
+        out = holding.zeros({})
+        for row in range(0, 6, ranks.size):
+            mine = row + ranks.rank
+            counts = mine < 5 and mine != without
+            engine.clipped_sum(problem.losses, take_rows(rows, torch.tensor([min(mine, 4)])), out=out, counts=counts)
+        return {n: holding.gradient(params[n], part).full_tensor() for n, part in out.items()}
+
+    def length(parts):
+        return sum(float(t.square().sum()) for t in parts.values()) ** 0.5
+
+    whole = summed()
+    gap = length({n: t - total[n] for n, t in whole.items()}) / length(total)
+    moved = [length({n: t - whole[n] for n, t in summed(row).items()}) for row in range(5)]
+    return {**found, "half": gap, "moved": moved}
 
 
 def transformers(ranks, folder):
@@ -348,7 +378,10 @@ def refused(ranks, folder):
     attempt(by_hand, ranks)
     attempt(sharded(make_model()), Replicas())
     attempt(sharded(make_model()), ranks, compile=True)
-    attempt(sharded(make_model()), ranks, noise=CipherNoise.reproducible(0) if ranks.rank else None)
+    attempt(sharded(make_model()), ranks, noise=CipherNoise.reproducible(0, rank=1) if ranks.rank else None)
+    attempt(sharded(make_model()), ranks, noise=CipherNoise.reproducible(0))
+    attempt(sharded(make_model().to("meta")), ranks)  # as where offloaded to the CPU, which passes do not run on
+    attempt(sharded(make_model()), ranks, check_batch=take_rows(make_data().tensors, slice(0, 3 + ranks.rank)))
     return {"codes": codes}
 
 
@@ -455,6 +488,62 @@ def failed_check(ranks, folder):
         take(private, with_rows(next(iter(plan.batches(make_data()))), np.arange(4)))
     assert repr(caught.value.__cause__) == "ValueError('mine')"
     return [n for n, p in model.named_parameters() if p.grad is not None]
+
+
+class Turned(nn.Module):
+    """A parameter of the outermost unit that comes before or after the block."""
+
+    def __init__(self, before):
+        super().__init__()
+        torch.manual_seed(0)
+        self.block, self.gain, self.head = nn.Linear(6, 6), nn.Parameter(torch.ones(6)), nn.Linear(6, 3)
+        self.before = before
+
+    def forward(self, x):
+        return self.head(self.block(x * self.gain) if self.before else self.block(x) * self.gain)
+
+
+def orders(_, folder):
+    """Forwards by which per-layer clipping comes to the units in another order on another rank, or the same."""
+    found = []
+    for differ in (True, False):
+        ranks = Shards()
+        model = Turned(before=ranks.leads or not differ)
+        fully_shard(model.block)
+        fully_shard(model)
+        plan, sgd = plan_with(CLIPPINGS["per-layer"]), torch.optim.SGD(model.parameters(), lr=1.0)
+        private = PrivateStep(model, sgd, plan=plan, ledger=folder / f"order-{differ}", ranks=ranks)
+        found.append(refusal_of(private, plan))
+    return found
+
+
+def refusal_of(private, plan):
+    """Code and cause of what ends the first step, and the steps spent."""
+    batch = with_rows(next(iter(plan.batches(make_data()))), np.arange(8))
+    try:
+        take(private, batch)
+        return [None, None, private.num_steps]
+    except ReticentError as e:
+        return [e.code, getattr(e.__cause__, "code", None), private.num_steps]
+
+
+def node_hook(_, folder):
+    """A hook on the node that gathers a parameter's gradient, which updates the parameter with it."""
+    ranks = Shards()
+    model, kept = Rooted(), []
+    ranks.shard(model)
+    plan, sgd = make_plan(), torch.optim.SGD(model.parameters(), lr=1.0)
+    shard: Any = dict(model.named_parameters())["blocks.0.weight"]
+    keep = model.blocks[0].register_forward_pre_hook(lambda m, i: kept.append(m.weight.expand_as(m.weight)))
+    model(torch.ones(1, 6))
+    keep.remove()
+
+    def update(*_):
+        shard.data.to_local().add_(0.1)
+
+    kept[0].grad_fn.next_functions[0][0].register_hook(update)
+    private = PrivateStep(model, sgd, plan=plan, ledger=folder / "node", ranks=ranks)
+    return refusal_of(private, plan)
 
 
 def one_fails(ranks, folder):

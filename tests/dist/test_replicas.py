@@ -31,7 +31,7 @@ def alone(tmp_path_factory):
 def of_two(tmp_path_factory):
     """Folder and results of one job of two ranks, for all tests that need no other: starting one takes seconds."""
     folder = tmp_path_factory.mktemp("two") / "ranks"
-    tasks = "one_fails+out_of_memory+differ+other_shards+unnamed_group+reproducible_noise+same_sums"
+    tasks = "one_fails+out_of_memory+differ+other_shards+orders+unnamed_group+reproducible_noise+same_sums"
     found = results(tasks, folder, size=2)
     return folder, {name: [of_rank[name] for of_rank in found] for name in found[0]}
 
@@ -88,6 +88,19 @@ def test_ranks_that_would_not_do_the_same_are_refused_and_one_that_errs_is_heard
 
 def test_ranks_with_data_of_their_own_are_refused(of_two):
     assert [found["error"] for found in of_two[1]["other_shards"]] == ["ranks-differ"] * 2
+
+
+def test_ranks_that_hold_the_rows_in_another_order_are_refused_and_random_rows_are_not(of_two):
+    refused = ["ranks-differ", 0]
+    for found in of_two[1]["orders"]:
+        assert found == {
+            "turned": refused,
+            "labels": refused,
+            "augmented": None,
+            "augmented-turned": refused,
+            "own-generator": None,
+            "own-generator-turned": refused,  # by the labels
+        }
 
 
 def test_an_unnamed_group_is_refused_and_no_rank_moves_without_the_leaders_entry(of_two):

@@ -35,9 +35,8 @@ def require_exact(found, *, num_rows, size):
 def of_two(tmp_path_factory):
     """Folder and results of one job of two ranks."""
     folder = tmp_path_factory.mktemp("two") / "ranks"
-    found = results(
-        "wide_resnet+odd_model+noise+refused+guards+evaluated+same_training+hybrid_sums", folder, size=2
-    )
+    tasks = "wide_resnet+odd_model+noise+refused+guards+evaluated+orders+node_hook+same_training+hybrid_sums"
+    found = results(tasks, folder, size=2)
     return folder, {name: [of_rank[name] for of_rank in found] for name in found[0]}
 
 
@@ -46,10 +45,13 @@ def test_sums_of_a_wide_resnet_are_those_of_one_process(of_two):
         require_exact(found, num_rows=5, size=2)
 
 
-def test_so_are_those_of_frozen_checkpointed_and_parametrized_layers_and_in_half_precision(of_two):
+def test_so_are_those_of_frozen_checkpointed_parametrized_and_offloaded_layers_and_in_half_precision(of_two):
     for found in of_two[1]["odd_model"]:
         require_exact(found, num_rows=5, size=2)
+        for name in ("wrapped", "offload"):
+            require_exact(found["variants"][name], num_rows=5, size=2)
         assert found["half"] < 0.02
+        assert 0.5 < max(found["moved"]) <= 1 + 1e-5  # one row moves the sum of half precision by its bound
 
 
 @pytest.mark.slow
@@ -157,7 +159,9 @@ def test_no_rank_holds_the_whole_gradient_or_model(tmp_path, size):
 def test_what_is_sharded_otherwise_or_clipped_by_other_engines_is_refused(of_two):
     for found in of_two[1]["refused"]:
         assert found["codes"][:7] == ["sharded-model"] * 5 + ["several-ranks"] * 2
-    assert [found["codes"][7:] for found in of_two[1]["refused"]] == [["rank-failed"], ["ledger-plan"]]
+    first, second = (found["codes"][7:] for found in of_two[1]["refused"])
+    assert first == ["rank-failed", "rank-failed", "sharded-model", "ranks-differ"]
+    assert second == ["ledger-plan", "noise-rank", "sharded-model", "ranks-differ"]
 
 
 def test_scores_are_those_of_the_written_weights_and_hooks_and_missing_parts_are_refused(of_two):
@@ -179,6 +183,15 @@ def test_losses_that_couple_examples_are_refused_and_nothing_is_spent(of_two):
         causes = ("loss-mixes-examples", "gradient-mixes-examples")
         assert found["found"] == [["shard-failed", cause, 0] for cause in causes]
         assert found["left"] == []
+
+
+def test_ranks_that_would_come_to_the_units_in_another_order_are_told_so_at_once(of_two):
+    for found in of_two[1]["orders"]:
+        assert found == [["shard-failed", "ranks-order", 0], [None, None, 1]]
+
+
+def test_a_hook_that_updates_a_shard_in_the_self_check_is_found(of_two):
+    assert of_two[1]["node_hook"] == [["shard-failed", "parameter-hook", 0]] * 2
 
 
 def test_a_rank_that_fails_in_a_pass_ends_the_job_on_all(tmp_path):

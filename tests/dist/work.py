@@ -161,6 +161,53 @@ def other_shards(ranks, folder):
     return {"error": None}
 
 
+class Augmented(torch.utils.data.Dataset):
+    """Rows that are changed at random when they are read, by torch's generator or one of their own."""
+
+    def __init__(self, order, own):
+        self._rows, self._order, self._own = make_data(), order, own
+        self._rng = np.random.default_rng()
+
+    def __len__(self):
+        return len(self._order)
+
+    def __getitem__(self, i):
+        x, y = self._rows[int(self._order[i])]
+        noise = torch.from_numpy(self._rng.normal(size=6)).float() if self._own else torch.randn(6)
+        return x + 0.1 * noise, y
+
+
+def orders(ranks, folder):
+    """Rows that the second rank has in another order, or that it changes at random."""
+    given = torch.arange(64)
+    turned = given if ranks.leads else given.flip(0)
+    whole = make_data().tensors
+    data = {
+        "turned": tuple(t[turned] for t in whole),
+        "labels": (whole[0], whole[1] if ranks.leads else 1 - whole[1]),
+        "augmented": Augmented(given, own=False),
+        "augmented-turned": Augmented(turned, own=False),
+        "own-generator": Augmented(given, own=True),
+        "own-generator-turned": Augmented(turned, own=True),
+    }
+    codes = {}
+    for name, dataset in data.items():
+        model, plan = make_model(), make_plan()
+        sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+        private = PrivateStep(model, sgd, plan=plan, ledger=folder / f"order-{name}", ranks=ranks)
+        torch.manual_seed(5)
+        before = (torch.get_rng_state().sum(), cast(Any, np.random.get_state())[1].sum())
+        try:
+            with private.step(next(iter(plan.batches(dataset)))) as step:
+                assert (torch.get_rng_state().sum(), cast(Any, np.random.get_state())[1].sum()) == before
+                for chunk in step.chunks():
+                    step.backward(cross_entropy, chunk)
+            codes[name] = None
+        except ReticentError as e:
+            codes[name] = (e.code, private.num_steps)
+    return codes
+
+
 def unnamed_group(ranks, folder):
     """A process group that PrivateStep was not told of; and a disk that refuses the leader's entry."""
     model, plan = make_model(), make_plan()

@@ -31,7 +31,17 @@ from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._held import Held, InPlace, Scattered
 from reticent.clip._loop import loop_norms
 from reticent.clip._params import refuse_bypass, refuse_unseen, trainable
-from reticent.clip._passes import Clip, Consumer, FormVisitor, GroupNorms, LayoutOf, Norms, Sums, round_up
+from reticent.clip._passes import (
+    Clip,
+    Consumer,
+    FormVisitor,
+    GroupNorms,
+    LayoutOf,
+    Norms,
+    Sums,
+    ready,
+    round_up,
+)
 from reticent.clip._planner import Planner, Planning
 from reticent.clip._probe import Fingerprints, Unseen, probe_weights, prove_layout
 from reticent.clip._proven import NotProven, Proven, is_proven, mixing_error, remember, reused
@@ -245,6 +255,8 @@ class ClipEngine:
         proven = self._proven_for(capture, loss_R.shape[0] // units, work.num_rows // units)
         probe = units > 1 and (force or not all(is_proven(e, proven, units) for e in capture.entries))
         probe = held.any_rank(probe)
+        if held.apart and len(work.groups) > 1 and not work.norms_only:
+            held.require_order(ready(work.groups, capture.entries))
         leaves = graph_leaves(loss_R)
         refuse_bypass(leaves, capture, work.params, apart=held.apart)
         norms = GroupNorms(

@@ -104,6 +104,14 @@ class Held(Protocol):
         """Squared norm of a gradient of `common_gradients`, from those of what this process has."""
         ...
 
+    def require_order(self, ready: Mapping[str, int]) -> None:
+        """Refuse, in every process, a backward that would hand out sums in another order in another one.
+
+        Args:
+            ready: trainable parameter -> number; sums are ready from the largest number down.
+        """
+        ...
+
     def zeros(self, params: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor] | None:
         """What sums are added up in: of each parameter, what this process has; None for tensors like them."""
         ...
@@ -143,6 +151,9 @@ class InPlace:
     def square(self, squares: Mapping[str, float]) -> float:
         """Their sum."""
         return sum(squares.values())
+
+    def require_order(self, ready: Mapping[str, int]) -> None:
+        """There is no other process."""
 
     def zeros(self, params: Mapping[str, nn.Parameter]) -> None:
         """Tensors like the parameters."""

@@ -310,6 +310,22 @@ class Clip:
                     form.add_weighted(weight_U, keep_U, into)
 
 
+def ready(groups: Sequence[Group], entries: Sequence[Entry]) -> dict[str, int]:
+    """Parameter -> when a backward can clip its group; it comes to the forward's last entry first.
+
+    It is the number of the group's first entry; below 0 for groups that are clipped when the pass is done.
+    """
+    first: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        for name in entry.roots:
+            first.setdefault(name, number)
+    found: dict[str, int] = {}
+    for g, group in enumerate(groups):
+        sure = first.keys() >= set(group.names)
+        found |= dict.fromkeys(group.names, min(first[n] for n in group.names) if sure else -1 - g)
+    return found
+
+
 def round_up(dtypes: set[torch.dtype]) -> float:
     """The share by which norms of sums in these dtypes are rounded up."""
     return max(_ROUND_UP[d] for d in dtypes)

@@ -43,9 +43,9 @@ class Replicas:
 
     Guarantee:
         The noised sum has the distribution of one process's (to rounding in the sum's dtype), if row i of
-        the data set is the same on every rank: their number is compared, their content is not. Raw sums,
-        which are private, and the indices of batches go through the group's connections as they are: these
-        must be trusted, as the memory of the machines is.
+        the data set is the same on every rank: `PrivateStep` compares their number, and 64 rows spread over
+        them, before the first step. Raw sums, which are private, and the indices of batches go through the
+        group's connections as they are: these must be trusted, as the memory of the machines is.
 
     Raises:
         ConfigError[no-process-group]: `torch.distributed` is not initialised.

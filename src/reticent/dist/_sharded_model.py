@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from reticent.errors import ConfigError, StepError
 
+from ._prints import not_updated
 from ._replicas import Replicas
 
 
@@ -49,6 +50,7 @@ class ShardedModel:
         self._model, self._ranks = model, ranks
         self.sharded: Final = dict(model.named_parameters())
         mesh = _common_mesh(self.sharded, ranks)
+        _refuse_elsewhere(self.sharded)
         rows = mesh if mesh is not None and mesh.ndim == 2 else None
         self.within: Final = ranks if rows is None else Replicas(rows.get_group(1))
         self.across: Final = None if rows is None else Replicas(rows.get_group(0))
@@ -100,13 +102,31 @@ class ShardedModel:
         """The sum over the ranks that hold a copy of the model together."""
         return self.within.sum_over_ranks(sum(squares.values()))
 
+    def require_order(self, ready: Mapping[str, int]) -> None:
+        """Refuse ranks that will not come to the units in the same order.
+
+        Raises:
+            StepError[ranks-order]: they will not, on every rank.
+        """
+        when = {i: [ready[n] for n in unit if n in ready] for i, unit in enumerate(self.units)}
+        order = sorted((i for i, numbers in when.items() if numbers), key=lambda i: -min(when[i]))
+        try:
+            self._ranks.agree("the order of the model's units in this pass", order)
+        except ConfigError as e:
+            raise _out_of_order() from e
+
     def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        """This rank's shards of gradients of a loss that all ranks have alike: FSDP2's own means of them."""
+        """This rank's shards of gradients of a loss that all ranks have alike: FSDP2's own means of them.
+
+        Raises:
+            UnsupportedModel[parameter-hook]: a hook of autograd has changed a parameter.
+        """
         kept = {name: p.grad for name, p in self.sharded.items()}
         for p in self.sharded.values():
             p.grad = None
         try:
-            torch.autograd.backward(loss, torch.ones_like(loss))
+            with not_updated(self.sharded):
+                torch.autograd.backward(loss, torch.ones_like(loss))
             return {name: _local(p.grad) for name, p in self.sharded.items() if p.grad is not None}
         finally:
             for name, p in self.sharded.items():
@@ -198,20 +218,16 @@ class ScatteredSums(Mapping[str, Tensor]):
         flat_NS[:, -len(marks) :] = torch.tensor(marks)
         start = 0
         for name in names:
-            whole = self._whole.pop(name)
-            rows = flat_NS.narrow(1, start, sizes[name])
-            for rank, part in enumerate(whole.split(-(-len(whole) // ranks))):
-                rows[rank, : part.numel()] = part.reshape(-1)
-            start += sizes[name]
+            whole, size = self._whole.pop(name).reshape(-1), sizes[name]
+            rows, full = flat_NS.narrow(1, start, size), whole.numel() // max(1, size)  # ranks with a full part
+            rows[:full] = whole[: full * size].view(full, size)
+            if full < ranks:
+                rows[full, : whole.numel() - full * size] = whole[full * size :]
+            start += size
         mine_S = torch.empty(flat_NS.shape[1], dtype=first.dtype, device=first.device)
         self._ranks.scatter_sum(mine_S, flat_NS.view(-1))
         if mine_S[-len(marks) :].tolist() != [ranks * mark for mark in marks]:
-            raise StepError(
-                "The ranks' backward passes reach the model's units in different orders, so that their sums do not "
-                "belong together. Nothing was released. Make the model's operations the same for every "
-                "batch, or train with parallel=ddp.",
-                code="ranks-order",
-            )
+            raise _out_of_order()
         start = 0
         for name in names:
             shard = self._shards[name]
@@ -226,6 +242,15 @@ def _marks(number: int) -> list[int]:
     """
     digits = [number >> shift & 15 for shift in (0, 4, 8, 12)]
     return [mark for d in digits for mark in (d, d * d)]
+
+
+def _out_of_order() -> StepError:
+    return StepError(
+        "The ranks' backward passes reach the model's units in different orders, so that their sums do not "
+        "belong together. Nothing was released. Make the model's operations the same for every "
+        "batch, or train with parallel=ddp.",
+        code="ranks-order",
+    )
 
 
 def _zeros_for(p: nn.Parameter) -> Tensor:
@@ -267,6 +292,19 @@ def _common_mesh(sharded: Mapping[str, nn.Parameter], ranks: Replicas) -> Device
             code="sharded-model",
         )
     return mesh
+
+
+def _refuse_elsewhere(sharded: Mapping[str, nn.Parameter]) -> None:
+    """Refuse shards that are not kept where the passes run: sums are formed where the shards are."""
+    kept = {n: p.data for n, p in sharded.items() if isinstance(p.data, DTensor)}
+    away = [n for n, t in kept.items() if t.to_local().device.type != t.device_mesh.device_type]
+    if away:
+        there, mesh = kept[away[0]].to_local().device.type, kept[away[0]].device_mesh.device_type
+        raise ConfigError(
+            f"Shards of {away[:3]} are kept on '{there}', and passes run on '{mesh}': CPU offload is not supported "
+            "there. Leave out offload_policy (and materialise parameters on the meta device first).",
+            code="sharded-model",
+        )
 
 
 def _fits(mesh: DeviceMesh, p: Any, ranks: Replicas) -> bool:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from reticent.errors import ConfigError, StepError, UnsupportedModel
 
+from ._prints import not_updated
 from ._replicas import Replicas
 from ._tensor_layers import Cut, Slices, cut_of
 
@@ -125,6 +126,9 @@ class SlicedModel:
             raise _diverged()
         return square_U
 
+    def require_order(self, ready: Mapping[str, int]) -> None:
+        """Nothing: sums are not handed out, and `squares` compares the groups."""
+
     def plainly(self) -> AbstractContextManager[None]:
         """What lies between layers is whole on every rank, in blocks known by name too."""
         return self._slices.between_layers_whole()
@@ -176,13 +180,18 @@ class SlicedModel:
         )
 
     def common_gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        """This rank's slices of gradients, and those of whole parameters, by plain autograd."""
+        """This rank's slices of gradients, and those of whole parameters, by plain autograd.
+
+        Raises:
+            UnsupportedModel[parameter-hook]: a hook of autograd has changed a parameter.
+        """
         params = {name: p for name, p in self.parameters().items() if p.requires_grad}
         leaves, kept = list(params.values()), [p.grad for p in params.values()]
         for p in leaves:
             p.grad = None
         try:
-            torch.autograd.backward(loss, torch.ones_like(loss))
+            with not_updated(params):
+                torch.autograd.backward(loss, torch.ones_like(loss))
             return {name: p.grad for name, p in params.items() if p.grad is not None}
         finally:
             for p, grad in zip(leaves, kept, strict=True):

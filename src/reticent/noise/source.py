@@ -59,11 +59,12 @@ class CipherNoise:
     bit, regeneration from user seeds, absence of the key from every artefact.
     """
 
-    __slots__ = ("_keystream", "_private")
+    __slots__ = ("_keystream", "_private", "_rank")
 
-    def __init__(self, keystream: Keystream, *, private: bool) -> None:
+    def __init__(self, keystream: Keystream, *, private: bool, rank: int = 0) -> None:
         self._keystream = keystream
         self._private = private
+        self._rank = rank
 
     @classmethod
     def fresh(cls) -> "CipherNoise":
@@ -88,12 +89,17 @@ class CipherNoise:
                 raise ConfigError(f"{name} must be an integer, got {value!r}.", code="seed")
         text = f"reticent reproducible noise, not private: seed {seed}, start {start}"
         text += f", rank {rank}" if rank else ""
-        return cls(Keystream(hashlib.sha256(text.encode()).digest()), private=False)
+        return cls(Keystream(hashlib.sha256(text.encode()).digest()), private=False, rank=rank)
 
     @property
     def private(self) -> bool:
         """True for a fresh source, False for a reproducible one."""
         return self._private
+
+    @property
+    def rank(self) -> int:
+        """Of a reproducible source: the process it is for. (A fresh source is like no other.)"""
+        return self._rank
 
     @property
     def position(self) -> int:

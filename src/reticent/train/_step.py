@@ -32,7 +32,7 @@ from reticent.records import EpsilonReport
 from . import _rows
 from ._adapt import ClipNorms
 from ._admit import refuse_foreign, refuse_spent
-from ._begin import check_noise, check_physical_batch_size, require_alike
+from ._begin import check_noise, check_physical_batch_size, require_alike, require_same_rows
 from ._guards import Watch, refuse_pipeline, refuse_shards
 from ._ledger import check_ledger, ledger_epsilon, new_ledger
 from ._rows import Rows, Transform
@@ -238,11 +238,13 @@ class PrivateStep:
         ConfigError[no-noise]: the plan's noise multiplier is 0.
         ConfigError[several-ranks]: one of several processes without `ranks`, a model spread over them, or
             `show_norms` with them.
-        ConfigError[ranks-differ]: the ranks have different plans, models or settings.
+        ConfigError[ranks-differ]: the ranks have different plans, models or settings; at the first step,
+            different data.
         ConfigError[physical-batch-size]: not a positive integer.
         ConfigError[no-compiler]: `compile`, and there is no compiler for the model's device.
         ConfigError[engine-compile]: both `compile` and an engine.
         ConfigError[noise-source, noise-bound]: the noise cannot be drawn, or its size is not a number.
+        ConfigError[noise-rank]: reproducible noise of another rank.
         ConfigError[optimizer-type, optimizer-closure, optimizer-parameters, nothing-to-train,
             optimizer-foreach]: see the codes.
         LedgerError[ledger-exists]: `ledger` is the path of an existing file.
@@ -280,7 +282,7 @@ class PrivateStep:
                     "compile makes an engine of its own, and one was given: leave out either.",
                     code="engine-compile",
                 )
-            check_noise(source, plan)
+            check_noise(source, plan, ranks)
             refuse_pipeline(model)
             refuse_shards(model, ranks, show_norms=show_norms, other_engine=compile or engine is not None)
             if ranks.size > 1 and isinstance(ledger, Ledger):
@@ -295,7 +297,15 @@ class PrivateStep:
         self.plan: Final = plan
         self.physical_batch_size = physical_batch_size
         self._noise: Final = source
-        require_alike(ranks, model, optimizer, plan, seed=seed, physical_batch_size=physical_batch_size)
+        require_alike(
+            ranks,
+            model,
+            optimizer,
+            plan,
+            seed=seed,
+            physical_batch_size=physical_batch_size,
+            check_batch=check_batch,
+        )
         self._norms: Final = ClipNorms(
             plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}
         )
@@ -305,7 +315,7 @@ class PrivateStep:
         self._show_norms: Final = show_norms
         self.last_not_private: dict[str, float] | None = None
         self._seed, self._transform, self._check_batch = seed, transform, check_batch
-        self._checked = self._is_open = False
+        self._checked = self._compared = self._is_open = False
         self.ledger: Final[Ledger | RanksLedger] = (
             self._create_ledger(Path(ledger)) if isinstance(ledger, Path | str) else ledger
         )
@@ -374,6 +384,9 @@ class PrivateStep:
             self._admit(batch)
         if self.ranks.size > 1:  # one draw, the leader's, for all of them
             self.ranks.agree("the size of the data set", _rows.num_rows(batch.dataset))
+            if not self._compared:
+                require_same_rows(self.ranks, batch.dataset)
+                self._compared = True
             batch = replace(batch, indices=self.ranks.tell_indices(batch.indices))
         opened = OpenStep(self, batch)
         self._is_open = True
