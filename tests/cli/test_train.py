@@ -312,3 +312,21 @@ def test_a_damaged_run_is_refused_in_one_line(stopped, call, damage, code):
 def test_scores_of_each_class_are_left_to_the_report():
     scores = {"test_accuracy": 0.5, "test_class_accuracy": [0.1, 0.9], "test_loss": 1.0, "test_auc": None}
     assert _scores(scores) == [("test accuracy", "50.00%"), ("test auc", "not finite")]
+
+
+def test_a_restart_goes_on_with_the_run_and_never_begins_another(tmp_path, call, monkeypatch):
+    run = tmp_path / "run"
+    again = ("train", "digits", "--out", run, "--resume", "--json", *SHORT)
+    first = json.loads(call(*again)[1])  # there is none yet: a new one
+    ledger = (run / "ledger.jsonl").read_bytes()
+    second = json.loads(call(*again)[1])
+    assert first == second and second["num_steps"] == 4
+    assert (run / "ledger.jsonl").read_bytes() == ledger
+    status, _, err = call(*again, "--set", "epsilon=2", "--set", "lr=0.1")
+    assert status != 0 and "other-run" in err and "epsilon, lr differ" in err.replace("\n", " ")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.chdir(tmp_path)
+    for words in (["--resume"], []):
+        status, _, err = call("train", "digits", *words, *SHORT)
+        assert status != 0 and "restart-folder" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}

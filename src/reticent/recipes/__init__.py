@@ -8,7 +8,7 @@ from ._audited import audit_recipe, audit_recipe_inputs, audit_run, audit_run_in
 from ._config import RecipeConfig, make_config, parse_settings, read_toml
 from ._parts import plan_of, step_memory, with_physical_batch
 from ._recipe import Recipe, Request
-from ._run import describe, go_on, request, run
+from ._run import describe, go_on, request, run, run_or_go_on
 from ._simulate import Simulation, simulate, simulation
 from ._table import DEFAULT_RECIPE, recipes
 from ._training import Material, TrainingRecipe
@@ -37,6 +37,7 @@ __all__ = [
     "recipes",
     "request",
     "run",
+    "run_or_go_on",
     "simulate",
     "simulation",
     "step_memory",

@@ -3,6 +3,7 @@
 Room: recipes. May import rich and the floors below.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,34 @@ def run(asked: Request, *, out: Path, console: Console | None = None, data: Any 
     """
     _refuse_idle_ranks(asked)
     return asked.recipe.run(asked, out=out, console=console, data=data)
+
+
+def run_or_go_on(asked: Request, *, out: Path, console: Console | None = None) -> dict[str, Any]:
+    """`run`; or `go_on`, where the folder holds a run of this recipe with these settings already.
+
+    For launchers that start the same command again: torchrun's restarts, a cluster's queue.
+
+    Raises:
+        ConfigError[other-run]: the folder holds a run of another recipe, or with other settings.
+        ReticentError: as `run` and `go_on`.
+    """
+    if not (out / "run.json").exists():
+        return run(asked, out=out, console=console)
+    from reticent.train import read_run  # as above
+
+    about: Mapping[str, Any] = read_run(out)
+    mine, theirs = json.loads(json.dumps(asked.config.public_dict())), about["config"]
+    if mine.get("physical_batch_size") == "auto":
+        mine["physical_batch_size"] = theirs.get("physical_batch_size")
+    other = ["recipe"] if about["recipe"] != asked.recipe.name else []
+    other += [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+    if other:
+        raise ConfigError(
+            f"'{out}' holds another run: {', '.join(other)} differ from what is asked for. Choose another "
+            f"folder, or go on with that run as it is: reticent resume {out}",
+            code="other-run",
+        )
+    return go_on(out, console=console)
 
 
 def _refuse_idle_ranks(asked: Request) -> None:

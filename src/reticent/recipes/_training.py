@@ -168,6 +168,7 @@ class TrainingRecipe(Recipe):
     def run(self, asked: Request, *, out: Path, console: Console | None, data: Any = None) -> dict[str, Any]:
         check_tracking(asked_of(asked)[1].log)
         with ranks_of(asked_of(asked)[1]) as ranks:
+            out = Path(ranks.tell(str(out)))  # a name of the time may be another on each rank
             ranks.first(lambda: new_folder(out))
             with removed_if_empty(out) if ranks.leads else nullcontext():
                 asked, data, replaced = _with_data(asked, data, console, ranks)
