@@ -267,10 +267,9 @@ MUTANTS = [
     ),
     (
         "the count of adaptive clipping costs nothing",
-        "plan/_plan.py",
-        "        return split_noise(self.noise_multiplier, self.clipping.count_noise_multiplier)\n",
-        "        return self.noise_multiplier, split_noise(\n"
-        "            self.noise_multiplier, self.clipping.count_noise_multiplier\n        )[1]\n",
+        "plan/_steps.py",
+        "        gradient, count = split_noise(noise_multiplier, clipping.count_noise_multiplier)\n",
+        "        count = split_noise(noise_multiplier, clipping.count_noise_multiplier)[1]\n",
         "tests/plan/test_plan.py",
     ),
     (

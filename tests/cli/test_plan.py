@@ -238,3 +238,38 @@ def test_a_recipes_clipping_is_shown_with_the_noises_shares():
     assert found["clipping"]["kind"] == "adaptive"
     assert found["max_norm"] == 0.25
     assert found["noise_std"] == found["gradient_noise_multiplier"] * 0.25 > found["noise_multiplier"] * 0.25
+
+
+# -- a batch size that changes ----------------------------------------------------------------------------
+
+
+def test_a_schedule_is_planned_and_its_stages_are_shown():
+    line = f"{FASHION} --epsilon 3 --num-steps 100 --batch-schedule 0.0:600,0.5:1200"
+    found = numbers(line)
+    assert 0.999 * 3 <= found["epsilon"] <= 3
+    assert [(s["num_steps"], s["sampling_prob"]) for s in found["stages"]] == [(50, 0.01), (50, 0.02)]
+    assert (found["expected_batch_size"], found["example_gradients"]) == (900, 90_000)
+    assert found["noise_std_of_mean"] == [found["noise_multiplier"] / b for b in (600, 1200)]
+    assert found["epochs"] == pytest.approx(1.5)
+    told = " ".join(run(line).stdout.split())
+    assert "steps 0 to 49" in told and "steps 50 to 99" in told
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["--expected-batch-size 9", "--sampler full-batch", "--max-batch-size 9", "--sampling-prob 0.1"],
+)
+def test_a_schedule_beside_another_size_is_refused(more):
+    assert "leave out" in refused(f"{FASHION} --epsilon 3 --num-steps 9 --batch-schedule 0:6,0.5:9 {more}")
+
+
+def test_a_schedule_needs_steps_and_examples():
+    assert "--num-steps" in refused(f"{FASHION} --epsilon 3 --noise-multiplier 2 --batch-schedule 0:6,0.5:9")
+    assert "one of" in refused(f"{FASHION} --num-steps 9 --batch-schedule 0:6,0.5:9")
+
+
+def test_the_batches_of_a_recipe_can_be_scheduled():
+    settings = "--set noise_multiplier=4 --epsilon 50 --num-steps 10"
+    found = numbers(f"digits --batch-schedule 0:64,0.5:128 {settings}")
+    assert [stage["expected_batch_size"] for stage in found["stages"]] == [64, 128]
+    assert found["expected_batch_size"] == 96

@@ -121,4 +121,4 @@ def test_a_ledger_with_steps_of_another_mechanism_is_refused(tmp_path):
     with create_ledger(path, plan, run_id="a", reproducible=False) as ledger:
         ledger.append_step(dataclasses.replace(plan.mechanism, noise_multiplier=0.5))
         with pytest.raises(LedgerError, match="ledger-plan"):
-            RanksLedger(ALONE, ledger, mechanism=plan.mechanism)
+            RanksLedger(ALONE, ledger, planned=plan.segments())

@@ -9,15 +9,17 @@ import torch
 
 from reticent.account.ledger import read_ledger
 from reticent.data import ArrayPair, load
-from reticent.errors import ConfigError, DataError
+from reticent.errors import AuditError, ConfigError, DataError
 from reticent.recipes import _arrays as arrays_module
 from reticent.recipes import _training as training_module
-from reticent.recipes import go_on, recipes, request, run
+from reticent.recipes import audit_run, go_on, recipes, request, run
 from reticent.recipes._parts import build_model
+from reticent.report import verify_run, write_report
 from reticent.train import _step as step_module
 from reticent.train._checkpoint import load_tensors
 
 SHORT = ["num_steps=6", "eval_every=3", "checkpoint_every=2", "expected_batch_size=40"]
+LOOSE = ["epsilon=1000", "noise_multiplier=3"]
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +258,42 @@ def test_wrong_data_are_refused_and_nothing_is_left(tmp_path, digits, split, arr
     with pytest.raises((DataError, ConfigError), match=rf"\[{code}\]"):
         run(request("digits"), out=tmp_path / "run", data=change(digits, split, **arrays))
     assert not (tmp_path / "run").exists()
+
+
+# -- a batch size that changes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [["twin=true", *LOOSE], ["epsilon=inf"]])
+def test_a_run_of_stages_that_was_stopped_goes_on_to_its_end(tmp_path, digits, monkeypatch, settings):
+    out, short = tmp_path / "run", [*SHORT[:-1], "batch_schedule=0.0:20,0.5:60"]
+    let_go = stop_at(monkeypatch, 5)
+    with pytest.raises(Stop):
+        run(request("digits", [*short, *settings]), out=out, data=digits)
+    let_go()
+    result = go_on(out, data=digits)
+    assert result["num_steps"] == 6
+    if settings == ["epsilon=inf"]:
+        return
+    q = [m.sampling_prob for m, _ in read_ledger(out / "ledger.jsonl").segments()]
+    assert q == [20 / 1437, 60 / 1437]
+    found = verify_run(out)
+    assert found.sound, found.problems
+    write_report(out)
+    assert "20 for 3 steps, then 60 for 3 steps" in (out / "report.html").read_text()
+    with pytest.raises(AuditError, match="audit-recipe"):
+        audit_run(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_schedule", "0.0:20,0.5:40"), ("expected_batch_size", 20.0)]
+)
+def test_a_schedule_edited_in_the_description_is_refused(tmp_path, digits, monkeypatch, name, value):
+    out = tmp_path / "run"
+    stop_at(monkeypatch, 1)
+    with pytest.raises(Stop):
+        run(request("digits", [*SHORT[:-1], *LOOSE, "batch_schedule=0.0:20,0.5:60"]), out=out, data=digits)
+    about = json.loads((out / "run.json").read_text())
+    about["config"][name] = value
+    (out / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ConfigError, match=name):
+        go_on(out, data=digits)

@@ -8,7 +8,7 @@ import pytest
 from reticent.account import epsilon
 from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme
 from reticent.report import read_run, state
-from reticent.report._statement import first_steps, guess_accuracy, unit_of
+from reticent.report._statement import guess_accuracy, unit_of
 from tests.report.runs import make_run
 
 
@@ -93,17 +93,6 @@ def test_a_plan_that_is_not_what_ran_is_pointed_out(tmp_path):
     about["plan"]["noise_multiplier"] = 5.0
     (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
     assert any("not the plan's" in told for told in state(read_run(folder), num_points=1).warnings)
-
-
-def test_first_steps_cut_segments_where_they_end():
-    def step(sigma):
-        return Mechanism(scheme=SamplingScheme.FULL_BATCH, sampling_prob=1.0, noise_multiplier=sigma)
-
-    segments = ((step(1.0), 3), (step(2.0), 5))
-    assert first_steps(segments, 2) == ((step(1.0), 2),)
-    assert first_steps(segments, 3) == ((step(1.0), 3),)
-    assert first_steps(segments, 6) == ((step(1.0), 3), (step(2.0), 3))
-    assert first_steps(segments, 9) == segments
 
 
 @pytest.mark.parametrize(("eps", "delta"), [(0.0, 1e-5), (1.0, 1e-5), (3.0, 1e-6), (0.5, 0.01)])

@@ -15,7 +15,7 @@ from reticent.account._calibrate import (
 from reticent.account._check import Check
 from reticent.account._crosscheck import checked_epsilon, cross_check
 from reticent.account._epsilon import epsilon
-from reticent.account._events import Segments
+from reticent.account._events import Segments, first_steps
 from reticent.account._floor import delta_curve, epsilon_floor
 from reticent.account._groups import group_epsilon
 from reticent.account._other_samplers import (
@@ -46,6 +46,7 @@ __all__ = [
     "delta_curve",
     "epsilon",
     "epsilon_floor",
+    "first_steps",
     "group_epsilon",
     "noise_multiplier_for",
     "num_steps_for",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from reticent.account._epsilon import epsilon, rdp_epsilon, rough_epsilon
+from reticent.account._epsilon import epsilon, rough_epsilon
 from reticent.account._events import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
@@ -110,13 +110,19 @@ def noise_multiplier_for(
     return _or_unreachable(found, budget, f"a noise multiplier of {most:g}")
 
 
-def calibrate_noise_scale(*, budget: Budget, segments: Callable[[float], Segments]) -> float:
+def calibrate_noise_scale(
+    *,
+    budget: Budget,
+    segments: Callable[[float], Segments],
+    relation: NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE,
+) -> float:
     """The least factor on the noise of a whole history, of whatever mechanisms, that keeps to the budget.
 
     Args:
         budget: the epsilon and delta that may be spent.
         segments: factor -> (mechanism, number of steps) pairs. Every mechanism's noise must grow with the
             factor, and be about it: the search goes from 1e-3 to 1e6.
+        relation: the neighbouring relation of the statement.
 
     Returns:
         The factor, at most 6 significant digits.
@@ -126,19 +132,21 @@ def calibrate_noise_scale(*, budget: Budget, segments: Callable[[float], Segment
 
     Raises:
         ConfigError[num-steps], ConfigError[mechanism], ConfigError[budget]: bad input.
+        ConfigError[relation]: no bound is known for these steps under this relation.
         AccountingError[budget-unreachable]: not even a factor of 1e6 is enough.
     """
     _check(budget)
     _at_least_one(sum(check_num_steps(num_steps) for _, num_steps in segments(1.0)))
 
     def spent(factor: float) -> float:
-        return epsilon(segments(factor), delta=budget.delta).epsilon
+        return epsilon(segments(factor), delta=budget.delta, relation=relation).epsilon
 
-    def spent_rdp(factor: float) -> float:
-        return rdp_epsilon(segments(factor), delta=budget.delta)
+    def about(factor: float) -> float:
+        return rough_epsilon(segments(factor), delta=budget.delta, relation=relation)
 
     least, most = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
-    start = _crossing(spent_rdp, budget.epsilon, safe=most, unsafe=least)
+    check_schemes(segments(1.0), relation)
+    start = _crossing(about, budget.epsilon, safe=most, unsafe=least)
     found = _solve(spent, budget.epsilon, start=start, safe=most, unsafe=least, snap=_rounded_up)
     return _or_unreachable(found, budget, f"a noise factor of {most:g}")
 

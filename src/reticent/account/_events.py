@@ -85,6 +85,22 @@ def check_schemes(segments: Segments, relation: NeighbouringRelation) -> None:
             )
 
 
+def first_steps(segments: Segments, num_steps: int) -> tuple[tuple[Mechanism, int], ...]:
+    """The first `num_steps` steps of a history, neighbours of one mechanism together."""
+    taken: list[tuple[Mechanism, int]] = []
+    left = num_steps
+    for mechanism, count in segments:
+        count = min(count, left)
+        left -= count
+        if not count:
+            continue
+        if taken and taken[-1][0] == mechanism:
+            taken[-1] = (mechanism, taken[-1][1] + count)
+        else:
+            taken.append((mechanism, count))
+    return tuple(taken)
+
+
 def num_performed(segments: Segments) -> int:
     """Steps performed, whatever they count as."""
     return sum(check_num_steps(num_steps) for _, num_steps in segments)

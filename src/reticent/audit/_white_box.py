@@ -15,7 +15,7 @@ from reticent.clipping import AdaptiveClipping, sensitivity
 from reticent.errors import AuditError, ConfigError
 from reticent.plan import Plan
 from reticent.records import SIZES, SamplingScheme
-from reticent.sample import FullBatchSampler, PoissonSampler
+from reticent.sample import FullBatchSampler, PoissonSampler, StagedSampler
 from reticent.train import TrainSettings, silent_or_bar, train
 
 from ._problem import Directions, Problem, Subject, Trainer, pose
@@ -152,8 +152,13 @@ def check_claim(plan: Plan) -> None:
     """Refuse a claim that canaries cannot be held against.
 
     Raises:
-        AuditError[audit-subject]: batches that are not Poisson or full, or a claim without noise.
+        AuditError[audit-subject]: batches that are not Poisson or full, steps that differ, or no noise.
     """
+    if isinstance(plan.sampler, StagedSampler):
+        raise _unfit(
+            "its batches change from stage to stage, and canaries are held against one kind of step. Audit a "
+            "plan of each stage"
+        )
     if SIZES[plan.mechanism.scheme]:
         raise _unfit(f"its batches are {plan.mechanism.scheme}, and canaries are drawn into Poisson batches")
     if plan.noise_multiplier <= 0.0:

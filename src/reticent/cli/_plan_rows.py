@@ -3,7 +3,7 @@
 Room: cli.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reticent.cli._show import rounded_up
@@ -11,6 +11,7 @@ from reticent.cli._show import rounded_up
 
 def plan_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Everything about a plan, and what it takes."""
+    mean = ", on average over the stages" if record["stages"] else ""
     public = "secret" if record["num_examples"] is None else f"{record['num_examples']} (public)"
     if record.get("num_available"):
         public += f", chosen among {record['num_available']} (public too)"
@@ -22,15 +23,16 @@ def plan_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("neighbouring relation", record["neighbouring_relation"]),
         ("noise multiplier", f"{record['noise_multiplier']:.6g}"),
         ("steps", str(record["num_steps"])),
-        ("sampler", f"{record['sampler']}, probability {record['sampling_prob']:.6g} a step"),
+        ("sampler", record["sampler"] + (_probability(record) if not record["stages"] else ", in stages")),
+        *_stage_rows(record["stages"]),
         (f"{record.get('unit', 'example')}s", public),
         *_clipping_rows(record),
-        ("noise in the clipped sum", f"standard deviation {record['noise_std']:.6g} in each coordinate"),
+        ("noise in the clipped sum", f"standard deviation {_each(record['noise_std'])} in each coordinate"),
     ]
     if record["expected_batch_size"] is not None:
         rows += [
-            ("expected batch size B", f"{record['expected_batch_size']:.6g}"),
-            ("noise in the mean gradient", f"sigma C / B = {record['noise_std_of_mean']:.4g}"),
+            ("expected batch size B", f"{record['expected_batch_size']:.6g}" + mean),
+            ("noise in the mean gradient", f"sigma C / B = {_each(record['noise_std_of_mean'], digits=4)}"),
             (
                 "cost",
                 f"{record['example_gradients']:.6g} example gradients ({record['epochs']:.4g} epochs), "
@@ -51,6 +53,32 @@ def plan_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in record["notes"]]
 
 
+def _probability(record: Mapping[str, Any]) -> str:
+    return f", probability {record['sampling_prob']:.6g} a step"
+
+
+def _stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """A line for each stage: which steps, how large a batch, how much noise."""
+    rows, start = [], 0
+    for stage in stages:
+        end = start + stage["num_steps"]
+        rows.append(
+            (
+                f"  steps {start} to {end - 1}",
+                f"expected batch size {stage['expected_batch_size']:.6g}, probability "
+                f"{stage['sampling_prob']:.6g}, noise multiplier {stage['noise_multiplier']:.6g}",
+            )
+        )
+        start = end
+    return rows
+
+
+def _each(value: Any, *, digits: int = 6) -> str:
+    """A number; of stages, each of theirs, and one if they are the same."""
+    values = dict.fromkeys(value if isinstance(value, list) else [value])
+    return ", then ".join(f"{v:.{digits}g}" for v in values)
+
+
 def _clipping_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     settings = dict(record["clipping"])
     kind = settings.pop("kind")
@@ -65,8 +93,8 @@ def _clipping_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("bound of the clipped sum C", f"{norm} in the first step; later it follows the quantile"),
         (
             "noise multiplier's shares",
-            f"{record['gradient_noise_multiplier']:.6g} on the gradient, "
-            f"{record['count_noise_multiplier']:.6g} on the count",
+            f"{_each(record['gradient_noise_multiplier'])} on the gradient, "
+            f"{_each(record['count_noise_multiplier'])} on the count",
         ),
     ]
 

@@ -19,7 +19,7 @@ from reticent.errors import ConfigError
 from reticent.records import Budget, SamplingScheme, check_delta
 
 if TYPE_CHECKING:
-    from reticent.plan import Plan, Sampler
+    from reticent.plan import Plan, Sampler, StagedSampler
     from reticent.recipes import Request
 
 
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 @click.option("--noise-multiplier", type=float, help="Noise standard deviation over the clipping bound.")
 @click.option("--num-steps", type=int, help="Number of steps.")
 @click.option("--expected-batch-size", type=float, help="Expected number of examples of a step.")
+@click.option(
+    "--batch-schedule",
+    metavar="SHARE:SIZE,...",
+    help="In place of --expected-batch-size: sizes that begin after shares of the steps, e.g. "
+    "0.0:1024,0.5:2048.",
+)
 @click.option("--num-examples", type=int, help="Number of examples, declared a public constant.")
 @click.option(
     "--sampling-prob", type=float, help="Probability that an example takes part in a step; N stays secret."
@@ -69,6 +75,7 @@ def command(
     noise_multiplier: float | None,
     num_steps: int | None,
     expected_batch_size: float | None,
+    batch_schedule: str | None,
     num_examples: int | None,
     sampling_prob: float | None,
     sampler: str | None,
@@ -86,6 +93,7 @@ def command(
     Give --delta, how examples are drawn (--num-examples with --expected-batch-size, or
     --sampling-prob), and all but one of --epsilon, --noise-multiplier, --num-steps and
     --expected-batch-size: the one left out is solved for, never spending more than --epsilon.
+    With --batch-schedule the size changes during the run; give --num-steps then.
 
     With a RECIPE (fashion-mnist, digits, or a CONFIG.toml) its settings are the defaults, the noise is
     solved for, and the memory of a step is estimated from one run of the model on random rows.
@@ -103,6 +111,7 @@ def command(
                 "--noise-multiplier": noise_multiplier is not None,
                 "--sampling-prob": sampling_prob is not None,
                 "--sampler": sampler is not None,
+                "--batch-schedule": batch_schedule is not None,
                 "--max-norm": max_norm is not None,
                 "--hardware": hardware is not None,
                 "--json": as_json,
@@ -132,6 +141,7 @@ def command(
             "delta": delta,
             "num_steps": num_steps,
             "expected_batch_size": expected_batch_size,
+            "batch_schedule": batch_schedule,
             "max_norm": max_norm,
         }
         _refuse_fixed_by_recipe(recipe, fixed)
@@ -143,7 +153,7 @@ def command(
         raise ConfigError("--set changes a RECIPE's setting: name the recipe first.", code="plan-recipe")
     if delta is None:
         raise click.UsageError("Missing option '--delta': no epsilon means anything without it.")
-    drawn = partial(
+    drawn: Callable[[], Sampler | StagedSampler | None] = partial(
         _sampler,
         SamplingScheme.POISSON if sampler is None else SamplingScheme(sampler),
         num_examples,
@@ -151,6 +161,14 @@ def command(
         sampling_prob,
         max_batch_size,
     )
+    if batch_schedule is not None:
+        idle = {
+            "--expected-batch-size": expected_batch_size,
+            "--sampling-prob": sampling_prob,
+            "--sampler": sampler,
+            "--max-batch-size": max_batch_size,
+        }
+        drawn = partial(_staged, batch_schedule, num_examples, num_steps, idle)
     max_norm = 1.0 if max_norm is None else max_norm
     raise_together(
         problem(lambda: Budget(epsilon=1.0 if epsilon is None else epsilon, delta=0.5)),
@@ -295,11 +313,30 @@ def _sampler(
     )
 
 
+def _staged(
+    schedule: str, num_examples: int | None, num_steps: int | None, idle: Mapping[str, object]
+) -> "StagedSampler":
+    """The Poisson stages that --batch-schedule describes."""
+    from reticent.sample import StagedSampler, read_batch_schedule
+
+    given = [name for name, value in idle.items() if value is not None]
+    if given or num_examples is None or num_steps is None:
+        raise ConfigError(
+            "--batch-schedule takes --num-examples and --num-steps, and says itself how Poisson batches "
+            f"grow: leave out {', '.join(idle)}.",
+            code="plan-sampling",
+        )
+    return StagedSampler.from_schedule(
+        read_batch_schedule(schedule), num_examples=num_examples, num_steps=num_steps
+    )
+
+
 def _record(plan: "Plan", *, batch_is_known: bool) -> dict[str, Any]:
     report = plan.epsilon()
-    batch = plan.expected_batch_size if batch_is_known else None
+    batch = plan.mean_batch_size if batch_is_known else None
     described = plan.describe()
     noise_std = described["noise_std"]
+    epochs = sum(kind.num_steps * kind.sampler.sampling_prob for kind in plan.steps)
     return {
         "noise_multiplier": plan.noise_multiplier,
         "num_steps": plan.num_steps,
@@ -312,15 +349,22 @@ def _record(plan: "Plan", *, batch_is_known: bool) -> dict[str, Any]:
         "neighbouring_relation": plan.relation.value,
         "accountant": report.accountant,
         "sampler": plan.sampler.scheme.value,
-        "sampling_prob": plan.sampler.sampling_prob,
+        "sampling_prob": plan.of_steps(lambda kind: kind.sampler.sampling_prob),
         "num_examples": plan.sampler.num_examples,
         "clipping": described["clipping"],
         "max_norm": sensitivity(plan.clipping),
-        "gradient_noise_multiplier": plan.gradient_noise_multiplier,
-        "count_noise_multiplier": plan.count_noise_multiplier,
+        "gradient_noise_multiplier": described["gradient_noise_multiplier"],
+        "count_noise_multiplier": described["count_noise_multiplier"],
         "noise_std": noise_std,
-        "noise_std_of_mean": None if batch is None else noise_std / batch,
-        "epochs": plan.num_steps * plan.sampler.sampling_prob,
+        "noise_std_of_mean": None
+        if batch is None
+        else plan.of_steps(
+            lambda kind: (
+                kind.gradient_noise_multiplier * sensitivity(plan.clipping) / kind.expected_batch_size
+            )
+        ),
+        "stages": plan.stages(),
+        "epochs": epochs,
         "updates": plan.num_steps,
         "example_gradients": None if batch is None else plan.num_steps * batch,
         "notes": list(report.notes),

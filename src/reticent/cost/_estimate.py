@@ -72,7 +72,7 @@ def estimate(
     """Estimate a run.
 
     Args:
-        plan: what would run.
+        plan: what would run. Of stages, a step is one of their mean batch size.
         held: by the model and its optimizer.
         batch: what one physical batch asks for, on one rank, all of its views included.
         hardware: of each rank.
@@ -94,13 +94,13 @@ def estimate(
             code="hardware",
         )
     memory = _memory(held, batch, hardware, ranks if parallel == "fsdp2" else 1)
-    chunks = max(1, math.ceil(plan.expected_batch_size / ranks / batch.num_units))
+    chunks = max(1, math.ceil(plan.mean_batch_size / ranks / batch.num_units))
     chunk = (
         batch.operations * hardware.seconds_per_operation
         + batch.bytes * hardware.seconds_per_byte
         + batch.calls * hardware.seconds_per_call
     )
-    compute = plan.expected_batch_size / ranks / batch.num_units * chunk
+    compute = plan.mean_batch_size / ranks / batch.num_units * chunk
     noise = held.num_trained / ranks * hardware.noise_seconds
     traffic = _traffic(held, parallel, chunks) * (ranks - 1) / ranks
     communication = traffic / hardware.bandwidth if hardware.bandwidth is not None else 0.0

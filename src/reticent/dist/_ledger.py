@@ -6,6 +6,7 @@ Room: dist. May import `reticent.account` and the floors below.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from reticent.account import Segments, first_steps
 from reticent.account.ledger import Ledger, LedgerView
 from reticent.errors import LedgerError
 from reticent.records import Mechanism, NeighbouringRelation
@@ -21,25 +22,27 @@ class RanksLedger:
     Args:
         ranks: who shares it.
         opened: the ledger on the leader; None on the others.
-        mechanism: what every step does to the data; a ledger that holds anything else is refused.
+        planned: what the steps of the plan do to the data, in order; a ledger that holds anything else is
+            refused.
 
     Guarantee:
         When an `append_...` returns, on any rank, the leader's line is on disk. If it fails there, it fails
         everywhere, and the step must not be taken.
     """
 
-    def __init__(self, ranks: Ranks, opened: Ledger | None, *, mechanism: Mechanism) -> None:
-        self._ranks, self._opened, self._mechanism = ranks, opened, mechanism
-        ranks.first(lambda: _refuse_others(opened, mechanism))
+    def __init__(self, ranks: Ranks, opened: Ledger | None, *, planned: Segments) -> None:
+        self._ranks, self._opened, self._planned = ranks, opened, tuple(planned)
+        ranks.first(lambda: _refuse_others(opened, planned))
         about = None if opened is None else _about(opened)
         self._about: dict[str, Any] = ranks.tell(about)
         self._refresh()
 
     def append_step(self, mechanism: Mechanism) -> int:
         """Spend one step; see `Ledger.append_step`."""
-        if mechanism != self._mechanism:
+        *_, (expected, _) = first_steps(self._planned, self.num_steps + 1)
+        if mechanism != expected:
             raise LedgerError(
-                f"The ranks' ledger is for {self._mechanism}, and the step's mechanism is {mechanism}.",
+                f"The ranks' ledger is for {expected} here, and the step's mechanism is {mechanism}.",
                 code="ledger-plan",
             )
         self._append(lambda ledger: ledger.append_step(mechanism))
@@ -61,7 +64,7 @@ class RanksLedger:
 
     def segments(self) -> tuple[tuple[Mechanism, int], ...]:
         """What was spent."""
-        return ((self._mechanism, self._num_steps),) if self._num_steps else ()
+        return first_steps(self._planned, self._num_steps)
 
     @property
     def run_id(self) -> str:
@@ -117,15 +120,21 @@ class RanksLedger:
         return f"RanksLedger({self._ranks!r}, num_steps={self.num_steps}/{self.planned_steps})"
 
 
-def _refuse_others(opened: Ledger | None, mechanism: Mechanism) -> None:
+def _refuse_others(opened: Ledger | None, planned: Segments) -> None:
     """Refuse a ledger with steps that the followers would not hear of."""
-    others = [] if opened is None else [m for m, _ in opened.segments() if m != mechanism]
-    if others:
+    if opened is None:
+        return
+    entered, expected = (first_steps(s, opened.num_steps) for s in (opened.segments(), planned))
+    if entered != expected:
         raise LedgerError(
-            f"The ledger holds steps of {others[0]}, and the plan's are {mechanism}. Use the plan it was made "
-            "for, or start a new ledger.",
+            f"The ledger holds steps of {_in_words(entered)}, and the plan's are {_in_words(expected)}. Use "
+            "the plan it was made for, or start a new ledger.",
             code="ledger-plan",
         )
+
+
+def _in_words(segments: Segments) -> str:
+    return ", then ".join(f"{count} of {mechanism}" for mechanism, count in segments)
 
 
 def _about(ledger: Ledger | LedgerView) -> dict[str, Any]:

@@ -187,7 +187,7 @@ class PrivateTrainer(Trainer):
                 code="lightning-argument",
             )
         self._at_once = wanted or at_once or _ROWS_AT_ONCE
-        steps = _Steps(max(1, math.ceil(1.0 / self.plan.sampler.sampling_prob)))
+        steps = _Steps(max(1, math.ceil(1.0 / self.plan.at(0).sampler.sampling_prob)))
         self.fit_loop._data_source = _DataLoaderSource(steps, "")
         self.fit_loop._combined_loader = None
 

@@ -9,10 +9,11 @@ from typing import Final, TypeVar, get_args
 from reticent.clipping import KINDS
 from reticent.errors import ConfigError
 from reticent.records import Budget, Mechanism, NeighbouringRelation, SamplingScheme
-from reticent.sample import Sampler
+from reticent.sample import Sampler, StagedSampler
 
 _T = TypeVar("_T")
 UNITS: Final = ("example", "user")
+_KNOWN: Final = (*get_args(Sampler), StagedSampler)
 _MAX_STEPS: Final = 10**15
 
 
@@ -47,16 +48,16 @@ def is_integer(value: object) -> bool:
 
 
 def check_sampler(sampler: object) -> None:
-    if not isinstance(sampler, get_args(Sampler)):
+    if not isinstance(sampler, _KNOWN):
         raise ConfigError(
-            f"sampler must be one of {', '.join(kind.__name__ for kind in get_args(Sampler))}, got "
+            f"sampler must be one of {', '.join(kind.__name__ for kind in _KNOWN)}, got "
             f"{type(sampler).__name__}: only what the accountant knows may draw examples.",
             code="sampler",
         )
 
 
 def check_neighbours(neighbours: object, sampler: object) -> None:
-    if neighbours is None or not isinstance(sampler, get_args(Sampler)):
+    if neighbours is None or not isinstance(sampler, _KNOWN):
         return
     known: tuple[NeighbouringRelation, ...] = getattr(sampler, "relations", ())
     if not isinstance(neighbours, str) or neighbours not in known:

@@ -3,19 +3,21 @@
 Room: plan. May import `reticent.account`, `reticent.sample`, `reticent.records`; never torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context
 from typing import Any, Final, Self
 
 from reticent.account import (
+    Segments,
+    calibrate_noise_scale,
     calibrate_sampling_prob,
     epsilon,
+    first_steps,
     noise_multiplier_for,
     num_steps_for,
-    split_noise,
 )
-from reticent.clipping import AdaptiveClipping, Clipping, sensitivity
+from reticent.clipping import Clipping, sensitivity
 from reticent.errors import ConfigError, DataError
 from reticent.plan._batches import LogicalBatch, num_rows
 from reticent.plan._checks import (
@@ -35,6 +37,7 @@ from reticent.plan._checks import (
 )
 from reticent.plan._clipping import clipping_from, clipping_record
 from reticent.plan._record import bad_record, check_keys, sampler_from, sampler_record
+from reticent.plan._steps import PlannedStep, noise_of, planned, steps_differ
 from reticent.records import (
     Budget,
     EpsilonReport,
@@ -42,7 +45,7 @@ from reticent.records import (
     NeighbouringRelation,
     check_delta,
 )
-from reticent.sample import PoissonSampler, Sampler, SampleStream
+from reticent.sample import PoissonSampler, Sampler, SampleStream, StagedSampler
 
 _KEYS: Final = ("sampler", "num_steps", "noise_multiplier", "clipping", "delta", "budget")
 ROW: Final = "example"  # the privacy unit unless a plan says otherwise
@@ -61,11 +64,13 @@ class Plan:
     """Everything that decides the privacy of a run; frozen, printable, and made without any data.
 
     Args:
-        sampler: how each step's examples are drawn; also the neighbouring relation.
-        num_steps: number of steps T that may be taken, at least 1.
+        sampler: how each step's examples are drawn; also the neighbouring relation. A `StagedSampler`
+            draws with another probability in each of its stages.
+        num_steps: number of steps T that may be taken, at least 1; of stages, as many as they have.
         noise_multiplier: noise standard deviation over the bound of what a step releases; 0 means no
             noise, and no privacy. With adaptive clipping a step releases the clipped sum and a
-            count: this is the multiplier of the two together, and the accountant's.
+            count: this is the multiplier of the two together, and the accountant's. A stage has
+            `noise_scale` times as much.
         clipping: how one unit's influence on the sum is bounded.
         delta: the delta of the privacy statement.
         budget: what the plan must keep to, if anything; its delta is the plan's.
@@ -78,7 +83,9 @@ class Plan:
         `num_steps` steps that draw from `batches` and add noise of `gradient_noise_multiplier` times
         the bound to the clipped sum (and of `count_noise_multiplier` times its sensitivity to the count,
         if clipping adapts) are (`epsilon()`, `delta`)-DP under `relation`, against anyone who sees
-        everything but the draws and the noise. With a budget, `epsilon()` is inside it.
+        everything but the draws and the noise. With a budget, `epsilon()` is inside it. Where stages differ,
+        step t draws, is noised and is divided as `at(t)` says, and `epsilon()` is that of all of them
+        composed.
 
     Raises:
         ConfigError: a bad setting, with that setting's code (`num-steps`, `noise-multiplier`,
@@ -86,7 +93,7 @@ class Plan:
         ConfigError[plan-over-budget]: the steps spend more than `budget.epsilon`.
     """
 
-    sampler: Sampler
+    sampler: Sampler | StagedSampler
     num_steps: int
     noise_multiplier: float
     clipping: Clipping
@@ -106,8 +113,18 @@ class Plan:
             problem(lambda: check_unit(self.unit)),
             problem(lambda: check_neighbours(self.neighbours, self.sampler)),
         )
-        self._split()  # refuses a count that leaves no noise for the gradient
+        self._check_stages()
         self._check_within_budget()
+
+    def _check_stages(self) -> None:
+        stages = self.sampler.num_steps if isinstance(self.sampler, StagedSampler) else self.num_steps
+        if self.num_steps != stages:
+            raise ConfigError(
+                f"num_steps is {self.num_steps}, and the sampler's stages have {stages} steps: give that.",
+                code="num-steps",
+            )
+        for kind in self.steps:  # which refuses a count that leaves no noise for the gradient
+            check_noise(kind.noise_multiplier)
 
     def _check_within_budget(self) -> None:
         if self.budget is None:
@@ -126,7 +143,7 @@ class Plan:
         cls,
         *,
         clipping: Clipping,
-        sampler: Sampler | None = None,
+        sampler: Sampler | StagedSampler | None = None,
         num_examples: int | None = None,
         budget: Budget | None = None,
         delta: float | None = None,
@@ -150,8 +167,9 @@ class Plan:
             num_examples: N, public; only where the batch size is to be found.
             budget: the epsilon and delta that may be spent.
             delta: only without a budget.
-            num_steps: number of steps.
-            noise_multiplier: noise standard deviation over the bound of the clipped sum.
+            num_steps: number of steps. Stages have their own: of them it may be left out as well.
+            noise_multiplier: noise standard deviation over the bound of the clipped sum. One number is found
+                for all stages, of which each has its `noise_scale`.
             unit: what one item of the data set is; see the class.
             neighbours: see the class.
 
@@ -175,6 +193,8 @@ class Plan:
             problem(lambda: check_noise(given(noise_multiplier)), unless=noise_multiplier is None),
             problem(lambda: check_neighbours(neighbours, sampler)),
         )
+        if isinstance(sampler, StagedSampler) and num_steps is None:
+            num_steps = sampler.num_steps
         unknown = the_unknown(
             {
                 "noise_multiplier": noise_multiplier,
@@ -188,20 +208,24 @@ class Plan:
             sampler = _largest_batch(
                 given(budget), given(num_examples), given(noise_multiplier), given(num_steps), neighbours
             )
-        relation = given(sampler).relation if neighbours is None else neighbours
-        if unknown == "noise_multiplier":
+        sampler = given(sampler)
+        relation = sampler.relation if neighbours is None else neighbours
+        if isinstance(sampler, StagedSampler):
+            if unknown == "noise_multiplier":
+                noise_multiplier = _noise_of_stages(sampler, given(budget), relation)
+        elif unknown == "noise_multiplier":
             noise_multiplier = noise_multiplier_for(
-                given(sampler).mechanism,
+                sampler.mechanism,
                 budget=given(budget),
                 num_steps=given(num_steps),
                 relation=relation,
             )
         elif unknown == "num_steps":
             num_steps = num_steps_for(
-                given(sampler).mechanism(given(noise_multiplier)), budget=given(budget), relation=relation
+                sampler.mechanism(given(noise_multiplier)), budget=given(budget), relation=relation
             )
         return cls(
-            sampler=given(sampler),
+            sampler=sampler,
             num_steps=given(num_steps),
             noise_multiplier=given(noise_multiplier),
             clipping=clipping,
@@ -212,24 +236,59 @@ class Plan:
         )
 
     @property
+    def steps(self) -> tuple[PlannedStep, ...]:
+        """The kinds of steps, in order: one, or one for each stage."""
+        return planned(
+            self.sampler,
+            num_steps=self.num_steps,
+            noise_multiplier=self.noise_multiplier,
+            clipping=self.clipping,
+        )
+
+    def at(self, step: int) -> PlannedStep:
+        """How step t = 0, 1, ... draws, and how much noise it gets.
+
+        Raises:
+            ConfigError[start-step]: there is no such step.
+        """
+        left = step
+        for kind in self.steps if step >= 0 else ():
+            if left < kind.num_steps:
+                return kind
+            left -= kind.num_steps
+        raise ConfigError(
+            f"This plan has steps 0 to {self.num_steps - 1}, and step {step!r} was asked for.",
+            code="start-step",
+        )
+
+    def segments(self, num_steps: int | None = None) -> Segments:
+        """What all steps, or the first `num_steps`, do to the data: as the ledger has them at the end."""
+        kinds = [(kind.mechanism, kind.num_steps) for kind in self.steps]
+        return first_steps(kinds, self.num_steps if num_steps is None else num_steps)
+
+    def _only(self, what: str) -> PlannedStep:
+        if isinstance(self.sampler, StagedSampler):
+            raise steps_differ(what)
+        return self.steps[0]
+
+    @property
     def mechanism(self) -> Mechanism:
-        """What one step does to the data, as the ledger records it."""
-        return self.sampler.mechanism(self.noise_multiplier)
+        """What each step does to the data, as the ledger records it.
+
+        Raises:
+            ConfigError[steps-differ]: the sampler has stages; so do the three below.
+        """
+        return self._only("mechanism").mechanism
 
     @property
     def gradient_noise_multiplier(self) -> float:
         """Noise on the clipped sum over its bound: `noise_multiplier`, or more beside a count."""
-        return self._split()[0]
+        return self._only("gradient_noise_multiplier").gradient_noise_multiplier
 
     @property
     def count_noise_multiplier(self) -> float | None:
         """Noise on adaptive clipping's count over the count's sensitivity; None where none is released."""
-        return self._split()[1]
-
-    def _split(self) -> tuple[float, float | None]:
-        if not isinstance(self.clipping, AdaptiveClipping):
-            return self.noise_multiplier, None
-        return split_noise(self.noise_multiplier, self.clipping.count_noise_multiplier)
+        return self._only("count_noise_multiplier").count_noise_multiplier
 
     @property
     def relation(self) -> NeighbouringRelation:
@@ -239,17 +298,29 @@ class Plan:
     @property
     def expected_batch_size(self) -> float:
         """The public divisor of the noised sum."""
-        return self.sampler.expected_batch_size
+        return self._only("expected_batch_size").expected_batch_size
+
+    @property
+    def largest_batch_size(self) -> float:
+        """The expected batch size, of the stage where it is largest."""
+        return max(kind.expected_batch_size for kind in self.steps)
+
+    @property
+    def mean_batch_size(self) -> float:
+        """The expected batch size, on average over all steps."""
+        if not isinstance(self.sampler, StagedSampler):
+            return self.sampler.expected_batch_size
+        return sum(kind.num_steps * kind.expected_batch_size for kind in self.steps) / self.num_steps
 
     def epsilon(self) -> EpsilonReport:
         """Epsilon after all `num_steps` steps. A run's own epsilon comes from its ledger instead."""
-        return epsilon([(self.mechanism, self.num_steps)], delta=self.delta, relation=self.relation)
+        return epsilon(self.segments(), delta=self.delta, relation=self.relation)
 
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and hardly ever meant: a delta that promises nothing, no noise, a lost count."""
         found = []
         public = self.sampler.num_examples is not None
-        num_examples = self.sampler.expected_batch_size / self.sampler.sampling_prob
+        num_examples = max(kind.expected_batch_size / kind.sampler.sampling_prob for kind in self.steps)
         if self.delta * num_examples > 1.0:
             found.append(
                 f"delta {self.delta:g} is above 1/N for {'the' if public else 'an expected'} "
@@ -258,7 +329,7 @@ class Plan:
             )
         if self.noise_multiplier == 0.0:
             found.append("the noise multiplier is 0: this plan gives no privacy.")
-        share_std = (self.count_noise_multiplier or 0.0) / 2.0 / self.expected_batch_size
+        share_std = max((k.count_noise_multiplier or 0.0) / 2.0 / k.expected_batch_size for k in self.steps)
         if share_std > 0.5:
             found.append(
                 f"the noise on the share of units below the norm has standard deviation {share_std:.2g} in "
@@ -268,7 +339,10 @@ class Plan:
         return tuple(found)
 
     def describe(self) -> dict[str, Any]:
-        """The plan as a JSON object, which `from_dict` reads back; every value in it is public."""
+        """The plan as a JSON object, which `from_dict` reads back; every value in it is public.
+
+        Of stages, what is not a plan's own is a list with an entry for each of them.
+        """
         budget = self.budget
         return {
             "sampler": sampler_record(self.sampler),
@@ -278,12 +352,33 @@ class Plan:
             "delta": self.delta,
             "budget": None if budget is None else {"epsilon": budget.epsilon, "delta": budget.delta},
             "neighbouring_relation": self.relation.value,
-            "gradient_noise_multiplier": self.gradient_noise_multiplier,
-            "count_noise_multiplier": self.count_noise_multiplier,
-            "noise_std": self.gradient_noise_multiplier * sensitivity(self.clipping),
+            "gradient_noise_multiplier": self.of_steps(lambda kind: kind.gradient_noise_multiplier),
+            "count_noise_multiplier": self.of_steps(lambda kind: kind.count_noise_multiplier),
+            "noise_std": self.of_steps(
+                lambda kind: kind.gradient_noise_multiplier * sensitivity(self.clipping)
+            ),
             "notes": list(self.warnings()),
             **({"unit": self.unit} if self.unit != ROW else {}),
         }
+
+    def stages(self) -> list[dict[str, float]]:
+        """The stages of its steps, for people: as JSON values; none if the steps are all alike."""
+        if not isinstance(self.sampler, StagedSampler):
+            return []
+        return [
+            {
+                "num_steps": kind.num_steps,
+                "expected_batch_size": kind.expected_batch_size,
+                "sampling_prob": kind.sampler.sampling_prob,
+                "noise_multiplier": kind.noise_multiplier,
+            }
+            for kind in self.steps
+        ]
+
+    def of_steps(self, of: Callable[[PlannedStep], Any]) -> Any:
+        """A value that all steps have; of stages, a list with an entry for each."""
+        found = [of(kind) for kind in self.steps]
+        return found if isinstance(self.sampler, StagedSampler) else found[0]
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
@@ -353,14 +448,27 @@ class Plan:
         self, dataset: object, num_available: int, start: int, stream: SampleStream
     ) -> Iterator[LogicalBatch]:
         for step in range(start, self.num_steps):
+            sampler = self.at(step).sampler
             yield LogicalBatch(
                 step=step,
-                indices=self.sampler.draw(num_available, stream, step=step),
+                indices=sampler.draw(num_available, stream, step=step),
                 dataset=dataset,
-                expected_batch_size=self.expected_batch_size,
-                sampler=self.sampler,
+                expected_batch_size=sampler.expected_batch_size,
+                sampler=sampler,
                 private=stream.private,
             )
+
+
+def _noise_of_stages(sampler: StagedSampler, budget: Budget, relation: NeighbouringRelation) -> float:
+    """The least noise multiplier of a plan of stages that keeps all of them together inside the budget."""
+
+    def segments(noise_multiplier: float) -> Segments:
+        return [
+            (stage.sampler.mechanism(noise_of(stage, noise_multiplier)), stage.num_steps)
+            for stage in sampler.stages
+        ]
+
+    return calibrate_noise_scale(budget=budget, segments=segments, relation=relation)
 
 
 def _largest_batch(

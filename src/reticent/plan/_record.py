@@ -15,6 +15,8 @@ from reticent.sample import (
     PartitionSampler,
     PoissonSampler,
     Sampler,
+    Stage,
+    StagedSampler,
     TruncatedPoissonSampler,
 )
 
@@ -34,6 +36,7 @@ def check_keys(
         raise bad_record(f"in {where}, missing: {missing}, unknown: {unknown}.")
 
 
+_STAGED: Final = "staged"
 _USUAL: Final = ("kind", "num_examples", "expected_batch_size", "sampling_prob")
 _MORE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -46,15 +49,28 @@ _MORE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 
 
-def sampler_record(sampler: Sampler) -> dict[str, Any]:
+def sampler_record(sampler: Sampler | StagedSampler) -> dict[str, Any]:
     """The sampler as a JSON object; every value in it is public."""
+    if isinstance(sampler, StagedSampler):
+        return {
+            "kind": _STAGED,
+            "num_examples": sampler.num_examples,
+            "stages": [
+                {
+                    "num_steps": stage.num_steps,
+                    "noise_scale": float(stage.noise_scale),
+                    "sampler": sampler_record(stage.sampler),
+                }
+                for stage in sampler.stages
+            ],
+        }
     return {
         "kind": sampler.scheme.value,
         **{name: getattr(sampler, name) for name in (*_USUAL[1:], *_MORE[sampler.scheme])},
     }
 
 
-def sampler_from(record: Mapping[str, Any]) -> Sampler:
+def sampler_from(record: Mapping[str, Any]) -> Sampler | StagedSampler:
     """Read back what `sampler_record` wrote.
 
     Raises:
@@ -62,6 +78,26 @@ def sampler_from(record: Mapping[str, Any]) -> Sampler:
         ConfigError: a value is not one that the sampler may have.
     """
     kind = record.get("kind") if isinstance(record, Mapping) else None
+    return _stages_from(record) if kind == _STAGED else _one_from(record, kind)
+
+
+def _stages_from(record: Mapping[str, Any]) -> StagedSampler:
+    check_keys(record, required=("kind", "num_examples", "stages"), where="sampler")
+    if not isinstance(record["stages"], list):
+        raise bad_record("the sampler's stages are no list.")
+    stages = []
+    for part in record["stages"]:
+        check_keys(part, required=("num_steps", "noise_scale", "sampler"), where="a stage")
+        inner = part["sampler"]
+        sampler: Any = _one_from(inner, inner.get("kind") if isinstance(inner, Mapping) else None)
+        stages.append(Stage(sampler=sampler, num_steps=part["num_steps"], noise_scale=part["noise_scale"]))
+    staged = StagedSampler(stages=tuple(stages))
+    if staged.num_examples != record["num_examples"]:
+        raise bad_record(f"the sampler's N {record['num_examples']!r} is not that of its stages.")
+    return staged
+
+
+def _one_from(record: Mapping[str, Any], kind: object) -> Sampler:
     more = _MORE.get(kind, ()) if isinstance(kind, str) else ()
     check_keys(record, required=(*_USUAL, *more), where="sampler")
     sampler = _made(record)

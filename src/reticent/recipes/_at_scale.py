@@ -54,7 +54,7 @@ def at_scale(
     known = {name: value for name, value in _WITHOUT_WEIGHTS.items() if hasattr(config, name)}
     config = config.model_copy(update=known)
     plan = plan_of(asked)
-    units = max(1, min(config.num_rows_at_once, math.ceil(plan.expected_batch_size / ranks)))
+    units = max(1, min(config.num_rows_at_once, math.ceil(plan.largest_batch_size / ranks)))
     try:
         with torch.device("meta"):
             model = build_model(recipe, config)
@@ -71,7 +71,7 @@ def at_scale(
         "physical_batch_size": units,
         "num_parameters": held.num_parameters,
         "num_trained": held.num_trained,
-        "operations_per_step": batch.operations / units * plan.expected_batch_size,
+        "operations_per_step": batch.operations / units * plan.mean_batch_size,
         "hardware": hardware.model_dump(),
     }
 

@@ -25,7 +25,7 @@ from reticent.audit import (
     private_training,
 )
 from reticent.errors import AuditError
-from reticent.plan import Plan
+from reticent.plan import Plan, StagedSampler
 from reticent.train import ledger_epsilon, load_tensors, read_run
 
 from ._config import RecipeConfig, restore_config
@@ -107,6 +107,8 @@ def _of_recipe(asked: Request) -> _Found:
     plan = plan_of(asked)
     if plan.noise_multiplier <= 0 or config.noise_seed is not None:
         raise _claims_nothing(recipe.name)
+    if isinstance(plan.sampler, StagedSampler):
+        raise _not_of_one_kind(f"recipe '{recipe.name}' with a batch schedule")
     claim = Claim(
         epsilon=epsilon([(plan.mechanism, plan.num_steps)], delta=plan.delta, relation=plan.relation).epsilon,
         delta=plan.delta,
@@ -130,12 +132,9 @@ def _of_run(folder: Path) -> _Found:
         raise _claims_nothing(str(folder))
     plan = Plan.from_dict(about["plan"])
     ledger = read_run_ledger(folder)
-    if ledger.num_steps == 0 or any(mechanism != plan.mechanism for mechanism, _ in ledger.segments()):
-        raise AuditError(
-            f"The ledger of '{folder}' holds no steps, or others than those of its plan: there is no one "
-            "kind of step to audit.",
-            code="audit-recipe",
-        )
+    staged = isinstance(plan.sampler, StagedSampler)
+    if staged or ledger.num_steps == 0 or ledger.segments()[0][0] != plan.mechanism or ledger.segments()[1:]:
+        raise _not_of_one_kind(f"ledger of '{folder}'")
     if ledger.reproducible:
         raise _claims_nothing(str(folder))
     claim = Claim(
@@ -204,6 +203,14 @@ def _train(problem: Problem, found: _Found, console: Console | None) -> None:
     private_training(problem, settings=settings, console=console)
     if config.ema:
         problem.model.load_state_dict(load_tensors(problem.folder / "run" / "ema.safetensors")[0])
+
+
+def _not_of_one_kind(what: str) -> AuditError:
+    return AuditError(
+        f"The {what} has no steps, or steps of several kinds, or others than those of its plan: there is no "
+        "one kind of step to audit.",
+        code="audit-recipe",
+    )
 
 
 def _claims_nothing(name: str) -> AuditError:

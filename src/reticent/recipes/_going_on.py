@@ -62,14 +62,16 @@ def _not_of_plan(num_examples: int, config: TrainingConfig, plan: Plan | None) -
     if plan is None or plan.budget is None:
         return ["epsilon"]
     sampler = sampler_for(config, num_examples=num_examples)
-    pairs = {
-        "epsilon": (config.epsilon, plan.budget.epsilon),
-        "delta": (config.delta, plan.delta),
-        "num_steps": (config.num_steps, plan.num_steps),
-        "expected_batch_size": (sampler, plan.sampler),
-    }
+    drawn = "expected_batch_size" if config.batch_schedule is None else "batch_schedule"
+    pairs = (
+        ("epsilon", config.epsilon, plan.budget.epsilon),
+        ("delta", config.delta, plan.delta),
+        ("num_steps", config.num_steps, plan.num_steps),
+        ("expected_batch_size", config.expected_batch_size, config.mean_batch_size),
+        (drawn, sampler, plan.sampler),
+    )
     return [
-        *(name for name, (one, other) in pairs.items() if one != other),
+        *(name for name, one, other in pairs if one != other),
         *_not_of_clipping(clipping_of(config), plan.clipping),
     ]
 

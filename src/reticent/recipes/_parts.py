@@ -112,6 +112,12 @@ def losses_of(recipe: "TrainingRecipe", config: TrainingConfig) -> "Losses":
     return in_half
 
 
+def _largest_batch(config: TrainingConfig) -> int:
+    """Rows of a step that a run hardly ever exceeds."""
+    expected = max(size for _, size in config.batch_sizes)
+    return math.ceil(expected + 6 * math.sqrt(expected))
+
+
 def step_memory(asked: Request) -> dict[str, int]:
     """Bytes that a private step takes, by what they are for: `measure_memory` on random rows, no data.
 
@@ -120,7 +126,7 @@ def step_memory(asked: Request) -> dict[str, int]:
     """
     recipe, config = asked_of(asked)
     model = build_model(recipe, config)
-    largest = math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))
+    largest = _largest_batch(config)
     losses = losses_of(recipe, config)
     rows = recipe.random_rows(config, min(config.num_rows_at_once, largest, recipe.num_examples(config)))
     with torch.random.fork_rng(devices=[]):
@@ -150,7 +156,7 @@ def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda t
         losses_of(recipe, config),
         recipe.random_rows(config, 1),
         memory_budget=None if config.memory_budget is None else int(config.memory_budget),
-        largest=min(4096, math.ceil(config.expected_batch_size + 6 * math.sqrt(config.expected_batch_size))),
+        largest=min(4096, _largest_batch(config)),
         clipping=norms.now(),
     )
     say(f"physical_batch_size=auto: {size} rows at once")

@@ -91,6 +91,8 @@ def simulation(asked: Request, *, batch_size: float) -> Simulation:
         raise _refused("a run without privacy has no noise to keep: set an epsilon")
     if config.sampler != "poisson":
         raise _refused(f"only Poisson batches can be made smaller, and sampler is {config.sampler}")
+    if config.batch_schedule is not None:
+        raise _refused("batch_schedule changes the batch within the run: simulate one size")
     if isinstance(plan.clipping, AdaptiveClipping):
         raise _refused("a clipping norm that adapts counts a batch's examples, and follows another path")
     if not 0 < batch_size < plan.expected_batch_size:

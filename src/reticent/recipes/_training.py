@@ -154,7 +154,8 @@ class TrainingRecipe(Recipe):
             "noise_multiplier": plan.noise_multiplier,
             "num_steps": plan.num_steps,
             "sampler": plan.sampler.scheme.value,
-            "expected_batch_size": plan.expected_batch_size,
+            "expected_batch_size": plan.mean_batch_size,
+            **({"stages": stages} if (stages := plan.stages()) else {}),
             "neighbouring_relation": str(plan.relation),
             "unit": plan.unit,
             **available(*asked_of(asked)),
@@ -162,8 +163,7 @@ class TrainingRecipe(Recipe):
         }
 
     def spends(self, asked: Request) -> Segments:
-        plan = plan_of(asked)
-        return [(plan.mechanism, plan.num_steps)]
+        return plan_of(asked).segments()
 
     def run(self, asked: Request, *, out: Path, console: Console | None, data: Any = None) -> dict[str, Any]:
         check_tracking(asked_of(asked)[1].log)

@@ -1,6 +1,6 @@
 """Settings of recipes that train by private gradient steps.
 
-Room: recipes. May import pydantic and `reticent.errors`; no torch.
+Room: recipes. May import pydantic, `reticent.sample` and `reticent.errors`; no torch.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
 from reticent.errors import ConfigError
+from reticent.sample import read_batch_schedule
 
 from ._config import RecipeConfig
 
@@ -22,6 +23,15 @@ def _rows_at_once(size: int | str) -> int | str:
     if size == "auto" or (isinstance(size, int) and size >= 1):
         return size
     raise ValueError(f"must be an integer >= 1, or 'auto', got {size!r}")
+
+
+def _schedule(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            read_batch_schedule(text)
+        except ConfigError as e:
+            raise ValueError(str(e.args[0])) from None
+    return text
 
 
 def _average(decay: object) -> object:
@@ -72,6 +82,14 @@ class TrainingConfig(RecipeConfig):
 
     num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")]
     expected_batch_size: Annotated[_Positive, Field(description="examples in a step, on average")]
+    batch_schedule: Annotated[
+        str | None,
+        AfterValidator(_schedule),
+        Field(
+            description="in place of expected_batch_size: share of the steps after which a size begins, e.g. "
+            "0.0:1024,0.5:2048"
+        ),
+    ] = None
     max_norm: Annotated[_Positive, Field(description="clipping norm of one example's gradient")]
     lr: Annotated[_Positive, Field(description="learning rate")]
     twin_lr: Annotated[_Positive, Field(description="learning rate without privacy")]
@@ -183,6 +201,23 @@ class TrainingConfig(RecipeConfig):
         return self.lr
 
     @property
+    def batch_sizes(self) -> tuple[tuple[float, float], ...]:
+        """(share of the steps after which it begins, expected batch size) of each stage; one without any."""
+        if self.batch_schedule is None:
+            return ((0.0, self.expected_batch_size),)
+        return read_batch_schedule(self.batch_schedule)
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Examples in a step, on average over the run."""
+        sizes = self.batch_sizes
+        if len(sizes) == 1:
+            return self.expected_batch_size
+        starts = [*(round(share * self.num_steps) for share, _ in sizes), self.num_steps]
+        spans = zip(starts, starts[1:], sizes, strict=False)
+        return sum((after - start) * size for start, after, (_, size) in spans) / self.num_steps
+
+    @property
     def num_rows_at_once(self) -> int:
         """The physical batch size, once it is a number."""
         assert isinstance(self.physical_batch_size, int), "auto is resolved before anything runs"
@@ -211,6 +246,11 @@ class TrainingConfig(RecipeConfig):
                 "max_batch_size is a setting of sampler = truncated-poisson, which needs one: sampler is "
                 f"{self.sampler} and max_batch_size {self.max_batch_size}"
             )
+        if self.batch_schedule is not None and self.sampler != "poisson":
+            raise ValueError(
+                "batch_schedule is a setting of sampler = poisson, whose steps compose whatever their sizes: "
+                f"sampler is {self.sampler}"
+            )
         for name, rate in (("lr", self.lr), ("twin_lr", self.twin_lr)):
             if rate > _LARGEST_RATE:
                 raise ValueError(f"{name} must be at most {_LARGEST_RATE:g} to fit in the weights' numbers")
@@ -228,6 +268,10 @@ class TrainingConfig(RecipeConfig):
         if "expected_batch_size" in settings and self.sampler == "full-batch":
             problems.append(
                 "expected_batch_size would be ignored: a full batch is all examples. Leave it out"
+            )
+        if "expected_batch_size" in settings and self.batch_schedule is not None:
+            problems.append(
+                "expected_batch_size would be ignored: batch_schedule says the sizes. Leave either out"
             )
         if "ema_start" in settings and not self.ema:
             problems.append("ema_start would be ignored: ema is 0. Leave it out")
@@ -249,7 +293,13 @@ class TrainingConfig(RecipeConfig):
         return problems
 
     def completed(self, settings: Collection[str]) -> Self:
-        """Without privacy, `lr` is by default the recipe's `twin_lr`."""
+        """Without privacy, `lr` is by default the recipe's `twin_lr`; a schedule's mean is the batch size."""
         if math.isinf(self.epsilon) and "lr" not in settings:
-            return self.model_copy(update={"lr": self.twin_lr})
-        return self
+            return self.model_copy(update={"lr": self.twin_lr}).with_mean()
+        return self.with_mean()
+
+    def with_mean(self) -> Self:
+        """With the schedule's mean as the expected batch size, if there is a schedule."""
+        if self.batch_schedule is None:
+            return self
+        return self.model_copy(update={"expected_batch_size": self.mean_batch_size})

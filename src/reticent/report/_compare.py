@@ -18,7 +18,14 @@ from reticent.report._figures import round_up
 from reticent.report._page import accuracies_of, rows
 from reticent.report._plots import MOST_SERIES, Series, accuracy_plot, epsilons_plot
 from reticent.report._run import Run, curve, read_run
-from reticent.report._statement import Statement, clipping_in_words, number, privacy_unit, state
+from reticent.report._statement import (
+    Statement,
+    batch_in_words,
+    clipping_in_words,
+    number,
+    privacy_unit,
+    state,
+)
 from reticent.report._templates import page
 
 # Names that recipes give to data of the operator's own: they name nothing without a path.
@@ -197,9 +204,9 @@ def _compared(run: Run, label: str) -> Compared:
     weights = run.result.weights if run.result else "last"
     measured = curve(run.metrics, weights) or curve(run.metrics, "last")
     twin = next((line for line in accuracies_of(run) if line.name == "non-private twin"), None)
-    size, kind = number(run, "expected_batch_size"), ((run.about.plan or {}).get("sampler") or {})
+    size, kind = batch_in_words(run), ((run.about.plan or {}).get("sampler") or {})
     scheme = kind.get("kind") if isinstance(kind, dict) else None
-    drawn = f", {size:.6g} expected" if size is not None and scheme != "full-batch" else ""
+    drawn = f", {size} expected" if size is not None and scheme != "full-batch" else ""
     return Compared(
         label=label,
         run=run,

@@ -117,7 +117,7 @@ def explore(given: Mapping[str, str | float]) -> Explored:
 
 def _rows(plan: Plan) -> tuple[tuple[str, str, str], ...]:
     report, size, sigma = plan.epsilon(), plan.expected_batch_size, plan.noise_multiplier
-    prob = plan.sampler.sampling_prob
+    prob = plan.mechanism.sampling_prob
     found = risk(report, [(plan.mechanism, plan.num_steps)])
     return (
         ("noise multiplier σ", f"{sigma:.6g}", "noise standard deviation over the clipping norm C"),

@@ -23,10 +23,10 @@ from reticent.report._plots import Series, accuracy_plot, epsilon_plot
 from reticent.report._run import Run, Twin, curve, read_run
 from reticent.report._statement import (
     Statement,
+    batch_in_words,
     clipping_in_words,
     guess_accuracy,
     num_available,
-    number,
     privacy_unit,
     public_num_examples,
     state,
@@ -124,7 +124,7 @@ def render(run: Run, statement: Statement, verification: Verification) -> str:
         num_examples=public_num_examples(run),
         num_available=num_available(run),
         clipping=clipping_in_words(run),
-        expected_batch_size=number(run, "expected_batch_size"),
+        batch=batch_in_words(run),
         **_time(run),
         config=rows(run.about.config or run.about.settings),
         plan=rows(run.about.plan or {}),

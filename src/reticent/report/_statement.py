@@ -7,8 +7,9 @@ no number that the run stored is repeated as truth, only compared.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from reticent.account import RandomTrials, TrialsDistribution, choice_epsilon, epsilon
+from reticent.account import RandomTrials, TrialsDistribution, choice_epsilon, epsilon, first_steps
 from reticent.account.ledger import LedgerView
 from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme
 from reticent.report._run import Run
@@ -110,17 +111,6 @@ def _why_not(run: Run, ledger: LedgerView, segments: Sequence[Segment], report: 
     return None
 
 
-def first_steps(segments: Sequence[Segment], num_steps: int) -> tuple[Segment, ...]:
-    """The segments of the first `num_steps` steps."""
-    taken, left = [], num_steps
-    for mechanism, count in segments:
-        if left <= 0:
-            break
-        taken.append((mechanism, min(count, left)))
-        left -= count
-    return tuple(taken)
-
-
 def _curve(segments: Sequence[Segment], ledger: LedgerView, num_points: int) -> tuple[tuple[int, float], ...]:
     total = sum(count for _, count in segments)
     if total == 0:
@@ -157,6 +147,32 @@ def number(run: Run, name: str) -> float | None:
     """A number of the plan, wherever in the plan's description it stands; None if it is not there."""
     value = _find(run.about.plan, name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def planned_noise(run: Run) -> set[float]:
+    """Noise multipliers that the plan's steps have; empty if it does not say."""
+    sigma, stages = number(run, "noise_multiplier"), staged(run)
+    if sigma is None:
+        return set()
+    return {sigma * stage["noise_scale"] for stage in stages} or {sigma}
+
+
+def staged(run: Run) -> list[Any]:
+    """The stages of the plan's sampler, as `Plan.describe` wrote them; none if its steps are all alike."""
+    sampler = (run.about.plan or {}).get("sampler")
+    stages = sampler.get("stages") if isinstance(sampler, dict) else None
+    return stages if isinstance(stages, list) else []
+
+
+def batch_in_words(run: Run) -> str | None:
+    """The expected batch size, of each stage if there are several; None if the plan does not say."""
+    if stages := staged(run):
+        return ", then ".join(
+            f"{stage['sampler']['expected_batch_size']:.8g} for {stage['num_steps']:,} steps"
+            for stage in stages
+        )
+    size = number(run, "expected_batch_size")
+    return None if size is None else f"{size:.8g}"
 
 
 def clipping_in_words(run: Run) -> str | None:
@@ -234,9 +250,9 @@ def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report:
             f"Steps lost in crashes: {ledger.num_lost:,}. They influence no weights that were kept, but "
             "what they computed may have been seen, so they stay spent."
         )
-    planned = number(run, "noise_multiplier")
+    planned = planned_noise(run)
     ran = {mechanism.noise_multiplier for mechanism, _ in segments}
-    if planned is not None and ran - {planned}:
+    if planned and ran - planned:
         found.append(
             "The ledger's noise multiplier is not the plan's. The ledger is what ran, and what counts here."
         )

@@ -7,15 +7,14 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from reticent.account import cross_check, epsilon, verify_traces
+from reticent.account import cross_check, epsilon, first_steps, verify_traces
 from reticent.account.ledger import LedgerView
 from reticent.errors import ReticentError
 from reticent.plan import Plan
@@ -23,7 +22,7 @@ from reticent.records import SIZES, EpsilonReport, Mechanism, SamplingScheme
 from reticent.report._files import bytes_of, is_whole, sha256_of, tensors_of, text_of
 from reticent.report._plain_ledger import spent_by_plain_reading
 from reticent.report._run import Run, read_run
-from reticent.report._statement import Statement, first_steps, state
+from reticent.report._statement import Statement, state
 
 _CLOSE: Final = 1e-6
 _PARTS: Final = "parts.json"
@@ -231,7 +230,7 @@ def _check_plan(run: Run, ledger: LedgerView, found: _Findings) -> None:
 
 
 def _pairs_of_steps(record: Mapping[str, Any], ledger: LedgerView) -> list[tuple[str, Any, Any]]:
-    """(name, what the ledger says, what the plan says), for a plan whose steps are all alike."""
+    """(name, what the ledger says, what the plan says), for a plan of gradient steps."""
     plan = Plan.from_dict(record)
     return [
         ("num_steps", ledger.planned_steps, plan.num_steps),
@@ -239,9 +238,14 @@ def _pairs_of_steps(record: Mapping[str, Any], ledger: LedgerView) -> list[tuple
         ("neighbouring relation", ledger.relation, plan.relation),
         ("unit", ledger.public.get("unit", "example"), plan.unit),
         ("clipping", ledger.public.get("clipping"), plan.describe()["clipping"]),
-        ("expected batch size", ledger.public.get("expected_batch_size"), plan.expected_batch_size),
+        (
+            "expected batch size",
+            ledger.public.get("expected_batch_size"),
+            plan.of_steps(lambda kind: kind.expected_batch_size),
+        ),
         ("number of examples", *_if_noted(ledger, "num_examples", plan.sampler.num_examples)),
-        *(("mechanism", mechanism, plan.mechanism) for mechanism, _ in ledger.segments()),
+        ("stages", *_if_noted(ledger, "stages", plan.stages(), missing=[])),
+        ("mechanism", _entered(ledger), first_steps(plan.segments(), ledger.num_steps)),
     ]
 
 
@@ -278,13 +282,13 @@ def _pairs_of_stages(record: Mapping[str, Any], ledger: LedgerView) -> list[tupl
         ("delta", ledger.delta, record["delta"]),
         ("neighbouring relation", ledger.relation.value, record["neighbouring_relation"]),
         ("number of examples", ledger.public.get("num_examples"), record["num_examples"]),
-        ("mechanism", _merged(ledger.segments()), _merged(first_steps(planned, ledger.num_steps))),
+        ("mechanism", _entered(ledger), first_steps(planned, ledger.num_steps)),
     ]
 
 
-def _merged(segments: Iterable[tuple[Mechanism, int]]) -> list[tuple[Mechanism, int]]:
-    """Neighbours of one mechanism as one."""
-    return [(m, sum(count for _, count in run)) for m, run in groupby(segments, key=lambda pair: pair[0])]
+def _entered(ledger: LedgerView) -> tuple[tuple[Mechanism, int], ...]:
+    """What was spent, neighbours of one mechanism together."""
+    return first_steps(ledger.segments(), ledger.num_steps)
 
 
 def _check_checkpoints(folder: Path, ledger: LedgerView, found: _Findings) -> None:

@@ -6,6 +6,7 @@ Room: sample (floor 1). May import NumPy and floor 0, never torch.
 from reticent.sample._named import Sampler, sampler_of
 from reticent.sample._partitions import PartitionSampler
 from reticent.sample._sizes import FixedSizeSampler, TruncatedPoissonSampler
+from reticent.sample._stages import Stage, StagedSampler, read_batch_schedule
 from reticent.sample.samplers import FullBatchSampler, PoissonSampler
 from reticent.sample.stream import SampleStream
 
@@ -16,6 +17,9 @@ __all__ = [
     "PoissonSampler",
     "SampleStream",
     "Sampler",
+    "Stage",
+    "StagedSampler",
     "TruncatedPoissonSampler",
+    "read_batch_schedule",
     "sampler_of",
 ]

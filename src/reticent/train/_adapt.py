@@ -37,7 +37,7 @@ from reticent.clipping import (
 from reticent.dist import ALONE, Ranks
 from reticent.errors import CheckpointError, StepError
 from reticent.noise import NoiseSource
-from reticent.plan import Plan
+from reticent.plan import PlannedStep
 
 _COUNT = "count"
 
@@ -116,7 +116,7 @@ class ClipNorms:
             )
         return count_below(added.norms, group_norms_UL, self.values)
 
-    def release(self, count_L: Tensor, plan: Plan, source: NoiseSource, ranks: Ranks = ALONE) -> None:
+    def release(self, count_L: Tensor, plan: PlannedStep, source: NoiseSource, ranks: Ranks = ALONE) -> None:
         """Noise the count of a step whose ledger entry is durable, and move the norms by it."""
         assert self._adaptive is not None and plan.count_noise_multiplier is not None
         noised = ranks.add_noise(

@@ -37,12 +37,13 @@ def refuse_foreign(batch: LogicalBatch, plan: Plan, *, num_steps: int, reproduci
         reproducible: the ledger says that its steps can be repeated, and claims nothing.
 
     Raises:
-        StepError[foreign-batch]: not a batch of this plan's sampler, or with a row in it twice.
+        StepError[foreign-batch]: not a batch of this plan's sampler in that step, or with a row in it twice.
         StepError[privacy-unit]: the data set's items are not the units that the plan names.
         StepError[reproducible-batch]: its draw can be repeated, and the ledger claims privacy.
         StepError[batch-order]: not the batch whose turn it is.
     """
-    if not isinstance(batch, LogicalBatch) or batch.sampler != plan.sampler:
+    known = isinstance(batch, LogicalBatch) and 0 <= batch.step < plan.num_steps
+    if not known or batch.sampler != plan.at(batch.step).sampler:
         raise StepError(
             "The batch does not come from this plan, so its sampling is not the one accounted for. "
             "Loop over plan.batches(data_set).",

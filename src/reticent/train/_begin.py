@@ -58,7 +58,8 @@ def check_noise(source: NoiseSource, plan: Plan, ranks: Ranks) -> None:
             code="noise-rank",
         )
     nothing = BoundedSum(total={}, bound=sensitivity(plan.clipping), norms=torch.empty(0))
-    add_noise(nothing, noise_multiplier=plan.gradient_noise_multiplier, source=source)
+    for kind in plan.steps:
+        add_noise(nothing, noise_multiplier=kind.gradient_noise_multiplier, source=source)
 
 
 def require_alike(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reticent.account import checked_epsilon, epsilon
+from reticent.account import Segments, checked_epsilon, epsilon, first_steps
 from reticent.account.ledger import Ledger, LedgerView
 from reticent.dist import RanksLedger
 from reticent.errors import LedgerError
@@ -62,11 +62,13 @@ def _public(plan: Plan) -> dict[str, Any]:
     """The plan's public constants that are in no mechanism."""
     public: dict[str, Any] = {
         "clipping": plan.describe()["clipping"],
-        "expected_batch_size": plan.expected_batch_size,
+        "expected_batch_size": plan.of_steps(lambda kind: kind.expected_batch_size),
     }
-    if plan.count_noise_multiplier is not None:
-        public["gradient_noise_multiplier"] = plan.gradient_noise_multiplier
-        public["count_noise_multiplier"] = plan.count_noise_multiplier
+    if plan.at(0).count_noise_multiplier is not None:
+        public["gradient_noise_multiplier"] = plan.of_steps(lambda kind: kind.gradient_noise_multiplier)
+        public["count_noise_multiplier"] = plan.of_steps(lambda kind: kind.count_noise_multiplier)
+    if plan.stages():
+        public["stages"] = plan.stages()
     if plan.unit != ROW:
         public["unit"] = plan.unit
     if plan.sampler.num_examples is not None:
@@ -101,7 +103,9 @@ def check_ledger(
         )
         if theirs != ours
     ]
-    wrong += [f"entered {m} (plan: {plan.mechanism})" for m, _ in ledger.segments() if m != plan.mechanism]
+    entered, planned = first_steps(ledger.segments(), ledger.num_steps), plan.segments(ledger.num_steps)
+    if entered != planned:
+        wrong.append(f"entered {_in_words(entered)} (plan: {_in_words(planned)})")
     if reproducible and not ledger.reproducible:
         wrong.append("claims privacy (this run's noise or sampling is reproducible)")
     noted = ledger.public.get("not_private")
@@ -114,6 +118,10 @@ def check_ledger(
             "start a new ledger.",
             code="ledger-plan",
         )
+
+
+def _in_words(segments: Segments) -> str:
+    return ", then ".join(f"{count} of {mechanism}" for mechanism, count in segments) or "nothing"
 
 
 def ledger_epsilon(ledger: Ledger | RanksLedger | LedgerView, *, final: bool = False) -> EpsilonReport:

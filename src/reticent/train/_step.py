@@ -459,7 +459,7 @@ class PrivateStep:
     def _release(self, sums: Sums) -> None:
         # Every chunk's sum carried this very bound; an empty batch has had none.
         bounded = BoundedSum(total=sums.total, bound=sensitivity(self._norms.now()), norms=torch.empty(0))
-        plan, self.last_not_private = self.plan, None
+        plan, self.last_not_private = self.plan.at(self.num_steps), None
         noise = plan.gradient_noise_multiplier
         try:
             self.ledger.append_step(plan.mechanism)  # durable before anything can depend on it
@@ -493,4 +493,4 @@ class PrivateStep:
 
         if self.ranks.size == 1:
             return new()
-        return RanksLedger(self.ranks, self.ranks.first(new), mechanism=self.plan.mechanism)
+        return RanksLedger(self.ranks, self.ranks.first(new), planned=self.plan.segments())

@@ -393,7 +393,7 @@ def _what_fits(
         return loss_per_example(model, given if transform is None else transform(given, generator))
 
     norms = ClipNorms(plan.clipping, {name: p.numel() for name, p in trainable(model).items()})
-    expected = plan.expected_batch_size
+    expected = plan.largest_batch_size
     return largest_physical_batch_size(
         model,
         loss,
@@ -415,7 +415,7 @@ def _shared(ranks: Ranks, open_ledger: Callable[[], Ledger], plan: Plan) -> Ledg
     """The run's ledger: the leader's, for all ranks."""
     if ranks.size == 1:
         return open_ledger()
-    return RanksLedger(ranks, ranks.first(open_ledger), mechanism=plan.mechanism)
+    return RanksLedger(ranks, ranks.first(open_ledger), planned=plan.segments())
 
 
 @contextmanager

@@ -167,4 +167,4 @@ class TextClassifyConfig(TextConfig):
         left = {name: value for name, value in found.items() if name not in settings}
         if math.isinf(self.epsilon) and "lr" not in settings:
             left["lr"] = found["twin_lr"]
-        return self.model_copy(update=left)
+        return self.model_copy(update=left).with_mean()

@@ -70,7 +70,8 @@ class TextClassifyRecipe(TrainingRecipe):
         """Why each setting that the person left out is as it is."""
         assert isinstance(asked.config, TextClassifyConfig)
         found = asked.config.suggestion().reasons
-        return {name: why for name, why in found.items() if name not in asked.chosen}
+        chosen = {*asked.chosen, *(("expected_batch_size",) if asked.config.batch_schedule else ())}
+        return {name: why for name, why in found.items() if name not in chosen}
 
     def fetch(self, config: TextClassifyConfig, *, report: Callable[[str], None], progress: bool) -> Splits:
         need_transformers()
