@@ -12,11 +12,12 @@ PARALLEL ?= -n logical --maxprocesses=8 --dist=worksteal
 
 VISION := .venv-vision
 VISION_PINS := torch==2.14.1 torchvision==0.29.1
+MLFLOW := .venv-mlflow
 
 FRAME := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs package check test-slow test-vision clean
+.PHONY: help demo test lint docs package check test-slow test-vision test-mlflow clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,6 +43,14 @@ $(VISION)/.installed-dev: $(FRAME)
 	    -c $(VISION)/constraints.txt $(VISION_PINS) -e '.[dev,text,text-metrics,vision]'
 	@touch $@
 
+# MLflow wants older versions of what others pin: it is laid over the first environment, not into it.
+$(MLFLOW)/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(MLFLOW)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$($(MLFLOW)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	$(MLFLOW)/bin/python -m pip --disable-pip-version-check install --quiet 'mlflow>=3.0'
+	@touch $@
+
 # ---- what people run ----------------------------------------------------------------------------
 
 demo: $(VENV)/.installed  ## install, train Fashion-MNIST privately beside its non-private twin, report
@@ -64,6 +73,9 @@ test-vision:  ## run the tests that need torchvision, in an environment of their
 	    $(VISION)/bin/python -m pytest -m "vision and not network" $(PARALLEL) $(PYTEST_ARGS); \
 	fi
 
+test-mlflow: $(MLFLOW)/.installed  ## run the tests of the MLflow tracker, in an environment over the first
+	PYTHONPATH=src $(MLFLOW)/bin/python -m pytest -k mlflow tests/train/test_track.py $(PYTEST_ARGS)
+
 lint: $(VENV)/.installed-dev  ## format, lint, types, import directions, spelling, errors page
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -83,5 +95,5 @@ package: $(VENV)/.installed-dev  ## build wheel and sdist, look inside, install 
 check: lint test  ## everything that a change must pass
 
 clean:  ## remove environments, caches and builds (runs/ is kept)
-	rm -rf $(VENV) $(VISION) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VISION) $(MLFLOW) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

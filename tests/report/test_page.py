@@ -11,7 +11,7 @@ import pytest
 
 from reticent.errors import ConfigError
 from reticent.report import write_report
-from reticent.report._page import round_up
+from reticent.report._page import round_up, rows
 from reticent.report._plots import Series, accuracy_plot, epsilon_plot
 from tests.report.runs import make_run
 
@@ -70,6 +70,28 @@ def test_the_page_lands_in_the_run_folder_and_leaves_no_other_file(tmp_path):
     written = write_report(folder)
     assert written.path == folder / "report.html"
     assert {p.name for p in folder.iterdir()} - before == {"report.html"}
+
+
+def test_a_run_that_lost_nothing_does_not_speak_of_losses(tmp_path):
+    told = words(write_report(make_run(tmp_path / "run")).path.read_text(encoding="utf-8"))
+    assert "40 performed of 40 planned" in told and "lost in crashes" not in told
+
+
+def test_a_twin_without_a_folder_is_shown_and_stages_are_rows(tmp_path):
+    """As `last-layer` and `table` write them."""
+    folder = make_run(tmp_path / "run", twin=False)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result["twin"] = {"test_accuracy": 0.909, "seconds": 90.0, "time_ratio": 2.36}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    told = words(write_report(folder).path.read_text(encoding="utf-8"))
+    assert "90.90 % non-private twin" in told
+    assert "2.36 times the twin" in told and "for each update" not in told
+    stages = [{"name": "centre", "noise": 6.5}, {"num_steps": 87}]
+    assert rows({"stages": stages, "names": ["a", "b"]}) == (
+        ("stages.centre.noise", "6.5"),
+        ("stages.2.num_steps", "87"),
+        ("names", "a, b"),
+    )
 
 
 def test_the_page_states_epsilon_and_what_gives_it_meaning(tmp_path):

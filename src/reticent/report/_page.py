@@ -156,6 +156,8 @@ def accuracies_of(run: Run) -> tuple[Series, ...]:
     ]
     if run.twin:
         lines.append(Series(name="non-private twin", points=_twin_curve(run.twin)))
+    elif run.result and isinstance(score := run.result.twin.get("test_accuracy"), float) and lines[0].points:
+        lines.append(Series(name="non-private twin", points=((lines[0].points[-1][0], score),)))
     return tuple(line for line in lines if line.points)
 
 
@@ -179,7 +181,11 @@ def _time(run: Run) -> dict[str, JsonValue]:
     drawn = run.ledger is not None and any(m.scheme in _OF_RANDOM_SIZE for m, _ in run.ledger.segments())
     if run.result is None or drawn:
         return {"seconds": None, "time_ratio": None}
-    return {"seconds": run.result.seconds, "time_ratio": run.result.twin.get("time_ratio")}
+    return {
+        "seconds": run.result.seconds,
+        "time_ratio": run.result.twin.get("time_ratio"),
+        "time_of_update": run.twin is not None,  # a twin without a folder of its own took no such steps
+    }
 
 
 def rows(tree: Mapping[str, JsonValue], prefix: str = "") -> Rows:
@@ -189,6 +195,11 @@ def rows(tree: Mapping[str, JsonValue], prefix: str = "") -> Rows:
         dotted = f"{prefix}{name}"
         if isinstance(value, dict):
             found.extend(rows(value, f"{dotted}."))
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for k, item in enumerate(value, 1):
+                assert isinstance(item, dict)
+                own = {key: held for key, held in item.items() if key != "name"}
+                found.extend(rows(own, f"{dotted}.{item.get('name', k)}."))
         else:
             found.append((dotted, _shown(value)))
     return tuple(found)
