@@ -1,5 +1,7 @@
 """Readers of public layouts, on small files made in those layouts."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -126,10 +128,19 @@ def test_which_images_are_unusual_is_said_by_the_public_ones(folder):
     assert (len(left), left.skipped) == (6, {"mixed": 20})
 
 
+@pytest.mark.parametrize("linked", ["split", "class", "table"])
+def test_private_images_under_another_name_are_not_scored_as_public(folder, linked):
+    where = "val/cat" if linked == "class" else "val"
+    shutil.rmtree(folder / where)
+    (folder / where).symlink_to(folder / where.replace("val", "train"))
+    read = read_image_table if linked == "table" else read_image_folder
+    with pytest.raises(DataError, match="are one folder: those are the private images") as e:
+        read(folder, side=8)
+    assert e.value.code == "image-folder"
+
+
 @pytest.mark.parametrize("damage", ["empty", "no-test", "other-classes", "one-class", "no-train"])
 def test_folders_that_are_no_classes_are_refused(folder, damage):
-    import shutil
-
     match damage:
         case "empty":
             (folder / "train" / "eel").mkdir()

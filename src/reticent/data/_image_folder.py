@@ -102,8 +102,8 @@ def read_image_folder(
         counted.
 
     Raises:
-        DataError[image-folder]: a split or class folder is missing or empty, there are not two, or there are
-            too few images to hold a tenth out.
+        DataError[image-folder]: a split or class folder is missing or empty, there are not two, one is a link
+            to another, or there are too few images to hold a tenth out.
         DataError[image-unreadable]: files cannot be decoded; names the first three and counts them.
         DataError[image-mixed]: modes or sizes differ; says which there are, and how often.
     """
@@ -115,23 +115,50 @@ def read_image_folder(
 _Files = list[tuple[Path, Label]]
 
 
-def _divided(folder: Path) -> tuple[_Files, _Files, list[str]]:
-    train = _class_folders(folder, "train")
-    test_names = [name for name in TEST_NAMES if (folder / name).is_dir()]
-    if len(test_names) != 1:
+def name_of_test(folder: Path) -> str:
+    """The name of the one folder of public images beside `train`.
+
+    Raises:
+        DataError[image-folder]: there is not one, or it is `train` by another name.
+    """
+    names = [name for name in TEST_NAMES if (folder / name).is_dir()]
+    if len(names) != 1:
         raise DataError(
             f"'{folder}' must hold one folder of public images to score on, named one of "
-            f"{', '.join(TEST_NAMES)}; it holds {len(test_names)}.",
+            f"{', '.join(TEST_NAMES)}; it holds {len(names)}.",
             code="image-folder",
         )
-    test = _class_folders(folder, test_names[0])
+    refuse_one_folder(folder / "train", folder / names[0])
+    return names[0]
+
+
+def refuse_one_folder(train: Path, test: Path) -> None:
+    """Refuse two names of one folder: scores on private images are not public.
+
+    Raises:
+        DataError[image-folder]: as said.
+    """
+    if train.exists() and train.samefile(test):
+        raise DataError(
+            f"'{train}' and '{test}' are one folder: those are the private images, whose scores are not "
+            "public. Put other, public images in the second.",
+            code="image-folder",
+        )
+
+
+def _divided(folder: Path) -> tuple[_Files, _Files, list[str]]:
+    train = _class_folders(folder, "train")
+    test_name = name_of_test(folder)
+    test = _class_folders(folder, test_name)
     names = [path.name for path in train]
     if len(names) < 2 or names != [path.name for path in test]:
         raise DataError(
-            f"'{folder}' must hold the same class folders, two or more, in train and {test_names[0]}; "
+            f"'{folder}' must hold the same class folders, two or more, in train and {test_name}; "
             f"there are {names[:5]} and {[path.name for path in test][:5]}.",
             code="image-folder",
         )
+    for one, other in zip(train, test, strict=True):
+        refuse_one_folder(one, other)
     return _labelled(train), _labelled(test), names
 
 

@@ -10,7 +10,7 @@ import csv
 from pathlib import Path
 from typing import Final, Literal
 
-from reticent.data._image_folder import TEST_NAMES, ImageFolder, both_splits
+from reticent.data._image_folder import ImageFolder, both_splits, name_of_test
 from reticent.errors import DataError
 
 TABLE: Final = "labels.csv"
@@ -40,17 +40,11 @@ def read_image_table(
         DataError[image-folder]: there is not one folder of public images.
         DataError[image-unreadable], DataError[image-mixed]: as `read_image_folder`.
     """
-    test_names = [name for name in TEST_NAMES if (folder / name).is_dir()]
-    if len(test_names) != 1:
-        raise DataError(
-            f"'{folder}' must hold one folder of public images to score on, named one of "
-            f"{', '.join(TEST_NAMES)}; it holds {len(test_names)}.",
-            code="image-folder",
-        )
-    (train, names), (test, other) = (_rows(folder / split) for split in ("train", test_names[0]))
+    test_name = name_of_test(folder)
+    (train, names), (test, other) = (_rows(folder / split) for split in ("train", test_name))
     if names != other:
         raise DataError(
-            f"The tables in train and {test_names[0]} must have the same labels; they have {names[:5]} and "
+            f"The tables in train and {test_name} must have the same labels; they have {names[:5]} and "
             f"{other[:5]}.",
             code="image-table",
         )

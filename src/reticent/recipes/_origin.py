@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from reticent.errors import ConfigError
 
+from ._stamp import same_rows
+
 OWN_FOLDER: Final = "folder"
 _NAMELESS = ("file", OWN_FOLDER)  # data of a person's own: told apart by where they are
 
@@ -35,7 +37,7 @@ def refuse_same_data(weights: Path, *, about: Mapping[str, Any], data: str | Non
     name = about.get("name")
     if name in _NAMELESS:
         other = config.get("data")
-        same = isinstance(other, str) and data is not None and Path(other).resolve() == Path(data).resolve()
+        same = isinstance(other, str) and data is not None and same_rows(other, data)
     else:
         same = theirs.get("name") == name
     if same:

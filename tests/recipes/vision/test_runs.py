@@ -87,6 +87,11 @@ def test_weights_of_a_run_on_the_same_images_are_refused(tmp_path, folder):
             run(asked, out=tmp_path / "second")
         assert e.value.code == "start-from"
         assert not (tmp_path / "second").exists()
+    asked = asked_for(
+        "vision-finetune", folder / "train", f"start_from={tmp_path / 'first' / 'ema.safetensors'}"
+    )
+    with pytest.raises(ConfigError, match="learned by a run on the same data"):  # its class folders alone
+        run(asked, out=tmp_path / "second")
 
 
 def test_a_run_begins_with_anothers_weights_and_trains_the_head_alone(tmp_path, folder):
