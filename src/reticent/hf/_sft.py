@@ -208,12 +208,7 @@ def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[
         if args.truncation_mode == "keep_start"
         else slice(-args.max_length, None)
     )
-    return whole.map(
-        _cut,
-        fn_kwargs={"keep": (keep.start, keep.stop)},
-        remove_columns=whole.column_names,
-        desc="Cutting rows",
-    )
+    return whole.map(_cut, fn_kwargs={"keep": (keep.start, keep.stop)}, remove_columns=whole.column_names)
 
 
 def _cut(row: dict[str, Any], keep: tuple[int | None, int | None]) -> dict[str, Any]:
