@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ def main():
         codes, _ = job(kind, size, folder / f"meet-{size}", run, "resume")
         read = load_tensors(run / "weights.safetensors")[0]
         again.append(codes == [0] * size and all(torch.equal(read[n], t) for n, t in written.items()))
+    for kind, size in ((TensorParallel, 2), (partial(Shards, num_replicas=2), 4)):
+        wrote, read_by_one = folder / f"wrote-{size}", folder / f"read-{size}"
+        codes, _ = job(kind, size, folder / f"meet-wrote-{size}", wrote, "train")
+        shutil.copytree(wrote, read_by_one)
+        codes += job(Replicas, 1, folder / "none", read_by_one, "resume")[0]
+        ours, theirs = (load_tensors(run / "weights.safetensors")[0] for run in (wrote, read_by_one))
+        again.append(not any(codes) and all(torch.equal(theirs[n], t) for n, t in ours.items()))
+        shutil.copytree(wrote, run := folder / f"again-{size}")
+        codes, _ = job(kind, size, folder / f"meet-again-{size}", run, "resume")
+        theirs = load_tensors(run / "weights.safetensors")[0]
+        again.append(not any(codes) and all(torch.equal(theirs[n], t) for n, t in ours.items()))
     found: list[Any] = [again]
     for trial in range(trials):
         kind, other = KINDS[trial % 3], KINDS[(trial + 1) % 3]

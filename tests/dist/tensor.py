@@ -32,6 +32,13 @@ def llama():
     return next(c for c in CAUSAL if c.name == "llama-tied-padded").build(0, torch.float64), []
 
 
+def lora(name):
+    """Frozen layers, cut, beside adapters that are cut too where their rank can be divided."""
+    from tests.clip.test_peft import EVERYWHERE, adapted
+
+    return adapted(name, EVERYWHERE["lora"]), []
+
+
 class Shaped(nn.Module):
     """A table, an attention of torch's own, and layers that 2 and 4 divide one way, both ways, or not at all."""
 
@@ -132,11 +139,31 @@ def compare(ranks, make):
 
 
 def sums(ranks, folder):
-    return {"shaped": compare(ranks, shaped), "odd": compare(ranks, odd)}
+    return {"shaped": compare(ranks, shaped), "odd": compare(ranks, odd), "half": half(ranks)}
+
+
+def half(ranks):
+    """How far sums under autocast are from float64's, as a share of their length."""
+    problem, _ = shaped()
+    total, _ = loop_clipped_sum(problem.model, problem.losses, problem.batch, 1.0)
+    model = ranks.shard(problem.model.float())
+    holding = ranks.hold(model)
+    engine, out = ClipEngine(model, max_norm=1.0, held=holding.held), holding.zeros({})
+
+    def losses(batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return problem.losses(batch)
+
+    engine.check(losses, problem.batch)
+    engine.clipped_sum(losses, problem.batch, out=out)
+    whole = whole_sums(holding, model, out)
+    gap = sum(float((t - total[n]).square().sum()) for n, t in whole.items())
+    return gap**0.5 / sum(float(t.square().sum()) for t in total.values()) ** 0.5
 
 
 def transformers(ranks, folder):
-    return {"gpt2": compare(ranks, gpt2), "vit": compare(ranks, vit), "llama": compare(ranks, llama)}
+    made = {"gpt2": gpt2, "vit": vit, "llama": llama, "lora": partial(lora, "gpt2-tied")}
+    return {name: compare(ranks, make) for name, make in made.items()}
 
 
 def planted(ranks, folder):
@@ -148,6 +175,13 @@ def planted(ranks, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reticent.dist._tensor_model.SlicedModel.parts", frozenset())
         found["norm"] = attempted(lambda: compare(ranks, shaped))
+
+    def twice(self, group, of_parts_U, of_whole_U):
+        return self._over.all_gather(of_parts_U + of_whole_U).sum(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reticent.dist._tensor_model.SlicedModel.squares", twice)
+        found["whole counted twice"] = attempted(lambda: compare(ranks, shaped))
     return found
 
 

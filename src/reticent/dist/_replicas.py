@@ -162,11 +162,13 @@ class Replicas:
             mine.copy_(here)
 
     def all_sum(self, x: Tensor) -> Tensor:
-        """The sum of every rank's tensor, as a new tensor."""
-        there = x.detach().to(self.device).clone(memory_format=torch.contiguous_format)
+        """The sum of every rank's tensor, as a new tensor; of half precision on the CPU, added up in float32."""
+        half = x.dtype in (torch.bfloat16, torch.float16) and self.device.type == "cpu"
+        there = torch.empty(x.shape, dtype=torch.float32 if half else x.dtype, device=self.device)
+        there.copy_(x.detach())
         with self._lost_ranks_named():
             dist.all_reduce(there, group=self._group)
-        return there.to(x.device)
+        return there.to(x.device, x.dtype)
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Every rank's tensor of the same shape, shape (size, *shape)."""
