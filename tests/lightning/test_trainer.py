@@ -189,6 +189,22 @@ def test_a_resume_with_another_plan_run_or_checkpoint_is_refused(tmp_path):
         trainer_of(tmp_path).fit(Module(), data())
 
 
+@pytest.mark.parametrize("witness", ["result.json", "weights.safetensors"])
+def test_a_run_whose_ledger_was_cut_does_not_go_on(tmp_path, witness):
+    trainer = trainer_of(tmp_path, callbacks=[keeping(tmp_path)], enable_checkpointing=True, max_steps=5)
+    trainer.fit(Module(), data())
+    run = tmp_path / "run"
+    for name in {"result.json", "weights.safetensors"} - {witness}:
+        (run / name).unlink()
+    lines = (run / "ledger.jsonl").read_text(encoding="ascii").splitlines(keepends=True)
+    (run / "ledger.jsonl").write_text("".join(lines[:-1]), encoding="ascii")
+    with pytest.raises(
+        ReticentError, match=f"'{witness}' was written after 5 steps, and the ledger holds 4"
+    ) as e:
+        trainer_of(tmp_path).fit(Module(), data(), ckpt_path=tmp_path / "kept" / "step=4.ckpt")
+    assert e.value.code == "ledger-mismatch" and read_run_ledger(run).num_steps == 4
+
+
 def test_a_training_step_that_averages_logs_or_measures_is_refused(tmp_path):
     class Mean(Module):
         def training_step(self, batch, batch_idx):

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from torch import Tensor, nn
 
+from reticent.account import verify_traces
 from reticent.account.ledger import Ledger, verify_contains
 from reticent.errors import BudgetExhausted, CheckpointError, ConfigError
 from reticent.noise import CipherNoise
@@ -304,6 +305,7 @@ class PrivateTrainer(Trainer):
         try:
             check_ledger(ledger, self.plan, reproducible=self._noise_seed is not None, run_id=about["run_id"])
             verify_contains(ledger, head=loaded["ledger_head"], num_steps=loaded["step"])
+            verify_traces(ledger, self.out)
         except BaseException:
             ledger.close()
             raise
@@ -312,7 +314,8 @@ class PrivateTrainer(Trainer):
     def _finish(self, private: PrivateStep) -> None:
         """Weights, result and report, as `reticent.train` leaves them."""
         ledger = private.ledger
-        save_tensors(self.out / "weights.safetensors", private.model.state_dict())
+        place = {"step": ledger.num_steps, "ledger_head": ledger.head}
+        save_tensors(self.out / "weights.safetensors", private.model.state_dict(), header=place)
         self.private_result = result = TrainResult(
             run=self.out,
             private=not ledger.reproducible,
