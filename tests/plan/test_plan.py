@@ -303,6 +303,7 @@ def test_an_empty_data_set_is_refused(dataset, sampler):
     [
         (iter(range(50)), "has no length"),
         ((np.zeros(50), np.zeros(49)), r"different lengths: \[49, 50\]"),
+        (type("ImageDataset", (list,), {"__module__": "timm.data.dataset"})(range(50)), "would count twice"),
         (type("DataLoader", (list,), {})(range(50)), r"DataLoader hands out batches .* its `\.dataset`"),
     ],
 )

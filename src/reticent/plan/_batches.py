@@ -5,12 +5,15 @@ Room: plan. May import NumPy, `reticent.sample` and `reticent.errors`.
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from reticent.errors import DataError
 from reticent.sample import Sampler
+
+_NEXT_FOR_DAMAGED: Final = ("timm.data.dataset", "ImageDataset")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -38,8 +41,8 @@ def num_rows(dataset: object) -> int:
     """Number of examples: the length, or the common length of a tuple, list or dict of arrays.
 
     Raises:
-        DataError[data-rows]: the data set has no length, is a stream or a loader, or its arrays differ in
-            length.
+        DataError[data-rows]: the data set has no length, is a stream, a loader or timm's, or its
+            arrays differ in length.
     """
     parts = _arrays_of(dataset)
     if not all(isinstance(part, Sized) for part in parts):
@@ -58,6 +61,14 @@ def num_rows(dataset: object) -> int:
         raise DataError(
             f"A {type(dataset).__name__} hands out batches of its own, in an order of its own: examples are "
             "drawn by the plan. Give the data set itself, its `.dataset`.",
+            code="data-rows",
+        )
+    if any(
+        (kind.__module__, kind.__name__) == _NEXT_FOR_DAMAGED for part in parts for kind in type(part).__mro__
+    ):
+        raise DataError(
+            "timm's ImageDataset hands out the next image in place of one that cannot be read, and that "
+            "image would count twice. Give a data set that raises, e.g. torchvision's ImageFolder.",
             code="data-rows",
         )
     lengths = {len(part) for part in parts if isinstance(part, Sized)}
