@@ -88,7 +88,7 @@ def num_lines(path):
 
 
 def job(kind, size, meeting, run, what, *, kill_at=None, victim=0):
-    """Exit codes of all ranks, and how long they took; `kill_at`: a number of lines in the ledger, and seconds."""
+    """Exit codes of all ranks, and their time; `kill_at`: a number of lines in the ledger, and seconds."""
     start = time.monotonic()
     pids = [fork(kind, rank, size, meeting, run, what) for rank in range(size)]
     if kill_at is not None:

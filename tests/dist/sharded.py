@@ -171,9 +171,13 @@ def odd_model(ranks, folder):
     """Exact in float64; and in bfloat16 under FSDP2's own mixed precision, to its rounding."""
     found = compare(ranks, odd, 5)
     offload = CPUOffloadPolicy(pin_memory=False)
-    variants: dict[str, dict[str, Any]] = {"wrapped": {"wrapped": True}, "offload": {"offload_policy": offload}}
+    variants: dict[str, dict[str, Any]] = {
+        "wrapped": {"wrapped": True},
+        "offload": {"offload_policy": offload},
+    }
     found["variants"] = {
-        name: compare(ranks, lambda: odd(checkpointed=False), 5, **options) for name, options in variants.items()
+        name: compare(ranks, lambda: odd(checkpointed=False), 5, **options)
+        for name, options in variants.items()
     }
     problem, blocks = odd()
     total, _ = loop_clipped_sum(problem.model, problem.losses, problem.batch, 1.0)
@@ -191,7 +195,9 @@ def odd_model(ranks, folder):
         for row in range(0, 6, ranks.size):
             mine = row + ranks.rank
             counts = mine < 5 and mine != without
-            engine.clipped_sum(problem.losses, take_rows(rows, torch.tensor([min(mine, 4)])), out=out, counts=counts)
+            engine.clipped_sum(
+                problem.losses, take_rows(rows, torch.tensor([min(mine, 4)])), out=out, counts=counts
+            )
         return {n: holding.gradient(params[n], part).full_tensor() for n, part in out.items()}
 
     def length(parts):
@@ -209,7 +215,7 @@ def transformers(ranks, folder):
 
 
 def hybrid_sums(ranks, folder):
-    """Copies of the model on two rows of ranks: with five rows of data, copies and ranks have different shares."""
+    """Copies of the model on two rows of ranks: with five rows of data, copies and ranks share unlike."""
     return {"wrn": compare(ranks, wrn, 5, num_replicas=2), "odd": compare(ranks, odd, 5, num_replicas=2)}
 
 
@@ -295,7 +301,7 @@ def noise(ranks, folder):
 
 @contextmanager
 def watching(holding, out):
-    """The largest number of bytes of whole parameters and whole sums at once: in forwards, and at every sum."""
+    """The largest number of bytes of whole parameters and whole sums at once: in forwards, at every sum."""
     seen = [0]
 
     def look(*_, more=0):
@@ -318,7 +324,7 @@ def watching(holding, out):
 
 
 def memory(ranks, folder):
-    """Shares of a model of twelve equal units: what is whole at once in a pass, and what stays between passes."""
+    """Shares of a model of twelve equal units: what is whole at once in a pass, what stays after it."""
     torch.manual_seed(0)  # all ranks check the same rows
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(NUM_BLOCKS)))
     size = sum(p.nbytes for p in model.parameters())
@@ -380,8 +386,11 @@ def refused(ranks, folder):
     attempt(sharded(make_model()), ranks, compile=True)
     attempt(sharded(make_model()), ranks, noise=CipherNoise.reproducible(0, rank=1) if ranks.rank else None)
     attempt(sharded(make_model()), ranks, noise=CipherNoise.reproducible(0))
-    attempt(sharded(make_model().to("meta")), ranks)  # as where offloaded to the CPU, which passes do not run on
-    attempt(sharded(make_model()), ranks, check_batch=take_rows(make_data().tensors, slice(0, 3 + ranks.rank)))
+    # As where offloaded to the CPU, which passes do not run on.
+    attempt(sharded(make_model().to("meta")), ranks)
+    attempt(
+        sharded(make_model()), ranks, check_batch=take_rows(make_data().tensors, slice(0, 3 + ranks.rank))
+    )
     return {"codes": codes}
 
 
@@ -447,7 +456,7 @@ def evaluated(ranks, folder):
 
 
 def guards(_, folder):
-    """Losses that couple examples: by their number; and by zero times an infinity, which values do not show."""
+    """Losses that couple examples: by their number; and by 0 times an infinity, which values do not show."""
     x, y = make_data().tensors
     x[[8, 9]] = torch.inf  # a row of each rank's
 
@@ -504,7 +513,7 @@ class Turned(nn.Module):
 
 
 def orders(_, folder):
-    """Forwards by which per-layer clipping comes to the units in another order on another rank, or the same."""
+    """Forwards by which per-layer clipping comes to the units in another order on another rank, or not."""
     found = []
     for differ in (True, False):
         ranks = Shards()

@@ -40,7 +40,7 @@ def lora(name):
 
 
 class Shaped(nn.Module):
-    """A table, an attention of torch's own, and layers that 2 and 4 divide one way, both ways, or not at all."""
+    """A table, an attention of torch's own, and layers that 2 and 4 divide one way, both, or neither."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,7 @@ def paired(between):
 
 
 def pairs(ranks, folder):
-    """Hidden units that stay in slices: where each is by itself; where not; and a whole parameter between slices."""
+    """Hidden units kept in slices: where each is by itself; where not; a whole parameter between slices."""
     named = {(__name__, "Between"): layers._Pair(("up",), "down")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "_PAIRS", named)
@@ -289,7 +289,7 @@ def refused(ranks, folder):
 
 
 def diverged(_, folder):
-    """Rows that are not the same on every rank: in those that are checked, and in others; and other random draws."""
+    """Rows unlike on other ranks: in those that are checked, and in others; other random draws."""
     found = []
     for where in (slice(0, 4), slice(4, 64), None):
         ranks = TensorParallel()  # one that failed stays failed
@@ -316,7 +316,7 @@ def diverged(_, folder):
 
 
 def evaluated(ranks, folder):
-    """A run that draws at random in its layers and its transform, measures, averages and writes its weights."""
+    """A run that draws at random in its layers and its transform, measures, averages, writes its weights."""
     torch.manual_seed(ranks.rank)
     data, model = make_data(), ranks.shard(nn.Sequential(nn.Dropout(0.2), *make_model(seed=ranks.rank)))
     done = train(

@@ -42,8 +42,8 @@ def require_right(folder, found):
 
 def test_a_killed_job_ends_and_any_number_of_ranks_goes_on_with_it(tmp_path):
     same_weights, *found = trials(tmp_path, number=3, seed=1)
-    # The checkpoint of two is read by three, by one, and by two with slices; those of two with slices, and of two
-    # copies in two shards, are read by one process and by their like.
+    # The checkpoint of two is read by three, by one, and by two with slices; those of two with slices, and of
+    # two copies in two shards, are read by one process and by their like.
     assert same_weights == [True] * 7
     require_right(tmp_path, found)
     part = next((tmp_path / "whole" / f"checkpoint-{NUM_STEPS:06d}").glob("*.safetensors"))

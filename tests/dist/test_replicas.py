@@ -29,7 +29,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    """Folder and results of one job of two ranks, for all tests that need no other: starting one takes seconds."""
+    """Folder and results of one job of two ranks, for all tests that need no other: a start takes seconds."""
     folder = tmp_path_factory.mktemp("two") / "ranks"
     tasks = "one_fails+out_of_memory+differ+other_shards+orders+unnamed_group+reproducible_noise+same_sums"
     found = results(tasks, folder, size=2)

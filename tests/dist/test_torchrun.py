@@ -122,7 +122,9 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 
 @pytest.mark.parametrize(
-    "launch", [["-m", "torch.distributed.run", "--nproc-per-node", "2"], ACCELERATE], ids=["torchrun", "accelerate"]
+    "launch",
+    [["-m", "torch.distributed.run", "--nproc-per-node", "2"], ACCELERATE],
+    ids=["torchrun", "accelerate"],
 )
 def test_a_script_that_uses_accelerate_names_its_ranks_and_prepares_nothing(tmp_path, launch):
     pytest.importorskip("accelerate")

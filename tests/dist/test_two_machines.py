@@ -150,7 +150,8 @@ def test_a_machine_is_cut_off_both_end_in_time_and_the_run_goes_on(cable, tmp_pa
     kept = load_checkpoint(tmp_path / "run", say=print)
     taken = [int((tmp_path / f"train-{rank}.steps").read_text()) for rank in range(2)]
     assert max(taken) <= spent < machines.NUM_STEPS  # no machine took a step that is not spent
-    assert spent >= after - 2 and max(taken) >= spent - 1  # two lines are no steps; the last one may be under way
+    # Two lines are no steps; the last one may be under way.
+    assert spent >= after - 2 and max(taken) >= spent - 1
     if kind == "replicas":
         codes, _ = ended(launch(cable, "resume", kind, tmp_path), "resume", tmp_path, timeout=120)
         assert codes == [0, 0]

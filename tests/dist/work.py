@@ -1,4 +1,4 @@
-"""What each rank of the tests' jobs does: `python work.py TASK+TASK RANK SIZE FOLDER`, started by `ranks.py`."""
+"""What each rank of the tests' jobs does: `python work.py TASK+TASK RANK SIZE FOLDER`; see `ranks.py`."""
 
 import dataclasses
 import json

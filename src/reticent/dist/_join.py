@@ -30,7 +30,8 @@ def joined(*, parallel: Parallel = "none") -> Iterator[Ranks]:
     program has done so, and leaves it again.
 
     Args:
-        parallel: how they share the work: "fsdp2" makes `Shards`, "tp" `TensorParallel`, the others `Replicas`.
+        parallel: how they share the work: "fsdp2" makes `Shards`, "tp" `TensorParallel`, the others
+            `Replicas`.
     """
     make = {"fsdp2": Shards, "tp": TensorParallel}.get(parallel, Replicas)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -53,9 +54,9 @@ def joined(*, parallel: Parallel = "none") -> Iterator[Ranks]:
 def _begin(backend: str) -> None:
     """`init_process_group`; after a restart under names of their own.
 
-    torchrun keeps one store over its restarts, in which a rank could find another's address of before, and wait for it
-    until the time-out [1]. On one machine all ranks know alike how often they were started; on several, the
-    environment must say TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    torchrun keeps one store over its restarts, in which a rank could find another's address of before, and
+    wait for it until the time-out [1]. On one machine all ranks know alike how often they were started; on
+    several, the environment must say TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if attempt == 0 or os.environ.get("GROUP_WORLD_SIZE") != "1":

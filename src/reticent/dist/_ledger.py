@@ -59,7 +59,9 @@ class RanksLedger:
 
     def _refresh(self) -> None:
         opened = self._opened
-        now = None if opened is None else [opened.num_steps, opened.num_lost, opened.head, opened.reproducible]
+        now = (
+            None if opened is None else [opened.num_steps, opened.num_lost, opened.head, opened.reproducible]
+        )
         self._num_steps, self._num_lost, self._head, self._reproducible = self._ranks.tell(now)
 
     def segments(self) -> tuple[tuple[Mechanism, int], ...]:

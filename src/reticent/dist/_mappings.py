@@ -1,4 +1,4 @@
-"""What crosses ranks in a forward and a backward under tensor parallel: four mappings, of which two undo two [1].
+"""What crosses ranks in forward and backward under tensor parallel: four mappings, two undo two [1].
 
     mapping     forward                             backward
     copied      the same                            sum over ranks
@@ -42,7 +42,7 @@ def gathered(x: Tensor, over: Replicas) -> Tensor:
 
 
 def split(x: Tensor, over: Replicas) -> Tensor:
-    """This rank's part of the last axis of a tensor that all ranks have; the ranks' number divides its size."""
+    """This rank's part of the last axis of a tensor that all ranks have; their number divides its size."""
     return _cross(split, x, over, _cut, _join)
 
 

@@ -64,17 +64,19 @@ def require_all_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     missing = sorted(name for name, t in tensors.items() if sizes.get(name, 0) != t.numel())
     if missing:
         raise CheckpointError(
-            f"Rank 0 does not see what other ranks wrote of {missing[:3]} in '{folder}'. Choose a folder for the "
-            "run that all ranks share.",
+            f"Rank 0 does not see what other ranks wrote of {missing[:3]} in '{folder}'. Choose a folder "
+            "for the run that all ranks share.",
             code="checkpoint-parts",
         )
 
 
 def sharded_like(t: Tensor, like: Any) -> Tensor:
-    """A whole tensor that every rank has, spread as `like` is; itself if that is not, or has another shape."""
+    """A tensor that all ranks have whole, spread as `like` is; itself where that is not spread."""
     if not isinstance(like, DTensor) or isinstance(t, DTensor) or t.shape != like.shape:
         return t
-    return distribute_tensor(t.detach().to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(
+        t.detach().to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
 
 
 @contextmanager

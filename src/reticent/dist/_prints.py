@@ -16,7 +16,8 @@ from reticent.errors import UnsupportedModel
 
 @contextmanager
 def not_updated(params: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Refuse a block in which a hook on the nodes that accumulate gradients, which cannot be listed, updates them.
+    """Refuse a block in which a hook on the nodes that accumulate gradients, which cannot be listed, updates
+    them.
 
     Raises:
         UnsupportedModel[parameter-hook]: a parameter is another than before.

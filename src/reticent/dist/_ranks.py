@@ -57,9 +57,9 @@ class Ranks(Protocol):
     """Processes that take every private step together. All methods but `share` are collective.
 
     Guarantee:
-        Every unit of a logical batch is in the share of exactly one rank; or, where all ranks run the same rows,
-        each through its part of the model, in every share and once in the sum. Every coordinate of a sum gets one
-        draw of noise from exactly one rank.
+        Every unit of a logical batch is in the share of exactly one rank; or, where all ranks run the same
+        rows, each through its part of the model, in every share and once in the sum. Every coordinate of a
+        sum gets one draw of noise from exactly one rank.
     """
 
     rank: int
@@ -143,7 +143,7 @@ class Ranks(Protocol):
         ...
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the leader, whose CPU gets them where they were sharded; on others, maybe nothing."""
+        """Whole tensors on the leader (sharded ones on its CPU); on others, maybe nothing."""
         ...
 
     def add_noise(
@@ -231,7 +231,7 @@ ALONE: Final[Ranks] = Alone()
 
 @contextmanager
 def together(ranks: Ranks, *, passing: bool = False) -> Iterator[None]:
-    """Leave the block when every rank has left it, and fail if one of them did; `passing`: see `Ranks.meet`."""
+    """Leave the block when every rank has left it, and fail if one did; `passing`: see `Ranks.meet`."""
     try:
         yield
     except BaseException as e:

@@ -162,7 +162,7 @@ class Replicas:
             mine.copy_(here)
 
     def all_sum(self, x: Tensor) -> Tensor:
-        """The sum of every rank's tensor, as a new tensor; of half precision on the CPU, added up in float32."""
+        """The sum of every rank's tensor, as a new one; half precision is added up in float32 on the CPU."""
         half = x.dtype in (torch.bfloat16, torch.float16) and self.device.type == "cpu"
         there = torch.empty(x.shape, dtype=torch.float32 if half else x.dtype, device=self.device)
         there.copy_(x.detach())

@@ -36,8 +36,8 @@ class ShardedModel:
     """How a rank holds a model that `fully_shard` was applied to; see `reticent.clip`'s `Held`.
 
     Args:
-        model: every trainable parameter must be sharded on its first axis, over the ranks' group, or on a mesh
-            of all of them whose first axis holds copies.
+        model: every trainable parameter must be sharded on its first axis, over the ranks' group, or on a
+            mesh of all of them whose first axis holds copies.
         ranks: all of them.
 
     Raises:
@@ -163,8 +163,8 @@ class ShardedModel:
 class ScatteredSums(Mapping[str, Tensor]):
     """Sums of gradients by parameter, of which each rank holds its shard.
 
-    A unit's sums exist whole only between the first and the last `adding` to it; then they are summed over the
-    ranks, each of which keeps its part.
+    A unit's sums exist whole only between the first and the last `adding` to it; then they are summed over
+    the ranks, each of which keeps its part.
 
     Args:
         model: the sharded model.
@@ -219,7 +219,8 @@ class ScatteredSums(Mapping[str, Tensor]):
         start = 0
         for name in names:
             whole, size = self._whole.pop(name).reshape(-1), sizes[name]
-            rows, full = flat_NS.narrow(1, start, size), whole.numel() // max(1, size)  # ranks with a full part
+            rows = flat_NS.narrow(1, start, size)
+            full = whole.numel() // max(1, size)  # ranks with a full part
             rows[:full] = whole[: full * size].view(full, size)
             if full < ranks:
                 rows[full, : whole.numel() - full * size] = whole[full * size :]
@@ -273,12 +274,12 @@ def _refuse_not_gathered(names: list[str]) -> None:
 
 
 def _common_mesh(sharded: Mapping[str, nn.Parameter], ranks: Replicas) -> DeviceMesh | None:
-    """The mesh that all shards are on; refuses parameters that are not spread over exactly the ranks, on axis 0."""
+    """The mesh that all shards are on; refuses parameters not spread over exactly the ranks, on axis 0."""
     whole = [n for n, p in sharded.items() if p.requires_grad and not isinstance(p.data, DTensor)]
     if whole:
         raise ConfigError(
-            f"Trainable parameters {whole[:3]} are not sharded. Apply torch.distributed.fsdp.fully_shard to the "
-            "model (and first to its blocks) before the optimizer is made, without ignored_params.",
+            f"Trainable parameters {whole[:3]} are not sharded. Apply torch.distributed.fsdp.fully_shard to "
+            "the model (and first to its blocks) before the optimizer is made, without ignored_params.",
             code="sharded-model",
         )
     meshes = {n: p.data.device_mesh for n, p in sharded.items() if isinstance(p.data, DTensor)}
@@ -287,8 +288,8 @@ def _common_mesh(sharded: Mapping[str, nn.Parameter], ranks: Replicas) -> Device
     if other:
         raise ConfigError(
             f"Parameters {other[:3]} are not sharded on their first axis over all {ranks.size} ranks (tensor "
-            "parallel, a shard_placement_fn, or a mesh of other ranks). Use fully_shard's default mesh, or one "
-            "of two axes over all ranks in their order, of which the first holds copies.",
+            "parallel, a shard_placement_fn, or a mesh of other ranks). Use fully_shard's default mesh, or "
+            "one of two axes over all ranks in their order, of which the first holds copies.",
             code="sharded-model",
         )
     return mesh
@@ -301,8 +302,9 @@ def _refuse_elsewhere(sharded: Mapping[str, nn.Parameter]) -> None:
     if away:
         there, mesh = kept[away[0]].to_local().device.type, kept[away[0]].device_mesh.device_type
         raise ConfigError(
-            f"Shards of {away[:3]} are kept on '{there}', and passes run on '{mesh}': CPU offload is not supported "
-            "there. Leave out offload_policy (and materialise parameters on the meta device first).",
+            f"Shards of {away[:3]} are kept on '{there}', and passes run on '{mesh}': CPU offload is not "
+            "supported there. Leave out offload_policy (and materialise parameters on the meta device "
+            "first).",
             code="sharded-model",
         )
 

@@ -1,4 +1,4 @@
-"""Sharded data parallel (FSDP2, hybrid too): every rank holds a part of every parameter, and a share of each batch.
+"""Sharded data parallel (FSDP2, hybrid too): each rank holds a part of each parameter, a share of each batch.
 
 Room: dist. May import torch, NumPy, `reticent.noise` and the floors below.
 """
@@ -34,16 +34,17 @@ class Shards:
         optimizer = torch.optim.AdamW(model.parameters())
         private = PrivateStep(model, optimizer, plan=plan, ledger="runs/a", ranks=ranks)
 
-    Batches, ledger and guarantee are those of `Replicas`. Clipped sums are reduce-scattered unit by unit, each rank
-    draws noise for its own shard from a key of its own, and updates it: no rank ever holds the whole summed
-    gradient, or the whole optimizer's state.
+    Batches, ledger and guarantee are those of `Replicas`. Clipped sums are reduce-scattered unit by unit,
+    each rank draws noise for its own shard from a key of its own, and updates it: no rank ever holds the
+    whole summed gradient, or the whole optimizer's state.
 
-    With `num_replicas=R`, or a mesh of two axes given to `fully_shard` (hybrid sharding, DDP x FSDP2), the size / R
-    ranks of each row of the mesh hold a copy of the model together: parameters are gathered within a row only,
-    and sums are added up over the copies once a step, as the noise is added: again one draw a coordinate.
+    With `num_replicas=R`, or a mesh of two axes given to `fully_shard` (hybrid sharding, DDP x FSDP2), the
+    size / R ranks of each row of the mesh hold a copy of the model together: parameters are gathered within a
+    row only, and sums are added up over the copies once a step, as the noise is added: again one draw a
+    coordinate.
 
-    Every rank runs equally many passes, because each pass gathers parameters from all: one whose share is used
-    up runs a row that does not count. So an error inside a pass cannot be taken back on one rank alone:
+    Every rank runs equally many passes, because each pass gathers parameters from all: one whose share is
+    used up runs a row that does not count. So an error inside a pass cannot be taken back on one rank alone:
     it ends the job, which is resumed.
 
     Args:
@@ -63,8 +64,8 @@ class Shards:
         self.num_replicas: Final = num_replicas
         if num_replicas < 1 or self._replicas.size % num_replicas:
             raise ConfigError(
-                f"num_replicas={num_replicas} copies of the model cannot share {self._replicas.size} ranks alike. "
-                "Choose a divisor of their number.",
+                f"num_replicas={num_replicas} copies of the model cannot share {self._replicas.size} ranks "
+                "alike. Choose a divisor of their number.",
                 code="num-replicas",
             )
         self.rank: Final = self._replicas.rank
@@ -113,8 +114,8 @@ class Shards:
             self._failed = True
             raise StepError(
                 "This rank of a sharded run failed where the others cannot go on without it "
-                f"({_in_a_line(error)}). End the job, and go on by resuming the run; what its ledger holds stays "
-                "spent, and no more is.",
+                f"({_in_a_line(error)}). End the job, and go on by resuming the run; what its ledger holds "
+                "stays spent, and no more is.",
                 code="shard-failed",
             ) from error
         self._replicas.meet(error)

@@ -1,9 +1,10 @@
 """Layers of which each rank has a slice (tensor parallel), and how a model's are cut.
 
-A matrix is cut along its outputs ("column parallel") or its inputs ("row parallel") [1]. What goes into a layer and
-comes out of it is whole on every rank, so that any model around it stays as it is; but in blocks known by name, what lies
-between layers cut along outputs and the layer after them stays in slices (an attention's heads, an MLP's hidden units). A
-parameter's slice is a DTensor in the model, and the plain tensor inside it while the layer runs.
+A matrix is cut along its outputs ("column parallel") or its inputs ("row parallel") [1]. What goes into a
+layer and comes out of it is whole on every rank, so that any model around it stays as it is; but in blocks
+known by name, what lies between layers cut along outputs and the layer after them stays in slices (an
+attention's heads, an MLP's hidden units). A parameter's slice is a DTensor in the model, and the plain tensor
+inside it while the layer runs.
 
 Room: dist. May import torch and `reticent.errors`.
 
@@ -30,7 +31,7 @@ _INPUTS, _OUTPUTS = "inputs", "outputs"
 
 
 class Slices:
-    """The plain tensors inside a model's DTensors, as parameters that forwards use; the same objects every time."""
+    """The plain tensors inside a model's DTensors, as parameters that forwards use; always the same ones."""
 
     def __init__(self) -> None:
         self._made: Any = WeakIdKeyDictionary()
@@ -117,7 +118,7 @@ def _embedding(self: Any, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A layer that can be cut: its forward, and the weight's axis of outputs and of inputs (None: not that way)."""
+    """A layer that can be cut: its forward, and the weight's axis of outputs and of inputs (None: not so)."""
 
     forward: Callable[[Any, Tensor], Tensor]
     outputs: int
@@ -155,7 +156,7 @@ _PAIRS: Final[Mapping[tuple[str, str], _Pair]] = {
 
 
 def _kind(module: nn.Module) -> _Kind | None:
-    """By exact type, as a subclass may compute something else; a forward of the object's own is another one too."""
+    """By exact type, as a subclass may compute something else; a forward of the object's own does too."""
     plain = "forward" not in vars(module) and isinstance(module._parameters.get("weight"), nn.Parameter)
     return _KINDS.get((type(module).__module__, type(module).__name__)) if plain else None
 

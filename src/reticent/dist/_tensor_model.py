@@ -1,7 +1,7 @@
 """A model of whose layers each rank has a slice: how passes, norms and sums go over the ranks.
 
-All ranks run the same rows. Gradients of slices are parts of the whole gradient, so that squared norms add up over the
-ranks; of parameters that are not cut, every rank computes the same gradient, which counts once.
+All ranks run the same rows. Gradients of slices are parts of the whole gradient, so that squared norms add up
+over the ranks; of parameters that are not cut, every rank computes the same gradient, which counts once.
 
 Room: dist. May import torch and `reticent.errors`.
 
@@ -22,8 +22,8 @@ from ._prints import not_updated
 from ._replicas import Replicas
 from ._tensor_layers import Cut, Slices, cut_of
 
-# How far squares of the same gradient may be apart, beyond rounding of the whole norm. Like hardware gives the same
-# bits; rows, random draws and, before the first step, each gradient are compared by themselves.
+# How far squares of the same gradient may be apart, beyond rounding of the whole norm. Like hardware gives
+# the same bits; rows, random draws and, before the first step, each gradient are compared by themselves.
 _ALIKE: Final = 1e-2
 _ROUNDING: Final = 1e-6
 
@@ -114,8 +114,8 @@ class SlicedModel:
         if bool((of_all_N3U[:, 0] != group).any()):
             raise StepError(
                 "The ranks' backward passes reach the model's parameters in different orders, so that their "
-                "norms do not belong together. Nothing was released. Make the model's operations the same for "
-                "every batch and on every rank, or train with parallel=ddp.",
+                "norms do not belong together. Nothing was released. Make the model's operations the same "
+                "for every batch and on every rank, or train with parallel=ddp.",
                 code="ranks-order",
             )
         whole_NU = of_all_N3U[:, 2]
@@ -155,9 +155,9 @@ class SlicedModel:
         ]
         if self.any_rank(bool(other)):
             raise UnsupportedModel(
-                f"Parameters {other[:3] or '(see another rank)'} have other gradients on this rank than on the "
-                "first, for the same examples. Give every rank the same rows and the same draws of random "
-                "numbers.",
+                f"Parameters {other[:3] or '(see another rank)'} have other gradients on this rank than on "
+                "the first, for the same examples. Give every rank the same rows and the same draws of "
+                "random numbers.",
                 code="ranks-diverged",
             )
 
@@ -214,22 +214,22 @@ class SlicedModel:
 
 def _diverged() -> StepError:
     return StepError(
-        "The ranks have different rows, draw other random numbers, or find different gradients of parameters that "
-        "each of them has whole. Nothing was released. Read the data alike on every rank, and draw random numbers "
-        "alike (the same seed, equally often; CPU and GPU).",
+        "The ranks have different rows, draw other random numbers, or find different gradients of "
+        "parameters that each of them has whole. Nothing was released. Read the data alike on every rank, "
+        "and draw random numbers alike (the same seed, equally often; CPU and GPU).",
         code="ranks-diverged",
     )
 
 
 def _slices_of(model: nn.Module, cuts: list[Cut], over: Replicas) -> Slices:
-    """Where the model's slices are; refuses parameters that others have spread over ranks, and other ranks."""
+    """Where the model's slices are; refuses parameters spread over ranks by others, and other ranks."""
     ours = {id(p) for m in model.modules() if cut_of(m) is not None for p in m.parameters(recurse=False)}
     other = [n for n, p in model.named_parameters() if isinstance(p.data, DTensor) and id(p) not in ours]
     if other or not cuts or any(cut.over.numbers != over.numbers for cut in cuts):
         raise ConfigError(
-            f"The model is not in slices over these {over.size} ranks (parameters {other[:3]} are spread over "
-            "ranks in another way). Apply TensorParallel().shard(model) to a model that is whole on every rank, "
-            "before the optimizer is made.",
+            f"The model is not in slices over these {over.size} ranks (parameters {other[:3]} are spread "
+            "over ranks in another way). Apply TensorParallel().shard(model) to a model that is whole on "
+            "every rank, before the optimizer is made.",
             code="sharded-model",
         )
     return cuts[0].slices

@@ -33,21 +33,21 @@ class TensorParallel:
         optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
         private = PrivateStep(model, optimizer, plan=plan, ledger="runs/a", ranks=ranks)
 
-    Linear layers (`nn.Linear`, Hugging Face's `Conv1D`) and embeddings are cut; all else (norms, biases of outputs,
-    convolutions, attention itself) is the same on every rank. Rank 0 leads: it draws every logical batch, all of
-    whose rows every rank runs. An example's squared norm is added up over the slices, and what every rank has whole
-    counts once. Each rank noises the sum of its slices from a key of its own; the leader noises what is whole, and
-    all get that.
+    Linear layers (`nn.Linear`, Hugging Face's `Conv1D`) and embeddings are cut; all else (norms, biases of
+    outputs, convolutions, attention itself) is the same on every rank. Rank 0 leads: it draws every logical
+    batch, all of whose rows every rank runs. An example's squared norm is added up over the slices, and what
+    every rank has whole counts once. Each rank noises the sum of its slices from a key of its own; the leader
+    noises what is whole, and all get that.
 
     Args:
         group: the process group; by default that of all ranks.
 
     Guarantee:
-        The released sum is the leader's sums of whole parameters and every rank's sums of slices, noised once; one
-        unit moves all of it together by at most the bound, whatever the ranks computed: its norm is over what each
-        of them adds, and its weight is the same bits on all. That the sum is also the one of a single process
-        (to rounding) is what the layers' cuts are for, and tests compare. A digest of the rows and of the random
-        draws' state, and whole gradients, are compared in every pass.
+        The released sum is the leader's sums of whole parameters and every rank's sums of slices, noised
+        once; one unit moves all of it together by at most the bound, whatever the ranks computed: its norm is
+        over what each of them adds, and its weight is the same bits on all. That the sum is also the one of a
+        single process (to rounding) is what the layers' cuts are for, and tests compare. A digest of the rows
+        and of the random draws' state, and whole gradients, are compared in every pass.
 
     Raises:
         ConfigError[no-process-group]: `torch.distributed` is not initialised.
@@ -138,13 +138,14 @@ class TensorParallel:
 
         Raises:
             ConfigError[sharded-model]: parameters are spread over ranks already.
-            ConfigError[tensor-parallel]: less than half of the parameters are in layers that can be cut, so that
-                most of the work and the memory would be the same on every rank.
+            ConfigError[tensor-parallel]: less than half of the parameters are in layers that can be cut, so
+                that most of the work and the memory would be the same on every rank.
         """
         spread = [n for n, p in model.named_parameters() if isinstance(p.data, DTensor)]
         if spread:
             raise ConfigError(
-                f"Parameters {spread[:3]} are spread over ranks already. Give a model that is whole on every rank.",
+                f"Parameters {spread[:3]} are spread over ranks already. Give a model that is whole on "
+                "every rank.",
                 code="sharded-model",
             )
         cuts = plan_cuts(model, self.size)
@@ -153,10 +154,10 @@ class TensorParallel:
         number = sum(p.numel() for p in model.parameters())
         if 2 * in_slices < number:
             raise ConfigError(
-                f"Only {in_slices} of the model's {number} parameters are in layers that tensor parallel can cut "
-                f"into {self.size} equal slices (nn.Linear, transformers' Conv1D, nn.Embedding). Each rank would "
-                "repeat the rest. Use parallel=ddp, or fsdp2 (reticent.dist.Shards) if the model does not fit, or "
-                "another number of ranks.",
+                f"Only {in_slices} of the model's {number} parameters are in layers that tensor parallel "
+                f"can cut into {self.size} equal slices (nn.Linear, transformers' Conv1D, nn.Embedding). "
+                "Each rank would repeat the rest. Use parallel=ddp, or fsdp2 (reticent.dist.Shards) if the "
+                "model does not fit, or another number of ranks.",
                 code="tensor-parallel",
             )
         paired = plan_pairs(model, cuts, self.size)
@@ -169,7 +170,7 @@ class TensorParallel:
     def add_noise(
         self, bounded: BoundedSum, *, noise_multiplier: float, source: NoiseSource
     ) -> dict[str, Tensor]:
-        """Noise on this rank's slices; on what every rank has whole, the leader's noise on the leader's sum."""
+        """Noise on this rank's slices; on what all ranks have whole, the leader's on the leader's sum."""
         total = bounded.total
         parts = total.parts if isinstance(total, SlicedSums) else frozenset[str]()
 
@@ -179,7 +180,8 @@ class TensorParallel:
 
         whole = [n for n in total if n not in parts]
         found = noised([n for n in total if n in parts])
-        # Nobody's own sum of what is whole is released but the leader's: two with one noise would show their gap.
+        # Nobody's own sum of what is whole is released but the leader's: two with one noise would show their
+        # gap.
         found |= noised(whole) if self.leads else {n: torch.zeros_like(total[n]) for n in whole}
         self._replicas.broadcast(found[n] for n in whole)
         return found
