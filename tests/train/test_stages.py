@@ -153,6 +153,39 @@ def test_a_batch_of_another_stage_is_refused(tmp_path):
     assert private.num_steps == 0
 
 
+def private_ones(model, ledger):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    return PrivateStep(model, optimizer, plan=PLAN, ledger=ledger, noise=NoNoise())
+
+
+def take(private, batch):
+    with private.step(batch) as step:
+        for chunk in step.chunks():
+            step.backward(counted, chunk)
+
+
+def test_a_step_that_ends_beyond_the_border_is_not_entered_as_a_step_of_the_next_stage(tmp_path):
+    """Drawn with the first stage's probability, it would get the second's entry, noise and divisor."""
+    data, (model, other) = torch.ones(N, 1), (Ones(), Ones())
+    private = private_ones(model, tmp_path)
+    beside = private_ones(other, private.ledger)
+    batches, again = PLAN.batches(data), PLAN.batches(data, start=2)
+    for _ in range(2):
+        take(private, next(batches))
+    before = float(model.weight.detach())
+    with (
+        pytest.raises(StepError, match=r"batch 2 was open.*\[batch-order\]"),
+        private.step(next(batches)) as step,
+    ):
+        for chunk in step.chunks():
+            step.backward(counted, chunk)
+        take(beside, next(again))
+    assert float(model.weight.detach()) == before
+    assert read_ledger(tmp_path / "ledger.jsonl").segments() == PLAN.segments(3)
+    take(private, next(batches))
+    assert read_ledger(tmp_path / "ledger.jsonl").segments() == PLAN.segments(4)
+
+
 def test_the_norms_of_adaptive_clipping_move_by_the_stages_own_divisor(tmp_path):
     clipping = AdaptiveClipping(
         initial_max_norm=1.0, target_quantile=0.5, learning_rate=0.2, count_noise_multiplier=40.0

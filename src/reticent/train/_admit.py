@@ -73,6 +73,21 @@ def refuse_foreign(batch: LogicalBatch, plan: Plan, *, num_steps: int, reproduci
         )
 
 
+def refuse_late(batch: LogicalBatch, *, num_steps: int) -> None:
+    """Refuse to release a batch after the ledger has moved on: that entry would be of a step not its own.
+
+    Raises:
+        StepError[batch-order]: something else spent a step of this ledger while the batch's step was open.
+    """
+    if batch.step != num_steps:
+        raise StepError(
+            f"While the step of batch {batch.step} was open, something else spent a step of its ledger, "
+            f"which holds {num_steps} now: the batch would be entered as another step than its own. "
+            "Open one step of a ledger at a time; nothing of this one was released.",
+            code="batch-order",
+        )
+
+
 def check_unit(dataset: Any, plan: Plan) -> None:
     """Refuse a data set whose items are not the units that the plan's guarantee speaks of."""
     unit = dataset.unit if isinstance(dataset, _rows.Units) else ROW

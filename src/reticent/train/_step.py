@@ -26,12 +26,12 @@ from reticent.clipping import StepClipping, sensitivity
 from reticent.dist import ALONE, Ranks, RanksLedger, together
 from reticent.errors import ConfigError, StepError
 from reticent.noise import CipherNoise, NoiseSource
-from reticent.plan import LogicalBatch, Plan
+from reticent.plan import LogicalBatch, Plan, PlannedStep
 from reticent.records import EpsilonReport
 
 from . import _rows
 from ._adapt import ClipNorms
-from ._admit import refuse_foreign, refuse_spent
+from ._admit import refuse_foreign, refuse_late, refuse_spent
 from ._begin import check_noise, check_physical_batch_size, require_alike, require_same_rows
 from ._guards import Watch, refuse_pipeline, refuse_shards
 from ._ledger import check_ledger, ledger_epsilon, new_ledger
@@ -374,7 +374,7 @@ class PrivateStep:
             StepError[foreign-batch]: not a batch of this plan's sampler, or with a row in it twice.
             StepError[privacy-unit]: the data set's items are not the units that the plan names.
             StepError[reproducible-batch]: its draw can be repeated, and the ledger claims privacy.
-            StepError[batch-order]: not the batch whose turn it is.
+            StepError[batch-order]: not the batch whose turn it is; or, at the end of the block, no longer.
             StepError[clip-norms]: the norms of adaptive clipping were not restored after a resume.
             StepError[parameters-changed, raw-gradient]: someone else touched what this object trains.
             BudgetExhausted[budget-exhausted]: the ledger holds every step of the plan.
@@ -394,9 +394,10 @@ class PrivateStep:
             with together(self.ranks, passing=True):
                 yield opened
                 opened._require_complete()
+                refuse_late(batch, num_steps=self.num_steps)
                 self._watch.check_parameters()
                 self._watch.check_no_gradients()
-            self._release(opened._close())
+            self._release(opened._close(), self.plan.at(batch.step))
         finally:
             self._is_open = False
             destroy(opened._close())
@@ -456,10 +457,10 @@ class PrivateStep:
         if self._show_norms:
             sums.norms.append(added.norms.detach().double().cpu().clone())
 
-    def _release(self, sums: Sums) -> None:
+    def _release(self, sums: Sums, plan: PlannedStep) -> None:
         # Every chunk's sum carried this very bound; an empty batch has had none.
         bounded = BoundedSum(total=sums.total, bound=sensitivity(self._norms.now()), norms=torch.empty(0))
-        plan, self.last_not_private = self.plan.at(self.num_steps), None
+        self.last_not_private = None
         noise = plan.gradient_noise_multiplier
         try:
             self.ledger.append_step(plan.mechanism)  # durable before anything can depend on it
