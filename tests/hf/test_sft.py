@@ -124,6 +124,27 @@ def test_only_what_the_assistant_says_is_learned(tmp_path):
     assert row == {"input_ids": ids_of("abcd"), "labels": [-100, -100, *ids_of("cd")]}
 
 
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("nothing", [None, []])
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_a_row_without_messages_does_not_decide_how_others_are_read(tmp_path, column, nothing, at):
+    talk = [{"role": "user", "content": "ab", "from": "human", "value": "ab"}]
+    rows = [{column: talk}, {column: talk}]
+    rows[at] = {column: nothing}
+    with pytest.raises(ConfigError, match="in some rows and none in others"):
+        prepared(Dataset.from_list(rows), config(tmp_path / "run"), character_tokenizer(), None)
+
+
+def test_a_trl_that_drops_rows_is_refused(tmp_path, monkeypatch):
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    made = Dataset.from_list([{"input_ids": [5], "labels": [5]}])
+    monkeypatch.setattr(SFTTrainer, "_prepare_dataset", lambda *given: made)
+    rows = Dataset.from_list([{"text": "a"}, {"text": "b"}])
+    with pytest.raises(ConfigError, match="1 rows of 2"):
+        prepared(rows, config(tmp_path / "run"), character_tokenizer(), None)
+
+
 def test_the_weights_are_those_of_private_trainer_on_rows_made_by_hand(tmp_path):
     privacy = PrivacyArguments(**PRIVACY, noise_seed=5)
     sft = trainer_of(tmp_path / "sft", privacy=privacy)

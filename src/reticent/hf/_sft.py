@@ -179,6 +179,7 @@ def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[
             "by Poisson.",
             code="trainer-argument",
         )
+    _check_one_kind(dataset)
     asks_completion = {"prompt", "completion"} <= set(dataset.column_names)
     only_completion = asks_completion if args.completion_only_loss is None else args.completion_only_loss
     if only_completion and formatting_func is not None:
@@ -194,7 +195,7 @@ def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[
     )
     uncut = copy.copy(args)
     uncut.max_length, uncut.shuffle_dataset = None, False  # TRL would drop rows after cutting them
-    whole = SFTTrainer._prepare_dataset(
+    whole: Any = SFTTrainer._prepare_dataset(
         stand_in,  # pyright: ignore[reportArgumentType]
         dataset,
         tokenizer,
@@ -203,12 +204,32 @@ def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[
         formatting_func,
         "private",
     )
+    if len(whole) != len(dataset):
+        raise ConfigError(
+            f"This version of TRL makes {len(whole)} rows of {len(dataset)}: a row must stay a row, as rows "
+            "are what is protected.",
+            code="trainer-argument",
+        )
     keep = (
         slice(None, args.max_length)
         if args.truncation_mode == "keep_start"
         else slice(-args.max_length, None)
     )
     return whole.map(_cut, fn_kwargs={"keep": (keep.start, keep.stop)}, remove_columns=whole.column_names)
+
+
+def _check_one_kind(dataset: Any) -> None:
+    """Refuse messages that some rows do not have: TRL reads from the first row how all rows are meant."""
+    for name in ("prompt", "completion", "messages", "conversations"):
+        if name not in dataset.column_names:
+            continue
+        kinds = {type(value).__name__ if value else "nothing" for value in dataset[name]}
+        if "list" in kinds and len(kinds) > 1:
+            raise ConfigError(
+                f"Column '{name}' has messages in some rows and none in others. One row may not decide how "
+                "the others are read: leave out rows without messages before N is counted, or give texts.",
+                code="trainer-argument",
+            )
 
 
 def _cut(row: dict[str, Any], keep: tuple[int | None, int | None]) -> dict[str, Any]:
