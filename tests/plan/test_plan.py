@@ -17,7 +17,7 @@ from reticent.clipping import (
 from reticent.errors import AccountingError, ConfigError, DataError
 from reticent.plan import LogicalBatch, Plan
 from reticent.records import Budget, Mechanism, NeighbouringRelation, SamplingScheme
-from reticent.sample import FullBatchSampler, PoissonSampler, SampleStream
+from reticent.sample import FullBatchSampler, PoissonSampler, SampleStream, Stage
 
 CLIP = FlatClipping(max_norm=0.5)
 BUDGET = Budget(epsilon=3.0, delta=1e-5)
@@ -157,6 +157,20 @@ def test_a_bad_setting_is_refused(change, code):
     with pytest.raises(ConfigError) as caught:
         plan(**change)
     assert caught.value.code == code
+
+
+class EveryStepTheSame(PoissonSampler):
+    def draw(self, stream, step):
+        return super().draw(stream, 0)
+
+
+def test_a_sampler_that_may_draw_otherwise_than_is_accounted_for_is_refused():
+    other = EveryStepTheSame(num_examples=50, expected_batch_size=10)
+    with pytest.raises(ConfigError, match="EveryStepTheSame: only what the accountant knows") as caught:
+        plan(sampler=other)
+    assert caught.value.code == "sampler"
+    with pytest.raises(ConfigError, match="EveryStepTheSame"):
+        Stage(sampler=other, num_steps=2)
 
 
 def test_all_bad_settings_are_told_at_once():

@@ -48,7 +48,7 @@ def is_integer(value: object) -> bool:
 
 
 def check_sampler(sampler: object) -> None:
-    if not isinstance(sampler, _KNOWN):
+    if type(sampler) not in _KNOWN:  # a subclass may draw otherwise than is accounted for
         raise ConfigError(
             f"sampler must be one of {', '.join(kind.__name__ for kind in _KNOWN)}, got "
             f"{type(sampler).__name__}: only what the accountant knows may draw examples.",

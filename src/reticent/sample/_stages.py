@@ -37,7 +37,7 @@ class Stage:
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, PoissonSampler | FullBatchSampler):
+        if type(self.sampler) not in (PoissonSampler, FullBatchSampler):
             raise _refused(
                 f"a stage draws by a PoissonSampler or FullBatchSampler, got {type(self.sampler).__name__}: "
                 "no other batches are known to compose with batches of another size"
