@@ -122,6 +122,8 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 def _header_of(path: Path) -> dict[str, Any]:
     """What we wrote into a safetensors file's header."""
+    if not path.is_file():  # a pipe would be waited for
+        return {}
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
