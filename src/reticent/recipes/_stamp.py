@@ -58,11 +58,11 @@ def _times(path: Path) -> tuple[int, int]:
 
 
 def same_file(one: str | Path, other: str | Path) -> bool:
-    """Whether both names are of one file or folder, by whatever way."""
+    """Whether both names are of one file or folder, in any way; if it is gone, whether they are equal."""
     try:
         return Path(one).samefile(other)
     except OSError:
-        return False
+        return Path(one).resolve() == Path(other).resolve()
 
 
 def same_rows(one: str | Path, other: str | Path) -> bool:
