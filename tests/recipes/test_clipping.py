@@ -97,7 +97,7 @@ def test_a_run_of_every_kind_is_stopped_resumed_and_reported(
     monkeypatch.setattr(
         step_module.PrivateStep,
         "_release",
-        lambda self, sums: real(self, sums) if self.num_steps < 3 else (_ for _ in ()).throw(Stop),
+        lambda self, *given: real(self, *given) if self.num_steps < 3 else (_ for _ in ()).throw(Stop),
     )
     with pytest.raises(Stop):
         run(request("digits", [*SHORT, *settings]), out=tmp_path / "run", data=digits)
