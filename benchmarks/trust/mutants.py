@@ -47,9 +47,9 @@ MUTANTS = [
     (
         "divided by what was drawn",
         "train/_step.py",
-        "self._release(opened._close())",
+        "self._release(opened._close(), self.plan.at(batch.step))",
         "object.__setattr__(self.plan.sampler, 'expected_batch_size', 1.0 + len(batch.indices))\n"
-        "            self._release(opened._close())",
+        "            self._release(opened._close(), self.plan.at(batch.step))",
         f"{FM}/test_account_and_ledger.py -k fm_47",
     ),
     (
@@ -252,8 +252,9 @@ MUTANTS = [
     (
         "empty batches skipped",
         "train/_step.py",
-        "self._release(opened._close())",
-        "closed = opened._close()\n            if len(batch.indices):\n                self._release(closed)",
+        "self._release(opened._close(), self.plan.at(batch.step))",
+        "closed = opened._close()\n            if len(batch.indices):\n"
+        "                self._release(closed, self.plan.at(batch.step))",
         f"{FM}/test_sampling.py -k fm_41",
     ),
     (
