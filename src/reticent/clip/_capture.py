@@ -416,7 +416,8 @@ class Capture(TorchFunctionMode):
 
 
 def _with_version(t: Tensor) -> tuple[Tensor, int]:
-    return t, t._version
+    """Without its graph, of which an operation that keeps its own output would be part for ever."""
+    return t.detach(), t._version
 
 
 def _unchanged(kept: tuple[Tensor, int]) -> Tensor:
