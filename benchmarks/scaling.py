@@ -1,19 +1,31 @@
 """Time of a private step over one without privacy on the same ranks, by turns; and what a rank holds.
 
     torchrun --nproc-per-node 2 -m benchmarks.scaling --case gpt2-tiny --parallel fsdp2 --json out.json
+    torchrun --nproc-per-node 2 -m benchmarks.scaling --case gpt2-4 --parallel tp --chunks 4
     python -m benchmarks.scaling --case gpt2-tiny --parallel none
 
-Weak scaling: every rank has the case's whole batch, however many ranks there are. The step without privacy
-is DistributedDataParallel's, or FSDP2's, or a plain one; the private one is `PrivateStep`'s with `Replicas`,
-`Shards`, or alone, with noise and ledger. Both take AdamW's step. Steps take turns in alternating order after
-two that are not counted; the ratio is taken within a round, and medians are reported, of the slowest rank's
-wall time. Where ranks share processor cores, both slow down alike. `noise_share` is the share of the private
-step that drawing the noise takes on rank 0: noise costs the same for any batch, and is shared among ranks.
+Weak scaling: every rank has the case's whole batch, however many ranks there are; under tensor parallel all
+ranks have the same one, and share the work of it. The step without privacy is DistributedDataParallel's, or
+FSDP2's, or that of torch's `parallelize_module`, or a plain one; the private one is `PrivateStep`'s with
+`Replicas`, `Shards`, `TensorParallel`, or alone, with noise and ledger. Both take AdamW's step. Steps take
+turns in alternating order after some that are not counted; the ratio is taken within a round, and medians are
+reported, of the slowest rank's wall time. Where ranks share processor cores, both slow down alike.
+`noise_share` is the share of the private step that drawing the noise takes on rank 0: noise costs the same
+for any batch, and is shared among ranks.
+
+With `--chunks K` a logical batch is K of the case's batches on each rank, one pass after another; noise, the
+ledger's entry and the optimizer's step come once. The step without privacy accumulates K gradients: under DDP
+ranks exchange them after the last (`no_sync` before), under FSDP2 after each, as `PrivateStep` does.
+
+Under tensor parallel both models are cut alike: linear layers and embeddings along their outputs, which are
+gathered, but between an MLP's two layers hidden units stay in slices; and the tied head along its inputs.
+torch's own styles know no `Conv1D`, which is a linear layer in the model without privacy.
 
 Bytes are those of tensors that stay on a rank between steps: parameters and the optimizer's state.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -26,13 +38,15 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import small, text, vision
 from benchmarks.work import Work
 from reticent.clipping import FlatClipping
-from reticent.dist import ALONE, Ranks, Replicas, Shards
+from reticent.dist import ALONE, Ranks, Replicas, Shards, TensorParallel
 from reticent.noise import CipherNoise
 from reticent.plan import Plan
 from reticent.sample import FullBatchSampler
@@ -43,6 +57,7 @@ CASES: Final[dict[str, Callable[[], Work]]] = {
     "gpt2-tiny": lambda: text.gpt2(
         num_layers=4, num_examples=16, length=64, width=256, num_heads=4, vocabulary=8000
     ),
+    "gpt2-4": lambda: text.gpt2(num_layers=4, num_examples=8, length=64),
     "wrn-16-4": lambda: vision.wide_resnet(depth=16, widen=4, num_examples=8),
 }
 
@@ -62,15 +77,27 @@ class _TimedNoise:
         return drawn
 
 
-def measure(case: str, parallel: str, rounds: int, folder: Path) -> dict[str, Any]:
-    """Medians over rounds, the same on every rank."""
-    ranks: Ranks = {"none": lambda: ALONE, "ddp": Replicas, "fsdp2": Shards}[parallel]()
-    plain, plain_adam = _plain(case, ranks)
-    private, noise, batches = _private(case, ranks, rounds + 2, folder)
+_WAYS: Final[dict[str, Callable[[], Ranks]]] = {
+    "none": lambda: ALONE,
+    "ddp": Replicas,
+    "fsdp2": Shards,
+    "tp": TensorParallel,
+}
+
+
+def measure(
+    case: str, parallel: str, rounds: int, folder: Path, *, chunks: int = 1, warm: int = 2
+) -> dict[str, Any]:
+    """Medians over rounds, the same on every rank; a step is of `chunks` batches on each rank."""
+    ranks = _WAYS[parallel]()
+    plain, plain_adam, unsynced = _plain(case, ranks)
+    private, noise, batches = _private(case, ranks, rounds + warm, folder, chunks)
 
     def without() -> None:
         plain_adam.zero_grad()
-        plain.losses(plain.batch).mean().backward()
+        for chunk in range(chunks):
+            with unsynced() if chunk < chunks - 1 else contextlib.nullcontext():
+                (plain.losses(plain.batch).mean() / chunks).backward()
         plain_adam.step()
 
     def with_privacy() -> None:
@@ -79,17 +106,18 @@ def measure(case: str, parallel: str, rounds: int, folder: Path) -> dict[str, An
                 step.backward(lambda _, rows: private[1].losses(rows), chunk)
 
     times: dict[str, list[float]] = {"without": [], "private": []}
-    for turn in range(rounds + 2):
-        noise.seconds = noise.seconds if turn > 2 else 0.0
+    for turn in range(rounds + warm):
+        noise.seconds = noise.seconds if turn > warm else 0.0
         order = (("without", without), ("private", with_privacy))
         for name, step in order if turn % 2 else reversed(order):
             times[name].append(_slowest(step, ranks))
-    kept = {name: seconds[2:] for name, seconds in times.items()}
+    kept = {name: seconds[warm:] for name, seconds in times.items()}
     ratios = [p / w for p, w in zip(kept["private"], kept["without"], strict=True)]
     return {
         "case": case,
         "parallel": parallel,
         "ranks": ranks.size,
+        "chunks": chunks,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
@@ -110,14 +138,17 @@ def _work(case: str) -> Work:
     return CASES[case]()
 
 
-def _plain(case: str, ranks: Ranks) -> tuple[Work, torch.optim.Optimizer]:
-    work = _work(case)
+def _plain(case: str, ranks: Ranks) -> tuple[Work, torch.optim.Optimizer, Callable[[], Any]]:
+    """The work without privacy, its optimizer, and a context in which gradients stay on their rank."""
+    work, unsynced = _work(case), contextlib.nullcontext
     model = work.model
     if isinstance(ranks, Shards):
         ranks.shard(model)
+    elif isinstance(ranks, TensorParallel):
+        _cut_by_torch(model, ranks.size)
     elif ranks.size > 1:
         wrapped = DistributedDataParallel(model)
-        inner, losses = model, work.losses
+        inner, losses, unsynced = model, work.losses, wrapped.no_sync
 
         def through_wrapper(batch: Any) -> Tensor:
             """The work's losses call the model itself; DDP must see that call."""
@@ -129,7 +160,37 @@ def _plain(case: str, ranks: Ranks) -> tuple[Work, torch.optim.Optimizer]:
                 del inner.forward
 
         work = Work(model, through_wrapper, work.batch)
-    return work, torch.optim.AdamW(model.parameters(), lr=1e-4)
+    return work, _adam(model, ranks), unsynced
+
+
+def _adam(model: nn.Module, ranks: Ranks) -> torch.optim.Optimizer:
+    """Under tensor parallel some parameters are DTensors and others are not, which `foreach` refuses."""
+    foreach = False if isinstance(ranks, TensorParallel) else None
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=foreach)
+
+
+def _cut_by_torch(model: Any, size: int) -> None:
+    """A GPT-2 by `parallelize_module`, in the slices that `TensorParallel` makes."""
+    whole = ColwiseParallel(output_layouts=Replicate())
+    for name, layer in [*model.named_modules()]:
+        if type(layer).__name__ == "Conv1D":
+            parent, _, last = name.rpartition(".")
+            linear = nn.Linear(*layer.weight.shape)
+            with torch.no_grad():
+                linear.weight.copy_(layer.weight.T)
+                linear.bias.copy_(layer.bias)
+            setattr(model.get_submodule(parent), last, linear)
+    ways: dict[str, Any] = {
+        "transformer.wte": whole,
+        "transformer.wpe": whole,
+        "transformer.h.*.attn.c_attn": whole,
+        "transformer.h.*.attn.c_proj": whole,
+        "transformer.h.*.mlp.c_fc": ColwiseParallel(),
+        "transformer.h.*.mlp.c_proj": RowwiseParallel(),
+        "lm_head": RowwiseParallel(input_layouts=Replicate()),
+    }
+    parallelize_module(model, init_device_mesh("cpu", (size,)), ways)
+    model.lm_head.weight = model.transformer.wte.weight  # it was one tensor before, and is again
 
 
 def _unwrapped(inner: nn.Module, forward: Any, wrapped: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -137,12 +198,15 @@ def _unwrapped(inner: nn.Module, forward: Any, wrapped: nn.Module, args: Any, kw
     return wrapped(*args, **kwargs)
 
 
-def _private(case: str, ranks: Ranks, num_steps: int, folder: Path) -> tuple[Any, _TimedNoise, Any]:
+def _private(
+    case: str, ranks: Ranks, num_steps: int, folder: Path, chunks: int
+) -> tuple[Any, _TimedNoise, Any]:
     work = _work(case)
-    if isinstance(ranks, Shards):
+    if isinstance(ranks, Shards | TensorParallel):
         ranks.shard(work.model)
     batch = work.batch if isinstance(work.batch, tuple) else (work.batch,)
-    everything = tuple(t.repeat(ranks.size, *[1] * (t.dim() - 1)) for t in batch)
+    times = chunks if isinstance(ranks, TensorParallel) else chunks * ranks.size
+    everything = tuple(t.repeat(times, *[1] * (t.dim() - 1)) for t in batch)
     one = isinstance(work.batch, Tensor)
     losses = work.losses
     work = Work(work.model, lambda rows: losses(rows[0] if one else tuple(rows)), work.batch)
@@ -155,9 +219,15 @@ def _private(case: str, ranks: Ranks, num_steps: int, folder: Path) -> tuple[Any
         delta=1e-5,
         budget=None,
     )
-    noise, adam = _TimedNoise(), torch.optim.AdamW(work.model.parameters(), lr=1e-4)
+    noise, adam = _TimedNoise(), _adam(work.model, ranks)
     private = PrivateStep(
-        work.model, adam, plan=plan, ledger=folder, noise=noise, physical_batch_size=size, ranks=ranks
+        work.model,
+        adam,
+        plan=plan,
+        ledger=folder,
+        noise=noise,
+        physical_batch_size=len(batch[0]),
+        ranks=ranks,
     )
     return (private, work), noise, iter(plan.batches(everything))
 
@@ -185,8 +255,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", choices=CASES, default="gpt2-tiny")
-    parser.add_argument("--parallel", choices=("none", "ddp", "fsdp2"), default="none")
+    parser.add_argument("--parallel", choices=_WAYS, default="none")
+    parser.add_argument("--chunks", type=int, default=1, help="of the case's batch, on each rank and step")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--warm", type=int, default=2, help="rounds before, that are not counted")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -194,9 +266,18 @@ def main() -> None:
     if several:
         dist.init_process_group("gloo")
     elif given.parallel != "none":
-        parser.error("--parallel ddp and fsdp2 need torchrun")
+        parser.error("--parallel ddp, fsdp2 and tp need torchrun")
+    if given.parallel == "tp" and not given.case.startswith("gpt2"):
+        parser.error("--parallel tp: how torch cuts a model is spelled out for the gpt2 cases only")
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(given.case, given.parallel, given.rounds, Path(folder) / "run")
+        found = measure(
+            given.case,
+            given.parallel,
+            given.rounds,
+            Path(folder) / "run",
+            chunks=given.chunks,
+            warm=given.warm,
+        )
     if not several or dist.get_rank() == 0:
         print(json.dumps(found))
         if given.json is not None:
