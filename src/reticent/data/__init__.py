@@ -13,10 +13,11 @@ from reticent.data._adult import CATEGORIES as ADULT_CATEGORIES
 from reticent.data._adult import encode_adult
 from reticent.data._cache import arrays_sha256, cache_root
 from reticent.data._files import Table, has_split, read_table
+from reticent.data._image_files import ImageFiles, read_image_files
 from reticent.data._image_folder import ImageFolder, has_splits, read_image_folder
 from reticent.data._image_table import read_image_table
 from reticent.data._layouts import read_cifar100, read_svhn
-from reticent.data._load import fetch, fetch_all, load, names
+from reticent.data._load import class_names, fetch, fetch_all, load, names
 from reticent.data._pretrained import cached_folder, fetch_pretrained, pretrained_names
 from reticent.data._records import ArrayPair, Dataset, RemoteFile, Source
 from reticent.data._tar_shards import TarShards
@@ -25,6 +26,7 @@ __all__ = [
     "ADULT_CATEGORIES",
     "ArrayPair",
     "Dataset",
+    "ImageFiles",
     "ImageFolder",
     "RemoteFile",
     "Source",
@@ -33,6 +35,7 @@ __all__ = [
     "arrays_sha256",
     "cache_root",
     "cached_folder",
+    "class_names",
     "encode_adult",
     "fetch",
     "fetch_all",
@@ -43,6 +46,7 @@ __all__ = [
     "names",
     "pretrained_names",
     "read_cifar100",
+    "read_image_files",
     "read_image_folder",
     "read_image_table",
     "read_svhn",

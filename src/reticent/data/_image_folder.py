@@ -65,7 +65,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
         path, label = self._files[index]
-        return _fitted(_opened(path), self._side), label if isinstance(label, int) else np.array(label)
+        return fitted(opened(path), self._side), label if isinstance(label, int) else np.array(label)
 
 
 def _text(label: Label) -> str:
@@ -211,7 +211,7 @@ def both_splits(
 
 
 def _labelled(classes: Sequence[Path]) -> list[tuple[Path, Label]]:
-    return [(path, label) for label, folder in enumerate(classes) for path in _images(folder)]
+    return [(path, label) for label, folder in enumerate(classes) for path in images_in(folder)]
 
 
 def _class_folders(folder: Path, split: str) -> list[Path]:
@@ -223,7 +223,7 @@ def _class_folders(folder: Path, split: str) -> list[Path]:
             code="image-folder",
         )
     classes = sorted(path for path in base.iterdir() if path.is_dir())
-    empty = [path.name for path in classes if not _images(path)]
+    empty = [path.name for path in classes if not images_in(path)]
     if empty or not classes:
         listed = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         raise DataError(
@@ -235,7 +235,7 @@ def _class_folders(folder: Path, split: str) -> list[Path]:
     return classes
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
 
 
@@ -249,7 +249,7 @@ def _checked(
     files, kinds, bad = [], [], []
     for path, label in given:
         try:
-            image = _opened(path)
+            image = opened(path)
         except DataError:
             bad.append(path)
             continue
@@ -283,7 +283,7 @@ def _checked(
     return files, {reason: count for reason, count in skipped.items() if count}, converted, usual
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
     """The decoded image.
 
     Raises:
@@ -310,9 +310,9 @@ def _opened(path: Path) -> Image.Image:
         ) from error
 
 
-def _fitted(image: Image.Image, side: int) -> np.ndarray:
-    """RGB bytes (S, S, 3): the shorter side scaled to `side`, the middle cut out."""
-    rgb = image.convert("RGB")
+def fitted(image: Image.Image, side: int, mode: Literal["RGB", "L"] = "RGB") -> np.ndarray:
+    """Bytes (S, S, 3), or grey ones (S, S): the shorter side scaled to `side`, the middle cut out."""
+    rgb = image.convert(mode)
     width, height = rgb.size
     if (width, height) != (side, side):
         scale = side / min(width, height)

@@ -41,7 +41,7 @@ def read_image_table(
         DataError[image-unreadable], DataError[image-mixed]: as `read_image_folder`.
     """
     test_name = name_of_test(folder)
-    (train, names), (test, other) = (_rows(folder / split) for split in ("train", test_name))
+    (train, names), (test, other) = (table_rows(folder / split) for split in ("train", test_name))
     if names != other:
         raise DataError(
             f"The tables in train and {test_name} must have the same labels; they have {names[:5]} and "
@@ -51,7 +51,7 @@ def read_image_table(
     return both_splits(train, test, names, side=side, unreadable=unreadable, mixed=mixed)
 
 
-def _rows(base: Path) -> tuple[list[tuple[Path, tuple[int, ...]]], list[str]]:
+def table_rows(base: Path) -> tuple[list[tuple[Path, tuple[int, ...]]], list[str]]:
     """Files with their labels in the table's order, and the labels' names."""
     path = base / TABLE
     try:

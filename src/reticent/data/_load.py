@@ -33,6 +33,17 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(TABLE))
 
 
+def class_names(name: str) -> tuple[str, ...]:
+    """Label -> its name, of a data set that `load` knows; fetches nothing.
+
+    Raises:
+        DataError[data-unknown]: there is no data set of that name.
+    """
+    if name not in TABLE:
+        raise _unknown(name)
+    return TABLE[name].class_names
+
+
 def load(
     name: str,
     *,
@@ -67,7 +78,7 @@ def load(
         DataError[data-cache]: the cache folder cannot be used.
     """
     if name not in TABLE:
-        raise DataError(f"No data set is named {name!r}. Known: {', '.join(names())}.", code="data-unknown")
+        raise _unknown(name)
     talk = make_talk(report, progress)
     return load_entry(TABLE[name], root=cache_root(cache_dir), kinds=sources, talk=talk, clients=CLIENTS)
 
@@ -240,3 +251,7 @@ def _dataset(entry: Entry, arrays: Arrays, notes: Mapping[str, str]) -> Dataset:
         source=notes["source"],
         sha256=entry.sha256,
     )
+
+
+def _unknown(name: str) -> DataError:
+    return DataError(f"No data set is named {name!r}. Known: {', '.join(names())}.", code="data-unknown")
