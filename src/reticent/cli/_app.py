@@ -29,6 +29,7 @@ SUBCOMMANDS: Final = MappingProxyType(
         "sweep": "Run a recipe with many settings, in parallel.",
         "report": "Write the HTML report of a run.",
         "compare": "Lay runs side by side: epsilon, accuracy, settings.",
+        "predict": "Label new images, rows or texts with a run's model.",
         "generate": "Continue prompts with a run's language model.",
         "features": "Compute features with a frozen model, once, into a store.",
     }

@@ -7,6 +7,7 @@ from ._at_scale import at_scale
 from ._audited import audit_recipe, audit_recipe_inputs, audit_run, audit_run_inputs
 from ._config import RecipeConfig, make_config, parse_settings, read_toml
 from ._parts import plan_of, step_memory, with_physical_batch
+from ._predict import Predictions, TrainedModel, load_model
 from ._recipe import Recipe, Request
 from ._run import describe, go_on, request, run, run_or_go_on
 from ._simulate import Simulation, simulate, simulation
@@ -17,10 +18,12 @@ from ._training_config import TrainingConfig
 __all__ = [
     "DEFAULT_RECIPE",
     "Material",
+    "Predictions",
     "Recipe",
     "RecipeConfig",
     "Request",
     "Simulation",
+    "TrainedModel",
     "TrainingConfig",
     "TrainingRecipe",
     "at_scale",
@@ -30,6 +33,7 @@ __all__ = [
     "audit_run_inputs",
     "describe",
     "go_on",
+    "load_model",
     "make_config",
     "parse_settings",
     "plan_of",

@@ -3,8 +3,9 @@
 Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from reticent.audit import Inputs
-from reticent.data import ArrayPair, Dataset, load
+from reticent.data import ArrayPair, Dataset, class_names, load, read_image_files
 from reticent.errors import DataError
 
+from ._parts import build_model
+from ._reader import Given, Reader, Watch, outputs_of_inputs, with_weights
 from ._training import Material, TrainingRecipe
 from ._training_config import TrainingConfig
 
@@ -87,6 +90,40 @@ class ArrayRecipe(TrainingRecipe):
     def scores(self, config: TrainingConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         return accuracy_and_loss
 
+    def reader(self, config: TrainingConfig, about: Mapping[str, Any], folder: Path) -> Reader:
+        classes = class_names(self.dataset)
+
+        def read(path: Path, watch: Watch) -> Given:
+            files = read_image_files(
+                path,
+                side=self.row_shape[0],
+                grey=True,
+                class_names=classes,
+                on_file=lambda done, total: watch("reading", done, total),
+            )
+            # A pixel of the data set is a whole number up to `scale`, one of a file a byte.
+            x = np.rint(np.stack([pixels for pixels, _ in files]) * (self.scale / 255.0))
+            rows = TensorDataset(self._scaled(x), torch.from_numpy(files.labels))
+            return Given(
+                names=files.names,
+                column="file",
+                rows=rows,
+                labelled=files.labelled,
+                left_out=files.left_out,
+            )
+
+        return Reader(
+            classes=classes,
+            answer="one",
+            load=lambda run, weights: with_weights(build_model(self, config), run, weights),
+            read=read,
+            outputs=outputs_of_inputs,
+        )
+
+    def _scaled(self, x: np.ndarray) -> Tensor:
+        """Inputs in [-1, 1], float32."""
+        return torch.from_numpy(x.astype(np.float32)).div_(self.scale / 2).sub_(1.0)
+
     def _tensors(self, pair: ArrayPair, *, split: str) -> TensorDataset:
         """Check one split, and make tensors of it: inputs (N, *row) float32 in [-1, 1], labels (N,).
 
@@ -110,8 +147,7 @@ class ArrayRecipe(TrainingRecipe):
                 f"{self.num_classes - 1}; some are not.",
                 code="data-labels",
             )
-        scaled = torch.from_numpy(x.astype(np.float32)).div_(self.scale / 2).sub_(1.0)
-        return TensorDataset(scaled, torch.from_numpy(y.astype(np.int64)))
+        return TensorDataset(self._scaled(x), torch.from_numpy(y.astype(np.int64)))
 
 
 def at_the_ends(x: Tensor) -> Tensor:

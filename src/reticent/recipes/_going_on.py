@@ -91,8 +91,8 @@ def finished(
     Raises:
         LedgerError: the ledger is missing, damaged, was cut, or belongs to another run.
     """
-    result = _read_result(folder, concluded=True)
-    if result is None or (config.twin and _read_result(folder / "twin", concluded=False) is None):
+    result = read_result(folder, concluded=True)
+    if result is None or (config.twin and read_result(folder / "twin", concluded=False) is None):
         return None
     if plan is None:
         return {**result, "run": str(folder), "private": False, "epsilon": None}
@@ -112,7 +112,7 @@ def finished(
     }
 
 
-def _read_result(folder: Path, *, concluded: bool) -> dict[str, Any] | None:
+def read_result(folder: Path, *, concluded: bool) -> dict[str, Any] | None:
     """What a run wrote at its end; None if it did not, or if the file is damaged: then it is made again."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))

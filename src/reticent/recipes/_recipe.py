@@ -7,13 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from reticent.account import Segments
+from reticent.errors import ConfigError
 
 from ._config import RecipeConfig
+
+if TYPE_CHECKING:  # it imports torch
+    from ._reader import Reader
 
 
 class Recipe(ABC):
@@ -69,6 +73,23 @@ class Recipe(ABC):
             console: where to show progress and what matters.
             data: use this instead of what the recipe would fetch or read.
         """
+
+    def reader(self, config: Any, about: Mapping[str, Any], folder: Path) -> "Reader":
+        """How the model of a run reads new rows and answers; see `reticent.recipes.load_model`.
+
+        Args:
+            config: the run's settings.
+            about: what its `run.json` says.
+            folder: the run's folder; nothing of its training data is read.
+
+        Raises:
+            ConfigError[no-predictions]: the recipe's model does not label rows.
+        """
+        raise ConfigError(
+            f"The model of a run of '{self.name}' does not label rows. What it continues texts with, "
+            f"`reticent generate {folder} --prompt ...` shows.",
+            code="no-predictions",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,7 +175,20 @@ def _splits(file: TableFile) -> tuple[Split, Split]:
     return Split(rows.x[train], rows.y[train]), Split(rows.x[test], rows.y[test])
 
 
-def _encoded(table: Table, file: TableFile) -> Split:
+def new_rows(table: Table, file: TableFile) -> tuple[Split, bool]:
+    """Rows to be predicted, encoded, and whether they come with labels; without, those are 0.
+
+    Guarantee:
+        As of `table_features`.
+
+    Raises:
+        DataError[data-column], DataError[data-labels], DataError[table-cells]: as `table_features`.
+    """
+    labelled = file.label_column in table.columns
+    return _encoded(table, file, labelled=labelled), labelled
+
+
+def _encoded(table: Table, file: TableFile, *, labelled: bool = True) -> Split:
     parts, holes = [], {}
     for column in file.columns:
         cells = table.column(column.name, setting="columns")
@@ -190,6 +203,9 @@ def _encoded(table: Table, file: TableFile) -> Split:
             "as the middle of its limits, or as none of the values.",
             code="table-cells",
         )
+    x = np.concatenate(parts, axis=1)
+    if not labelled:
+        return Split(x, np.zeros(len(x), dtype=np.int64))
     index = {label: k for k, label in enumerate(file.labels)}
     y = [index.get(str(label)) for label in table.column(file.label_column, setting="label_column")]
     if None in y:
@@ -198,7 +214,7 @@ def _encoded(table: Table, file: TableFile) -> Split:
             f"{', '.join(file.labels)}; some are not. Name all of them with labels=....",
             code="data-labels",
         )
-    return Split(np.concatenate(parts, axis=1), np.asarray(y, dtype=np.int64))
+    return Split(x, np.asarray(y, dtype=np.int64))
 
 
 def _cells(cells: Sequence[Any], column: Column) -> tuple[np.ndarray, np.ndarray]:

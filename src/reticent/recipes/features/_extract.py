@@ -35,6 +35,7 @@ class Inputs:
         class_names: label -> name.
         licence: as the authors state it.
         folder: where they are, if they are a person's own.
+        side: pixels of a side of the images; None of texts.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Inputs:
     class_names: tuple[str, ...]
     licence: str
     folder: Path | None = None
+    side: int | None = None
 
 
 def fingerprint_of(backbone: Backbone, inputs: Inputs) -> Fingerprint:
@@ -103,6 +105,7 @@ def extract(
         precision=precision,
         class_names=inputs.class_names,
         licence=inputs.licence,
+        side=inputs.side,
     )
     with StoreWriter.begin(out, fingerprint=fingerprint_of(backbone, inputs), shape=shape) as writer:
         if not writer.complete:

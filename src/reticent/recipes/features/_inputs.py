@@ -65,6 +65,7 @@ def load_inputs(
         y={"train": found.train.y, "test": found.test.y},
         class_names=found.class_names,
         licence=found.licence,
+        side=x.shape[1] if kind == "images" else None,
     )
 
 
@@ -99,4 +100,5 @@ def _folder(folder: Path, side: int) -> Inputs:
         class_names=train.class_names,
         licence="not stated",
         folder=folder,
+        side=side,
     )

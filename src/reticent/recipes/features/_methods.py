@@ -54,6 +54,25 @@ class Method:
     plan: StagePlan
 
 
+# What a head is made of, beside its shape; a finished run notes them, as `auto` chose them.
+HEAD_SETTINGS: Final = ("method", "scaling", "feature_norm", "intercept", "bias", "centre", "whiten")
+
+
+def make_head(config: LastLayerConfig, *, dim: int, num_classes: int) -> Head:
+    """The classifier at weights of zero; `config` is resolved."""
+    return Head(
+        dim=dim,
+        num_classes=num_classes,
+        preparation=Preparation(
+            scaling=config.scaling, max_norm=config.feature_norm, intercept=config.intercept
+        ),
+        bias=config.bias,
+        centred=config.centre == "private",
+        whitened=config.whiten == "private",
+        preconditioned=config.method == "fc",
+    )
+
+
 def make_method(config: LastLayerConfig, shape: PublicShape) -> Method:
     """Build a method; reads no data.
 
@@ -62,18 +81,7 @@ def make_method(config: LastLayerConfig, shape: PublicShape) -> Method:
         AccountingError: no noise meets the budget.
     """
     config = resolved(config, shape)
-    preparation = Preparation(
-        scaling=config.scaling, max_norm=config.feature_norm, intercept=config.intercept
-    )
-    head = Head(
-        dim=shape.dim,
-        num_classes=shape.num_classes,
-        preparation=preparation,
-        bias=config.bias,
-        centred=config.centre == "private",
-        whitened=config.whiten == "private",
-        preconditioned=config.method == "fc",
-    )
+    head = make_head(config, dim=shape.dim, num_classes=shape.num_classes)
     if config.init == "near-zero":
         generator = torch.Generator().manual_seed(mix_seed(config.seed, "weights"))
         with torch.no_grad():

@@ -45,6 +45,11 @@ _EMBEDDED: Final[Mapping[str, tuple[PublicShape, float]]] = MappingProxyType(
 )
 
 
+def scale_of(features: str) -> float:
+    """The public constant that the columns are divided by, of features by name; 1 of a store's."""
+    return _EMBEDDED[features][1] if features in _EMBEDDED else 1.0
+
+
 def public_shape(features: str) -> PublicShape:
     """N, D and K of features by name or folder; reads no row.
 
@@ -86,6 +91,11 @@ def load_features(features: str, *, report: Callable[[str], None], progress: boo
             "name": store.fingerprint["data"],
             "source": "feature store",
             "licence": store.licence,
+            # What rows to predict must be like: facts of the extraction and of the classes, none of rows.
+            "dim": store.dim,
+            "classes": list(store.class_names),
+            "precision": store.precision,
+            **({} if store.side is None else {"side": store.side}),
             # No checksum of private rows: whoever has a guess of them could confirm it.
             "fingerprint": {
                 name: store.fingerprint[name] for name in ("model", "weights", "preprocess", "data")
@@ -114,6 +124,8 @@ def _columns_of(data: Dataset, shape: PublicShape, scale: float) -> Features:
             "name": data.name,
             "source": data.source,
             "licence": data.licence,
+            "dim": shape.dim,
+            "classes": list(data.class_names),
             "fingerprint": {"data": data.name, "data_sha256": data.sha256},
         },
     )

@@ -70,6 +70,7 @@ class Shape:
         precision: how they are kept.
         class_names: label -> name.
         licence: of the data, as its authors state it.
+        side: pixels of a side of the images that the model was handed; None of texts.
     """
 
     num_rows: Mapping[str, int]
@@ -77,6 +78,7 @@ class Shape:
     precision: Precision
     class_names: tuple[str, ...]
     licence: str = ""
+    side: int | None = None
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
@@ -101,11 +103,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureStore:
-    """A whole store, open for reading."""
+    """A whole store, open for reading. `side` is None of texts, and where an older version made it."""
 
     path: Path
     fingerprint: Mapping[str, Any]
     dim: int
+    precision: Precision
+    side: int | None
     class_names: tuple[str, ...]
     num_rows: Mapping[str, int]
     sha256: Mapping[str, str]
@@ -170,6 +174,8 @@ def open_store(path: Path | str, *, expected: Fingerprint | None = None) -> Feat
         path=path,
         fingerprint=index["fingerprint"],
         dim=index["dim"],
+        precision=index["precision"],
+        side=index.get("side"),
         class_names=tuple(index["class_names"]),
         num_rows=index["num_rows"],
         sha256=index["sha256"],
@@ -409,7 +415,8 @@ def _check_same(
 ) -> None:
     wrong = expected.differences(index["fingerprint"])
     if shape is not None:
-        wrong += [name for name, value in shape.record().items() if index.get(name) != value]
+        # What an older version did not note is not held against its store.
+        wrong += [name for name, value in shape.record().items() if index.get(name, value) != value]
     if wrong:
         raise DataError(
             f"The store '{path}' was made by something else: {', '.join(wrong)} differ. Choose another "

@@ -6,7 +6,9 @@ Where `last-layer` has closed forms, this one goes the way of whole models: any 
 and batch size of `reticent.train`, a hidden layer or none. Rows are read into memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from .._arrays import accuracy_and_loss, cross_entropy
+from .._reader import Given, Reader, Watch, outputs_of_inputs, with_weights
 from .._training import Material, TrainingRecipe
 from .._training_config import TrainingConfig
+from ._new_rows import new_features, noted_shape
 from ._sources import Features, Split, load_features, public_shape
 
 
@@ -62,10 +66,21 @@ class HeadRecipe(TrainingRecipe):
 
     def build(self, config: HeadConfig) -> nn.Module:
         shape = public_shape(config.features)
-        if not config.hidden:
-            return nn.Linear(shape.dim, shape.num_classes)
-        return nn.Sequential(
-            nn.Linear(shape.dim, config.hidden), nn.Tanh(), nn.Linear(config.hidden, shape.num_classes)
+        return _network(config, shape.dim, shape.num_classes)
+
+    def reader(self, config: HeadConfig, about: Mapping[str, Any], folder: Path) -> Reader:
+        dim, classes = noted_shape(config.features, about["data"])
+
+        def read(path: Path, watch: Watch) -> Given:
+            given = new_features(path, features=config.features, about=about["data"], watch=watch)
+            return replace(given, rows=_rows(Split(*given.rows), config))
+
+        return Reader(
+            classes=classes,
+            answer="one",
+            load=lambda run, weights: with_weights(_network(config, dim, len(classes)), run, weights),
+            read=read,
+            outputs=outputs_of_inputs,
         )
 
     def random_rows(self, config: HeadConfig, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -78,6 +93,12 @@ class HeadRecipe(TrainingRecipe):
 
     def scores(self, config: HeadConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         return accuracy_and_loss
+
+
+def _network(config: HeadConfig, dim: int, num_classes: int) -> nn.Module:
+    if not config.hidden:
+        return nn.Linear(dim, num_classes)
+    return nn.Sequential(nn.Linear(dim, config.hidden), nn.Tanh(), nn.Linear(config.hidden, num_classes))
 
 
 def _rows(split: Split, config: HeadConfig) -> TensorDataset:

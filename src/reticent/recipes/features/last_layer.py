@@ -43,9 +43,12 @@ from reticent.train import (
 )
 
 from .._config import restore_config
+from .._going_on import read_result
+from .._reader import Given, Reader, Watch, with_weights
 from .._recipe import Recipe, Request
 from ._config import LastLayerConfig
-from ._methods import Method, PublicShape, make_method
+from ._methods import HEAD_SETTINGS, Method, PublicShape, make_head, make_method, resolved
+from ._new_rows import new_features, noted_shape
 from ._rows import Preparation, block_rows, raw_blocks
 from ._sources import Features, load_features, public_shape
 from ._stage_plan import check_stage_ledger
@@ -68,6 +71,32 @@ class LastLayerRecipe(Recipe):
     def features_of(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Features:
         """The rows."""
         return load_features(config.features, report=report, progress=progress)
+
+    def noted_shape(self, config: Any, about: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """D and the classes' names, of a run; nothing of its rows is read."""
+        return noted_shape(config.features, about["data"])
+
+    def new_rows(self, config: Any, about: Mapping[str, Any], path: Path, watch: Watch) -> Given:
+        """Rows to be predicted."""
+        return new_features(path, features=config.features, about=about["data"], watch=watch)
+
+    def reader(self, config: Any, about: Mapping[str, Any], folder: Path) -> Reader:
+        dim, classes = self.noted_shape(config, about)
+
+        def load(run: Path, weights: str) -> nn.Module:
+            noted = (read_result(run, concluded=True) or {}).get("head", {})
+            shape = PublicShape(num_examples=about["plan"]["num_examples"], dim=dim, num_classes=len(classes))
+            chosen = resolved(_of(config).model_copy(update=noted), shape)
+            return with_weights(make_head(chosen, dim=dim, num_classes=len(classes)), run, weights)
+
+        return Reader(
+            classes=classes,
+            answer="one",
+            load=load,
+            read=lambda path, watch: self.new_rows(config, about, path, watch),
+            outputs=_outputs,
+            batch_size=block_rows(dim),
+        )
 
     def describe(self, asked: Request) -> dict[str, Any]:
         config = _of(asked.config)
@@ -331,6 +360,7 @@ def _result(
         **{f"test_{name}": finite(value) for name, value in done.scores[weights].items()},
         "weights": weights,
         "scores": finite(done.scores),
+        "head": {name: getattr(method.config, name) for name in HEAD_SETTINGS},
         "seconds": round(done.seconds, 3),
         "run": str(folder),
     }
@@ -357,13 +387,17 @@ def _result(
 
 def _scores(model: nn.Module, rows: Any) -> dict[str, Tensor]:
     """Each row's accuracy (0 or 1) and cross-entropy, shape (B,)."""
-    assert isinstance(model, Head)
-    block = model.preparation.apply(rows[0].float(), rows[1])
-    z = model(block.x)
+    z, y = _outputs(model, rows), rows[1]
     return {
-        "accuracy": (z.argmax(1) == block.y).double(),
-        "loss": losses(z, block.y, "softmax"),
+        "accuracy": (z.argmax(1) == y).double(),
+        "loss": losses(z, y, "softmax"),
     }
+
+
+def _outputs(model: nn.Module, rows: Any) -> Tensor:
+    """Outputs (B, K) of rows as they are kept."""
+    assert isinstance(model, Head)
+    return model(model.preparation.apply(rows[0].float(), rows[1]).x)
 
 
 def _ranking(method: Method, features: Features, folder: Path) -> dict[str, float]:

@@ -5,14 +5,24 @@ Room: recipes. May import torch and the floors below.
 `last-layer`, on columns encoded by limits and values that the person states: what a column holds is private.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator, Field
 
+from .._reader import Given, Watch, table_of
 from .._stamp import same_rows
-from ._columns import Missing, TableFile, columns_of, names_in, num_rows, table_features, table_shape
+from ._columns import (
+    Missing,
+    TableFile,
+    columns_of,
+    names_in,
+    new_rows,
+    num_rows,
+    table_features,
+    table_shape,
+)
 from ._config import LastLayerConfig
 from ._methods import PublicShape
 from ._sources import Features
@@ -116,6 +126,14 @@ class TableRecipe(LastLayerRecipe):
 
     def features_of(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Features:
         return table_features(config.file)
+
+    def noted_shape(self, config: Any, about: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+        return config.file.dim, config.file.labels
+
+    def new_rows(self, config: Any, about: Mapping[str, Any], path: Path, watch: Watch) -> Given:
+        split, labelled = new_rows(table_of(path), config.file)
+        names = [str(k + 1) for k in range(len(split))]
+        return Given(names=names, column="row", rows=(split.x, split.y), labelled=labelled)
 
 
 def _words(text: str) -> tuple[str, ...]:

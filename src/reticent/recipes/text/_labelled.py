@@ -18,6 +18,7 @@ import numpy as np
 from reticent.data import Table, has_split, load, read_table
 from reticent.errors import DataError
 
+from .._reader import table_of, text_lines
 from .._stamp import remembered
 from ._users import HELD_OUT, held_out, names_of
 
@@ -149,11 +150,39 @@ def _own(file: LabelledFile) -> Splits:
     )
 
 
-def _rows(table: Table, file: LabelledFile, *, with_users: bool = True) -> Labelled:
+def new_rows(path: Path, file: LabelledFile) -> tuple[Labelled, Sequence[str], bool]:
+    """Rows to be predicted, what they are called, and whether they come with labels; without, those are 0.
+
+    Args:
+        path: a table with the columns of `file`, or a .txt with a text in each line.
+        file: how to read it; its paths are not read.
+
+    Raises:
+        DataError[predict-data]: it is of another kind, or lines of single texts for a model of pairs.
+        DataError: as `splits`.
+    """
+    if path.suffix.lower() == ".txt":
+        if file.pair_column is not None:
+            raise DataError(
+                f"The model reads pairs of texts, and '{path}' has lines. Give a table with columns "
+                f"{file.text_column} and {file.pair_column}.",
+                code="predict-data",
+            )
+        names, texts = text_lines(path)
+        return Labelled(texts=texts, seconds=None, y=np.zeros(len(texts))), names, False
+    table = table_of(path)
+    labelled = file.label_column in table.columns
+    rows = _rows(table, file, with_users=False, labelled=labelled)
+    return rows, [str(k + 1) for k in range(len(rows))], labelled
+
+
+def _rows(table: Table, file: LabelledFile, *, with_users: bool = True, labelled: bool = True) -> Labelled:
     texts = _texts(table, file.text_column, setting="text_column")
     seconds = None
     if file.pair_column is not None:
         seconds = _texts(table, file.pair_column, setting="pair_column")
+    if not labelled:
+        return Labelled(texts=texts, seconds=seconds, y=np.zeros(len(texts)))
     column = table.column(file.label_column, setting="label_column")
     y = _numbers(column) if file.labels is None else _classes(column, file.labels)
     if y is None:

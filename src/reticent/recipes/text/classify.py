@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from reticent.audit import Inputs
-from reticent.data import pretrained_names
+from reticent.data import class_names, pretrained_names
 from reticent.errors import ConfigError
 from reticent.train import chunks_of, eval_mode
 
+from .._reader import Given, Reader, Watch, no_weights
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
 from ._adapt import adapt
 from ._classify_config import TextClassifyConfig
 from ._fit import read_model, read_tokenizer
-from ._labelled import KNOWN, Labelled, Splits, num_units, splits
+from ._labelled import KNOWN, Labelled, LabelledFile, Splits, new_rows, num_units, splits
 from ._made_up import random_tokens
 from ._metrics import f1
 from ._objectives import (
@@ -40,7 +41,7 @@ from ._objectives import (
     word_answers,
 )
 from ._packages import need_transformers
-from ._save import save_model
+from ._save import MODEL, save_model
 from ._templates import PRESETS, Prompt, make_prompt, prompted
 from ._units import as_units, losses_of_units, made_up_units, unit_of
 
@@ -134,6 +135,46 @@ class TextClassifyRecipe(TrainingRecipe):
         pairs_2N = torch.stack([given[:, 0].double(), y_N.double()])
         found = float(torch.corrcoef(pairs_2N)[0, 1]) if len(test) > 1 else float("nan")
         return {"test_pearson": found if found == found else None}
+
+    def reader(self, config: TextClassifyConfig, about: Mapping[str, Any], folder: Path) -> Reader:
+        kept = config.model_copy(update={"model": str(folder / MODEL)})  # model and tokenizer as they ended
+        numbers = config.objective == "regression"
+        classes = () if numbers else config.labels or class_names(config.data)
+        form = LabelledFile(
+            path="",
+            text_column=config.text_column,
+            pair_column=config.pair_column,
+            label_column=config.label_column,
+            user_column=None,
+            labels=None if numbers else classes,
+            test_data=None,
+            test_split=None,
+            test_fraction=config.test_fraction,
+        )
+
+        def load(run: Path, weights: str) -> nn.Module:
+            if not (run / MODEL / "config.json").is_file():
+                raise no_weights(run, f"{MODEL}/config.json")
+            return read_model(
+                kept.model,
+                objective=config.objective,
+                num_labels=_num_labels(config),
+                max_length=config.max_length,
+            )
+
+        def read(path: Path, watch: Watch) -> Given:
+            rows, names, labelled = new_rows(path, form)
+            watch("reading", 0, len(rows))
+            tensors = TensorDataset(*encoded(kept, rows))
+            return Given(names=names, column="row", rows=tensors, labelled=labelled)
+
+        return Reader(
+            classes=classes,
+            answer="number" if numbers else "one",
+            load=load,
+            read=read,
+            outputs=lambda model, rows: _answers(kept)(model, rows),
+        )
 
     def finish(
         self, config: TextClassifyConfig, model: nn.Module, folder: Path, *, console: Console | None

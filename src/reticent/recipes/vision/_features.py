@@ -5,6 +5,7 @@ Room: recipes. May import torch, `reticent.data`.
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +35,31 @@ def scattering_of(x: np.ndarray, *, name: str) -> np.ndarray:
 
 
 @torch.no_grad()
+def scattered(x: np.ndarray) -> np.ndarray:
+    """The same numbers, computed anew and kept nowhere."""
+    return np.concatenate(list(_in_parts(x)))
+
+
+def _in_parts(x: np.ndarray) -> Iterator[np.ndarray]:
+    pixels, transform = Pixels(), Scattering(x.shape[1], x.shape[2])
+    for start in range(0, len(x), _ROWS):
+        rows = torch.from_numpy(x[start : start + _ROWS].copy())
+        yield transform(pixels(rows)).flatten(1, 2).half().numpy()
+
+
+@torch.no_grad()
 def _write(x: np.ndarray, path: Path) -> None:
-    pixels = Pixels()
     channels = 1 if x.ndim == 3 else x.shape[3]
-    transform = Scattering(x.shape[1], x.shape[2])
     width = channels * num_coefficients(scales=2, angles=8)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         found = np.lib.format.open_memmap(
             aside, mode="w+", dtype=np.float16, shape=(len(x), width, x.shape[1] // 4, x.shape[2] // 4)
         )
-        for start in range(0, len(x), _ROWS):
-            rows = torch.from_numpy(x[start : start + _ROWS].copy())
-            found[start : start + _ROWS] = transform(pixels(rows)).flatten(1, 2).half().numpy()
+        start = 0
+        for part in _in_parts(x):
+            found[start : start + len(part)] = part
+            start += len(part)
         found.flush()
         aside.replace(path)
     finally:

@@ -5,8 +5,8 @@ Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
 Shape letters: B image, K class.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reticent.audit import Inputs
-from reticent.data import ArrayPair, Dataset, load
+from reticent.data import ArrayPair, Dataset, class_names, load, names, read_image_files
 from reticent.errors import ConfigError, DataError
 
 from .._arrays import at_the_ends
+from .._parts import build_model
+from .._reader import Given, Reader, Watch, outputs_of_inputs, with_weights
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
 from ._assess import assess
 from ._augment import Views, mean_over_views
 from ._config import VisionConfig
 from ._cost import what_it_takes
-from ._features import scattering_of
+from ._features import scattered, scattering_of
 from ._foreign import folder_of
 from ._networks import network
 from ._scattering import num_coefficients
@@ -109,6 +111,51 @@ class VisionRecipe(TrainingRecipe):
                 **({"scored": "validation rows, NOT private"} if config.validation else {}),
             },
         )
+
+    def reader(self, config: VisionConfig, about: Mapping[str, Any], folder: Path) -> Reader:
+        classes = self._class_names(about)
+        same = replace(self, num_classes=len(classes))  # so that nobody counts folders of private images
+        several = self.several_labels(config)
+        channels, side, _ = self.shape_of(config)
+
+        def read(path: Path, watch: Watch) -> Given:
+            files = read_image_files(
+                path,
+                side=side,
+                grey=channels == 1,
+                class_names=classes,
+                several=several,
+                on_file=lambda done, total: watch("reading", done, total),
+            )
+            rows: Any = files
+            if config.features == "scattering":
+                rows = scattered(np.stack([x for x, _ in files])), files.labels
+            return Given(
+                names=files.names,
+                column="file",
+                rows=rows,
+                labelled=files.labelled,
+                left_out=files.left_out,
+            )
+
+        # What a run began with is overwritten by what it learned, and need not be there any more.
+        unloaded = config.model_copy(update={"start_from": None, "pretrained": False})
+        return Reader(
+            classes=classes,
+            answer="several" if several else "one",
+            load=lambda run, weights: with_weights(build_model(same, unloaded), run, weights),
+            read=read,
+            outputs=outputs_of_inputs,
+        )
+
+    def _class_names(self, about: Mapping[str, Any]) -> tuple[str, ...]:
+        """Label -> its name: of folders, as the run noted; else the data set's own, or numbers."""
+        noted = about["data"].get("classes")
+        if isinstance(noted, list):
+            return tuple(map(str, noted))
+        if self.dataset in names():
+            return class_names(self.dataset)
+        return tuple(map(str, range(self.num_classes)))
 
     def begins_with(self, config: VisionConfig) -> Path | None:
         if config.pretrained:
