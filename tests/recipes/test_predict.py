@@ -350,6 +350,13 @@ def test_what_is_no_finished_model_is_refused(tmp_path):
     with refused("run-unfinished", "reticent resume"):
         load_model(folder)
     (folder / "result.json").write_text(result)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with refused("weights-damaged", "its SHA-256 is another"):
+        load_model(folder)
+    noted = json.loads(result)
+    assert [*noted.pop("weights_sha256")] == ["weights.safetensors"]
+    (folder / "result.json").write_text(json.dumps(noted))  # as an older version left it
+    load_model(folder)
     weights.write_bytes(whole[:-40])
     with refused("weights-damaged", "reticent verify"):
         load_model(folder)

@@ -22,7 +22,7 @@ from reticent.train import chunks_of, eval_mode, read_run
 
 from ._config import restore_config
 from ._going_on import read_result
-from ._reader import FILES, Answer, Given, Reader, Watch
+from ._reader import FILES, Answer, Given, Reader, Watch, check_weights
 from ._table import recipes
 
 
@@ -122,8 +122,8 @@ class TrainedModel:
 
         Guarantee:
             On the run's own test rows in their order, with the default `batch_size` and on the machine that
-            trained, accuracy (or squared error) is the run's, to the last bit; to rounding where the
-            adapters of LoRA were merged into the weights, and where a model makes the features anew. A
+            trained, accuracy (or squared error) is the run's, to the last bit; to rounding where
+            adapters were merged into the weights, and where a model makes the features anew. A
             label in the data has no say in any prediction. Nothing of the training data is read, and nothing
             is spent: predictions are computed from weights that were already released.
 
@@ -175,7 +175,8 @@ def load_model(run: str | Path) -> TrainedModel:
         ConfigError[run-unfinished]: the run has not come to its end.
         ConfigError[no-predictions]: the recipe's model does not label rows: it continues texts.
         ConfigError[no-weights]: the weights are not in the folder.
-        CheckpointError[weights-damaged]: they cannot be read, or are not finite.
+        CheckpointError[weights-damaged]: they cannot be read, are not those that the run noted at its end by
+            their SHA-256, or are not finite.
         CheckpointError[weights-mismatch]: they are of another model than the settings describe.
     """
     folder = Path(run)
@@ -196,6 +197,7 @@ def load_model(run: str | Path) -> TrainedModel:
             f"reticent resume {folder}",
             code="run-unfinished",
         )
+    check_weights(folder, result["weights"], result.get("weights_sha256"))
     module = reader.load(folder, result["weights"]).eval()
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise CheckpointError(

@@ -5,6 +5,7 @@ Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
 Shape letters: B row, K class.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,41 @@ def released(folder: Path, weights: str) -> Mapping[str, Tensor]:
             "else of the run is.",
             code="weights-damaged",
         ) from e
+
+
+def weights_sha256(folder: Path, weights: str) -> dict[str, str]:
+    """File -> SHA-256 of what predictions are made from: a run's weights, or what transformers loads of it.
+
+    Args:
+        folder: the run's.
+        weights: "last" or "ema".
+    """
+    files = sorted((folder / "model").glob("*.safetensors")) or [folder / FILES[weights]]
+    found = {}
+    for path in files:
+        if path.is_file():
+            with path.open("rb") as stream:
+                name = path.relative_to(folder).as_posix()
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def check_weights(folder: Path, weights: str, noted: Any) -> None:
+    """Refuse files that are not those which the run noted when it ended; an older run noted none.
+
+    Raises:
+        CheckpointError[weights-damaged]: as said.
+    """
+    if not isinstance(noted, dict):
+        return
+    now = weights_sha256(folder, weights)
+    wrong = [name for name, digest in now.items() if noted.get(name, digest) != digest]
+    if wrong:
+        raise CheckpointError(
+            f"'{folder / wrong[0]}' is not the file that the run left: its SHA-256 is another. It was "
+            f"damaged, or is another run's. Restore it; `reticent verify {folder}` says what else is wrong.",
+            code="weights-damaged",
+        )
 
 
 def no_weights(folder: Path, missing: str) -> ConfigError:

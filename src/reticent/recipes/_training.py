@@ -36,6 +36,7 @@ from ._origin import refuse_same_data
 from ._parts import asked_of, available, build_model, losses_of, plan_of, settings_of, with_physical_batch
 from ._plain_run import resume_plain, train_plain, train_twin
 from ._ranks import fetched_by, ranks_of
+from ._reader import weights_sha256
 from ._recipe import Recipe, Request
 from ._table import recipes
 from ._training_config import TrainingConfig
@@ -280,6 +281,7 @@ def _conclude(
     model = _published(job, out, result["weights"], sharded=ranks.shards)
     result |= job.recipe.assess(job.config, model, job.material.test)
     result |= job.recipe.finish(job.config, model, out, console=console)
+    result["weights_sha256"] = weights_sha256(out, result["weights"])
     write_json(out / "result.json", result)
     return result
 

@@ -44,7 +44,7 @@ from reticent.train import (
 
 from .._config import restore_config
 from .._going_on import read_result
-from .._reader import Given, Reader, Watch, with_weights
+from .._reader import Given, Reader, Watch, weights_sha256, with_weights
 from .._recipe import Recipe, Request
 from ._config import LastLayerConfig
 from ._methods import HEAD_SETTINGS, Method, PublicShape, make_head, make_method, resolved
@@ -214,6 +214,7 @@ class LastLayerRecipe(Recipe):
         }
         if config.twin:
             result["twin"] = _twin(method, features, result["seconds"])
+        result["weights_sha256"] = weights_sha256(folder, result["weights"])
         write_json(folder / "result.json", result)
         return result
 
