@@ -10,8 +10,19 @@ from torch import nn
 
 from reticent.cli import main
 from reticent.clipping import FlatClipping
-from reticent.cost import Features, Hardware, Held, estimate, features_of, read_hardware, write_hardware
+from reticent.cost import (
+    Features,
+    Hardware,
+    Held,
+    Sliced,
+    estimate,
+    features_of,
+    read_hardware,
+    shapes_alone,
+    write_hardware,
+)
 from reticent.cost import _measure as measuring
+from reticent.dist import sliced_shapes
 from reticent.errors import ConfigError
 from reticent.plan import Plan
 from reticent.recipes import describe, request
@@ -104,7 +115,118 @@ def test_shards_hold_less_the_more_there_are_and_replicas_do_not():
     assert shards[0].communication_seconds == pytest.approx(8 * (2 * 4000 + 3200) / 2 / 1e9)
 
 
-@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (2, "none"), (0, "none")])
+def test_copies_of_a_sharded_model_by_hand():
+    """Two copies, each in two shards: 16 rows a rank are 4 physical batches."""
+    found = estimate(PLAN, HELD, BATCH, HARDWARE, ranks=4, parallel="fsdp2", num_replicas=2)
+    of_a_copy = estimate(PLAN, HELD, BATCH, HARDWARE, ranks=2, parallel="fsdp2")
+    assert found.memory == of_a_copy.memory
+    assert found.memory["parameters"] == 2000 + 400 and found.memory["optimizer_state"] == 3200
+    within = 4 * (4000 + 4000 + 3200) // 2  # each physical batch: gathered twice, sums scattered; half leaves
+    across = (1600 + 1600) // 2  # each step: a shard's sums scattered over the copies, and gathered
+    assert found.chunks == 4 and found.communication_seconds == pytest.approx((within + across) / 1e9)
+    assert found.noise_seconds == pytest.approx(200e-8)  # each of four ranks noises its part of 800
+    assert found.device_hours == pytest.approx(4 * 90 * found.step_seconds / 3600)
+    whole = estimate(PLAN, HELD, BATCH, HARDWARE, ranks=4, parallel="fsdp2", num_replicas=4)
+    replicas = estimate(PLAN, HELD, BATCH, HARDWARE, ranks=4, parallel="ddp")
+    assert whole.memory == replicas.memory  # a copy on each rank is DDP
+    assert whole.communication_seconds == replicas.communication_seconds
+
+
+def test_slices_by_hand():
+    """Every rank runs all 64 rows, in 16 physical batches; 500 of 800 trained numbers are on this one."""
+    sliced = Sliced(num_trained=500, num_whole=200, parameter_bytes=2500, sent=3000.0)
+    found = estimate(PLAN, HELD, BATCH, HARDWARE, ranks=2, parallel="tp", sliced=sliced)
+    assert found.chunks == 16
+    assert found.compute_seconds == pytest.approx(16 * (8e-3 + 1e-3 + 1e-3))
+    assert found.noise_seconds == pytest.approx(5e-6)
+    assert found.communication_seconds == pytest.approx((16 * 3000 + 4 * 200) / 1e9)
+    assert found.memory["optimizer_state"] == 4000  # 8 bytes for each of 500
+    assert found.memory["activations"] == 2 * 10**6  # as whole as the features say
+    assert found.memory["total"] == 2500 + 2000 + 4000 + 2000 + 2 * 10**6
+    for parallel, given in (("tp", None), ("ddp", sliced)):
+        with pytest.raises(ConfigError, match="tp"):
+            estimate(PLAN, HELD, BATCH, HARDWARE, ranks=2, parallel=parallel, sliced=given)
+
+
+class Table(nn.Module):
+    """A table of 10 x 8, a layer to 12, and one to 7, which two ranks cut along its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.up, self.head = nn.Embedding(10, 8), nn.Linear(8, 12), nn.Linear(12, 7)
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.up(self.table(ids))))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_layers_slices_and_what_crosses_ranks_by_hand(ranks):
+    """15 positions of float32. Of what all ranks have at the end, (N - 1) / N leaves each; sums do twice."""
+    ids = torch.zeros(3, 5, dtype=torch.int64, device="meta")
+    with torch.device("meta"):
+        whole, model = Table(), Table()
+    of_whole = features_of(lambda: whole(ids).sum(2), num_units=3)
+    shapes = sliced_shapes(model, ranks)
+    of_slices = features_of(lambda: model(ids).sum(2), num_units=3)
+    table, up, head = 15 * 8 * 4, 15 * 12 * 4, 15 * 7 * 4
+    crosses = (
+        table + (up + 2 * table) + (2 * head + up)
+    )  # gathered; and its input's gradient; summed; gathered
+    assert shapes.sent(lambda: model(ids)) == crosses * (ranks - 1) / ranks
+    on_a_rank = {
+        "table.weight": 80 // ranks,
+        "up.weight": 96 // ranks,
+        "up.bias": 12 // ranks,
+        "head.weight": 84 // ranks,
+        "head.bias": 7,
+    }
+    assert {name: p.numel() for name, p in model.named_parameters()} == on_a_rank
+    assert shapes.whole == {"head.bias"}
+    assert of_slices.operations == of_whole.operations / ranks  # all of it is in layers that are cut
+    assert of_slices.bytes >= of_whole.bytes  # what lies between layers is whole on every rank
+
+
+def test_a_transformer_in_slices_by_hand():
+    """Two blocks of GPT-2 in width 8, 15 positions: hidden units stay in slices, all else is whole."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_layer=2,
+        n_embd=8,
+        n_head=2,
+        vocab_size=10,
+        n_positions=5,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    ids = torch.zeros(3, 5, dtype=torch.int64, device="meta")
+    with torch.device("meta"):
+        whole, model = (transformers.GPT2LMHeadModel(config) for _ in range(2))
+    of_whole = features_of(lambda: whole(ids).logits.sum((1, 2)), num_units=3)
+    shapes = sliced_shapes(model, 2)
+    of_slices = features_of(lambda: model(ids).logits.sum((1, 2)), num_units=3)
+    x = 15 * 8 * 4  # bytes of what runs through the blocks
+    attention = (3 * x + 2 * x) + (x + 2 * x)  # two layers gathered, their inputs' gradients summed
+    mlp = 2 * x + 2 * x  # two sums: one backward, one forward
+    head = 2 * (15 * 10 * 4) + x  # logits summed, the gradient of what it was given gathered
+    tables = x + 5 * 8 * 4  # of tokens, and of positions, for one row
+    with shapes_alone():
+        sent = shapes.sent(lambda: model(ids).logits)
+    assert sent == (2 * (attention + mlp) + head + tables) / 2
+    assert x * 2 * 4 // 2 <= of_whole.bytes - of_slices.bytes < of_whole.bytes / 2  # half the hidden units
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "num_replicas", "code"),
+    [(4, "fsdp2", 3, "num-replicas"), (4, "ddp", 2, "hardware"), (4, "fsdp2", 0, "num-replicas")],
+)
+def test_copies_that_do_not_fit_are_refused(ranks, parallel, num_replicas, code):
+    with pytest.raises(ConfigError) as caught:
+        estimate(PLAN, HELD, BATCH, HARDWARE, ranks=ranks, parallel=parallel, num_replicas=num_replicas)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (2, "none"), (0, "none"), (1, "tp")])
 def test_ranks_that_do_not_fit_are_refused(ranks, parallel):
     with pytest.raises(ConfigError) as caught:
         estimate(PLAN, HELD, BATCH, HARDWARE, ranks=ranks, parallel=parallel)
@@ -143,6 +265,32 @@ def test_a_recipe_is_estimated_from_the_command_line(tmp_path):
     )
     table = plan_command(tmp_path, "digits").stdout
     assert "memory of a rank" in table and "device hours" in table
+
+
+def test_copies_and_slices_are_estimated_from_the_command_line(tmp_path):
+    copies = plan_command(
+        tmp_path, "digits", "--json", "--ranks", "4", "--parallel", "fsdp2", "--num-replicas", "2"
+    )
+    assert json.loads(copies.stdout)["at_scale"]["num_replicas"] == 2
+    table = plan_command(tmp_path, "digits", "--ranks", "4", "--parallel", "fsdp2", "--num-replicas", "2")
+    assert "fsdp2, 2 copies" in table.stdout
+    of_recipe = plan_command(tmp_path, "digits", "--json", "--ranks", "2", "--set", "parallel=fsdp2")
+    assert json.loads(of_recipe.stdout)["at_scale"]["parallel"] == "fsdp2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["cifar10-wrn-16-4-eps8", "--parallel", "tp"], "tensor-parallel", "model's"),
+        (["digits", "--parallel", "fsdp2", "--num-replicas", "3"], "num-replicas", "divisor"),
+        (["digits", "--parallel", "fsdp2", "--set", "compile=true"], "config", "compile"),
+        (["digits", "--parallel", "ddp", "--set", "twin=true"], "several-ranks", "twin"),
+    ],
+)
+def test_what_several_ranks_would_refuse_is_refused(tmp_path, arguments, code, message):
+    done = plan_command(tmp_path, *arguments, "--ranks", "4")
+    assert done.exit_code == 2
+    assert message in done.stderr and code in done.stderr
 
 
 def test_published_shapes_are_those_of_the_network(tmp_path):

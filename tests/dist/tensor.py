@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from reticent.clip import ClipEngine
 from reticent.clipping import FlatClipping, PerLayerClipping
-from reticent.dist import Replicas, Shards, TensorParallel
+from reticent.dist import Replicas, Shards, TensorParallel, sliced_shapes
+from reticent.dist import _mappings as mappings
 from reticent.dist import _tensor_layers as layers
 from reticent.errors import ReticentError
 from reticent.noise import NoiseSource
@@ -164,6 +165,37 @@ def half(ranks):
 def transformers(ranks, folder):
     made = {"gpt2": gpt2, "vit": vit, "llama": llama, "lora": partial(lora, "gpt2-tied")}
     return {name: compare(ranks, make) for name, make in made.items()}
+
+
+def traffic(ranks, folder):
+    """Bytes of activations that a rank sends for a pass over two rows, counted, and on paper."""
+    made = {"shaped": shaped, "gpt2": gpt2, "vit": vit, "llama": llama, "lora": partial(lora, "gpt2-tied")}
+    found = {}
+    for name, make in made.items():
+        sent = []
+        (problem, _), (on_paper, _) = make(), make()
+        rows = take_rows(problem.batch, slice(0, 2))
+        model = ranks.shard(problem.model)
+        holding = ranks.hold(model)
+        engine, out = ClipEngine(model, max_norm=1.0, held=holding.held), holding.zeros({})
+        engine.check(problem.losses, rows)
+
+        def counted(cross, share, sent=sent):
+            def crossing(x, over):
+                sent.append(x.nbytes * share)
+                return cross(x, over)
+
+            return crossing
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mappings, "_sum", counted(mappings._sum, 2 * (ranks.size - 1) / ranks.size))
+            patch.setattr(mappings, "_join", counted(mappings._join, ranks.size - 1))
+            engine.clipped_sum(problem.losses, rows, out=out)
+        shapes = sliced_shapes(on_paper.model, ranks.size)
+        held = held_by(model) == held_by(on_paper.model)
+        wanted = shapes.sent(lambda losses=on_paper.losses, rows=rows: losses(rows))
+        found[name] = {"sent": sum(sent), "on_paper": wanted, "held_alike": held}
+    return found
 
 
 def planted(ranks, folder):

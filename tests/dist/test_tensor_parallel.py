@@ -64,6 +64,16 @@ def test_sums_of_transformers_are_those_of_one_process(tmp_path, size):
 
 
 @pytest.mark.slow
+def test_what_a_rank_sends_and_holds_is_what_shapes_say(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    for found in results("traffic", tmp_path, size=2):
+        for name, of_model in found.items():
+            assert of_model["sent"] == pytest.approx(of_model["on_paper"], rel=1e-12), name
+            assert of_model["held_alike"] and of_model["sent"] > 0, name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("dropout", "size", "wanted"), [(0.0, 2, 14), (0.0, 4, 6), (0.1, 2, 6)])
 def test_heads_stay_in_slices_only_if_none_is_cut_and_none_is_dropped(dropout, size, wanted):
     """Two blocks of an attention of four and an MLP of three layers, with two heads of keys and values."""

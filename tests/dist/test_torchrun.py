@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 SETTINGS = ["num_steps=40", "expected_batch_size=40", "checkpoint_every=3", "epsilon=8"]
 
 
-def train(out, *settings, processes=2, command="train", restarts=0):
+def train(out, *settings, processes=2, command="train", restarts=0, environment=None):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    env |= environment or {}
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     launch += ["--max-restarts", str(restarts)] if restarts else []
     what = ["train", "digits", "--out", str(out)] if command == "train" else ["resume", str(out)]
@@ -74,6 +76,33 @@ def test_torchrun_starts_a_job_again_and_the_run_goes_on_from_its_checkpoint(tmp
     assert len(resumed) == 1 and result["num_steps"] == read_ledger(ledger).num_steps == 40
     assert 12 < resumed[0] < 42 and 0 <= result["num_lost"] <= 3  # a checkpoint every third step
     assert result["epsilon"] <= 8.0
+
+
+def test_a_rank_that_falls_silent_is_given_up_after_the_time_that_the_environment_says(tmp_path):
+    """Its process is stopped, so that connections stay open, as where a cable is cut."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    out, jobs = tmp_path / "run", []
+    for rank in ("0", "1"):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RETICENT_RANK_TIMEOUT": "12"}
+        jobs.append(train(out, *SETTINGS, "parallel=ddp", processes=1, environment=env))
+    try:
+        ledger = out / "ledger.jsonl"
+        while not (ledger.exists() and ledger.read_bytes().count(b"\n") > 8):
+            assert jobs[0].poll() is None, jobs[0].communicate()
+            time.sleep(0.02)
+        jobs[1].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        errors = jobs[0].communicate(timeout=90)[1]
+        assert jobs[0].returncode != 0 and b"[rank-lost]" in errors
+        assert 6 < time.monotonic() - began < 60  # the time it was given, and not torch's half an hour
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+    assert 8 <= read_ledger(ledger).num_steps < 40
 
 
 def restart(kind, folder, *, times, **environment):

@@ -104,8 +104,10 @@ def _scale_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     hardware = found["hardware"]
     total, usable = found["memory"]["total"], hardware["memory"]
     fits = "fits" if found["fits"] else "does NOT fit"
+    copies = f", {found['num_replicas']} copies" if found["num_replicas"] > 1 else ""
+    way = found["parallel"] + copies
     rows = [
-        ("hardware", f"{found['ranks']} x {hardware['name']} ({hardware['source']}), {found['parallel']}"),
+        ("hardware", f"{found['ranks']} x {hardware['name']} ({hardware['source']}), {way}"),
         ("parameters", f"{found['num_parameters']:,}, of which {found['num_trained']:,} are trained"),
         ("memory of a rank", f"{size(total)} of {size(usable)}: {fits}"),
         *((f"  {name.replace('_', ' ')}", size(n)) for name, n in found["memory"].items() if name != "total"),

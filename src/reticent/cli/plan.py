@@ -56,8 +56,14 @@ if TYPE_CHECKING:
 @click.option("--ranks", type=click.IntRange(1), help="With --hardware: processes, a device each.")
 @click.option(
     "--parallel",
-    type=click.Choice(["ddp", "fsdp2"]),
-    help="With --ranks: the model on every rank, or sharded over them.  [default: ddp]",
+    type=click.Choice(["ddp", "fsdp2", "tp"]),
+    help="With --ranks: the model on every rank, sharded over them, or each layer in slices.  [default: the "
+    "recipe's setting, else ddp]",
+)
+@click.option(
+    "--num-replicas",
+    type=click.IntRange(1),
+    help="With --parallel fsdp2: copies of the model, each sharded over its part of the ranks.  [default: 1]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -84,6 +90,7 @@ def command(
     hardware: Path | None,
     ranks: int | None,
     parallel: str | None,
+    num_replicas: int | None,
     as_json: bool,
     explorer: bool,
     no_browser: bool,
@@ -120,8 +127,8 @@ def command(
         start = {"epsilon": epsilon, "delta": delta, "num_examples": num_examples, "num_steps": num_steps}
         open_explorer({**start, "expected_batch_size": expected_batch_size}, browser=not no_browser)
         return
-    if hardware is None and (ranks is not None or parallel is not None):
-        raise click.UsageError("--ranks and --parallel are read with --hardware.")
+    if hardware is None and not (ranks is parallel is num_replicas is None):
+        raise click.UsageError("--ranks, --parallel and --num-replicas are read with --hardware.")
     if hardware is not None and recipe is None:
         raise click.UsageError("--hardware estimates a RECIPE, whose model has shapes: name one.")
     if no_browser:
@@ -146,7 +153,11 @@ def command(
         }
         _refuse_fixed_by_recipe(recipe, fixed)
         given = [f"{name}={value!r}" for name, value in changed.items() if value is not None]
-        scale = None if hardware is None else partial(_at_scale, hardware, ranks or 1, parallel)
+        scale = (
+            None
+            if hardware is None
+            else partial(_at_scale, hardware, ranks or 1, parallel, num_replicas or 1)
+        )
         _show(_record_of_recipe(recipe, (*settings, *given), scale), as_json=as_json)
         return
     if settings:
@@ -215,7 +226,9 @@ def _refuse_fixed_by_recipe(recipe: str, options: Mapping[str, object]) -> None:
         )
 
 
-def _at_scale(hardware: Path, ranks: int, parallel: str | None, asked: "Request") -> dict[str, Any]:
+def _at_scale(
+    hardware: Path, ranks: int, parallel: str | None, num_replicas: int, asked: "Request"
+) -> dict[str, Any]:
     from reticent.cost import read_hardware
     from reticent.recipes import at_scale
 
@@ -225,8 +238,10 @@ def _at_scale(hardware: Path, ranks: int, parallel: str | None, asked: "Request"
             "--set physical_batch_size=8",
             code="hardware",
         )
-    way: Any = "none" if ranks == 1 and parallel is None else parallel or "ddp"
-    return at_scale(asked, read_hardware(hardware), ranks=ranks, parallel=way)
+    of_recipe = getattr(asked.config, "parallel", "none")
+    several = "ddp" if of_recipe == "none" else of_recipe
+    way: Any = parallel or (several if ranks > 1 else "none")
+    return at_scale(asked, read_hardware(hardware), ranks=ranks, parallel=way, num_replicas=num_replicas)
 
 
 def _record_of_recipe(

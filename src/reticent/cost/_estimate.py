@@ -38,6 +38,26 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sliced:
+    """What one rank has under tensor parallel; the rank that leads, which noises what is whole.
+
+    Args:
+        num_trained: trained numbers in its slices, and those that every rank has whole.
+        num_whole: of these, the whole ones.
+        parameter_bytes: bytes of its slices, and of whole parameters and buffers.
+        sent: bytes that it sends in the forward and backward of one physical batch.
+    """
+
+    num_trained: int
+    num_whole: int
+    parameter_bytes: int
+    sent: float
+
+
+Parallel = Literal["none", "ddp", "fsdp2", "tp"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """Of one rank; no overlap of arithmetic and communication is assumed.
 
@@ -67,42 +87,52 @@ def estimate(
     hardware: Hardware,
     *,
     ranks: int = 1,
-    parallel: Literal["none", "ddp", "fsdp2"] = "none",
+    parallel: Parallel = "none",
+    num_replicas: int = 1,
+    sliced: Sliced | None = None,
 ) -> Estimate:
     """Estimate a run.
 
     Args:
         plan: what would run. Of stages, a step is one of their mean batch size.
-        held: by the model and its optimizer.
-        batch: what one physical batch asks for, on one rank, all of its views included.
+        held: by the whole model and its optimizer.
+        batch: what one physical batch asks for, on one rank, all of its views included; of a model in
+            slices, as they are.
         hardware: of each rank.
         ranks: number of processes, a device each.
         parallel: how they share the work.
+        num_replicas: copies of a sharded model, each on ranks / num_replicas of them.
+        sliced: what a rank has under tensor parallel; needed there.
 
     Raises:
-        ConfigError[hardware]: a number of ranks that does not fit `parallel`, or no bandwidth between them.
+        ConfigError[hardware]: a number of ranks that does not fit `parallel`, or no bandwidth between them;
+            copies of a model that is not sharded.
+        ConfigError[num-replicas]: not a positive divisor of the number of ranks.
     """
-    if ranks < 1 or (parallel == "none") != (ranks == 1):
-        raise ConfigError(
-            f"{ranks} ranks and parallel = {parallel}: one rank is 'none', several are 'ddp' or 'fsdp2'.",
-            code="hardware",
-        )
+    check_ranks(ranks, parallel, num_replicas)
+    if (sliced is None) == (parallel == "tp"):
+        raise ConfigError("Slices go with parallel = tp, which needs them.", code="hardware")
     if ranks > 1 and hardware.bandwidth is None:
         raise ConfigError(
             "Several ranks need the bandwidth between them, in bytes a second: give --bandwidth, or write "
             "it into the hardware file.",
             code="hardware",
         )
-    memory = _memory(held, batch, hardware, ranks if parallel == "fsdp2" else 1)
-    chunks = max(1, math.ceil(plan.mean_batch_size / ranks / batch.num_units))
+    memory = _memory(held, batch, hardware, ranks // num_replicas if parallel == "fsdp2" else 1, sliced)
+    passes = plan.mean_batch_size / (1 if parallel == "tp" else ranks) / batch.num_units
+    chunks = max(1, math.ceil(passes))
     chunk = (
         batch.operations * hardware.seconds_per_operation
         + batch.bytes * hardware.seconds_per_byte
         + batch.calls * hardware.seconds_per_call
     )
-    compute = plan.mean_batch_size / ranks / batch.num_units * chunk
-    noise = held.num_trained / ranks * hardware.noise_seconds
-    traffic = _traffic(held, parallel, chunks) * (ranks - 1) / ranks
+    compute = passes * chunk
+    noised = held.num_trained / ranks if sliced is None else sliced.num_trained
+    noise = noised * hardware.noise_seconds
+    if sliced is None:
+        traffic = _traffic(held, parallel, chunks, ranks, num_replicas)
+    else:
+        traffic = passes * sliced.sent + _SUM_BYTES * sliced.num_whole  # noised by one, and sent to all
     communication = traffic / hardware.bandwidth if hardware.bandwidth is not None else 0.0
     step = compute + noise + communication
     return Estimate(
@@ -117,13 +147,40 @@ def estimate(
     )
 
 
-def _memory(held: Held, batch: Features, hardware: Hardware, shards: int) -> dict[str, int]:
-    sums = _SUM_BYTES * held.num_trained
+def check_ranks(ranks: int, parallel: Parallel, num_replicas: int) -> None:
+    """Refuse numbers of ranks and copies that no run has; see `estimate`."""
+    if ranks < 1 or (parallel == "none") != (ranks == 1):
+        raise ConfigError(
+            f"{ranks} ranks and parallel = {parallel}: one rank is 'none', several are 'ddp', 'fsdp2' or "
+            "'tp'.",
+            code="hardware",
+        )
+    if num_replicas != 1 and parallel != "fsdp2":
+        raise ConfigError(
+            f"num_replicas = {num_replicas} is the number of copies of a sharded model: it goes with "
+            f"parallel = fsdp2, and this is {parallel}.",
+            code="hardware",
+        )
+    if num_replicas < 1 or ranks % num_replicas:
+        raise ConfigError(
+            f"num_replicas={num_replicas} copies of the model cannot share {ranks} ranks alike. Choose a "
+            "divisor of their number.",
+            code="num-replicas",
+        )
+
+
+def _memory(
+    held: Held, batch: Features, hardware: Hardware, shards: int, sliced: Sliced | None
+) -> dict[str, int]:
+    sums, parameters, states = _SUM_BYTES * held.num_trained, held.parameter_bytes, held.optimizer_bytes
+    if sliced is not None:
+        sums, parameters = _SUM_BYTES * sliced.num_trained, sliced.parameter_bytes
+        states = states * sliced.num_trained // max(1, held.num_trained)
     found = {
-        "parameters": held.parameter_bytes // shards + (held.largest_part if shards > 1 else 0),
+        "parameters": parameters // shards + (held.largest_part if shards > 1 else 0),
         "clipped_sums": sums // shards,
         "noise": 2 * sums // shards + min(_NOISE_BLOCK, 4 * sums),
-        "optimizer_state": held.optimizer_bytes // shards,
+        "optimizer_state": states // shards,
         "ema": (sums if held.averaged else 0) // shards,
         "activations": int(batch.bytes * hardware.memory_factor),
     }
@@ -131,11 +188,13 @@ def _memory(held: Held, batch: Features, hardware: Hardware, shards: int) -> dic
     return {**found, "total": lasting + max(found["noise"], found["activations"])}
 
 
-def _traffic(held: Held, parallel: str, chunks: int) -> float:
-    """Bytes of a step that a rank sends, over the share (N - 1) / N that leaves it."""
-    sums = _SUM_BYTES * held.num_trained
+def _traffic(held: Held, parallel: Parallel, chunks: int, ranks: int, num_replicas: int) -> float:
+    """Bytes that a rank sends in a step: of what N ranks gather or scatter, (N - 1) / N leaves it."""
+    sums, shards = _SUM_BYTES * held.num_trained, ranks // num_replicas
     if parallel == "ddp":
-        return 2.0 * sums  # scattered, and the noised sum gathered
+        return 2.0 * sums * (ranks - 1) / ranks  # scattered, and the noised sum gathered
     if parallel == "fsdp2":
-        return chunks * (2.0 * held.parameter_bytes + sums)  # gathered twice, and sums scattered, a chunk
+        within = chunks * (2.0 * held.parameter_bytes + sums)  # gathered twice, and sums scattered, a chunk
+        across = 2.0 * sums / shards  # a shard's sum, scattered over the copies, and gathered with its noise
+        return within * (shards - 1) / shards + across * (num_replicas - 1) / num_replicas
     return 0.0

@@ -4,6 +4,7 @@ Room: cost. May import torch, `reticent.train`.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,11 @@ def features_of(losses: Callable[[], Tensor], *, num_units: int) -> Features:
         calls=calls.number,
         num_units=num_units,
     )
+
+
+def shapes_alone() -> AbstractContextManager[Any]:
+    """A block in which questions to the meta device are answered as in `features_of`."""
+    return _Calls()
 
 
 def on_meta(value: Any) -> Any:

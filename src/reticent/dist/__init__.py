@@ -15,6 +15,7 @@ from ._ranks import ALONE, Alone, Holding, Ranks, together
 from ._replicas import Replicas
 from ._shards import Shards, blocks_of
 from ._tensor_parallel import TensorParallel
+from ._tensor_shapes import SlicedShapes, sliced_shapes
 
 __all__ = [
     "ALONE",
@@ -24,6 +25,7 @@ __all__ = [
     "RanksLedger",
     "Replicas",
     "Shards",
+    "SlicedShapes",
     "TensorParallel",
     "blocks_of",
     "described_parts",
@@ -31,5 +33,6 @@ __all__ = [
     "read_parts",
     "require_all_parts",
     "sharded_like",
+    "sliced_shapes",
     "together",
 ]

@@ -1,18 +1,22 @@
 """Joining the process group that a launcher set up.
 
-Room: dist. May import torch.
+Room: dist. May import torch and `reticent.errors`.
 
 Sources:
     [1] PyTorch issue 135712.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from datetime import timedelta
+from typing import Any, Final, Literal
 
 import torch
 import torch.distributed as dist
+
+from reticent.errors import ConfigError
 
 from ._ranks import ALONE, Ranks
 from ._replicas import Replicas
@@ -20,6 +24,10 @@ from ._shards import Shards
 from ._tensor_parallel import TensorParallel
 
 Parallel = Literal["none", "ddp", "fsdp2", "tp"]
+
+_TIMEOUT: Final = "RETICENT_RANK_TIMEOUT"
+_SECONDS: Final = 600.0  # torch's own for NCCL, and a third of its own for gloo
+_LONGEST: Final = 1e7  # four months: beyond it timers overflow
 
 
 @contextmanager
@@ -32,6 +40,10 @@ def joined(*, parallel: Parallel = "none") -> Iterator[Ranks]:
     Args:
         parallel: how they share the work: "fsdp2" makes `Shards`, "tp" `TensorParallel`, the others
             `Replicas`.
+
+    Raises:
+        ConfigError[rank-timeout]: RETICENT_RANK_TIMEOUT, after which a rank gives another up, is no number
+            of seconds.
     """
     make = {"fsdp2": Shards, "tp": TensorParallel}.get(parallel, Replicas)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -58,11 +70,28 @@ def _begin(backend: str) -> None:
     wait for it until the time-out [1]. On one machine all ranks know alike how often they were started; on
     several, the environment must say TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
+    timeout = _timeout()
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if attempt == 0 or os.environ.get("GROUP_WORLD_SIZE") != "1":
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
         return
     c10d: Any = dist  # what follows is in its documentation, and not among its typed names
     store, rank, size = next(iter(c10d.rendezvous("env://")))
     store = c10d.PrefixStore(f"attempt-{attempt}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def _timeout() -> timedelta:
+    """How long a rank waits for another. A matter of machines, not of the run, which resumes with any."""
+    said = os.environ.get(_TIMEOUT, str(_SECONDS))
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 < seconds <= _LONGEST:
+        raise ConfigError(
+            f"{_TIMEOUT} is {said!r}. Give the seconds after which a rank that does not answer is given up, "
+            f"above 0 and at most {_LONGEST:.0e}; without it they are {_SECONDS:g}.",
+            code="rank-timeout",
+        )
+    return timedelta(seconds=seconds)

@@ -24,8 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ._mappings import copied, gathered, split, summed
-from ._replicas import Replicas
+from ._mappings import Over, copied, gathered, split, summed
 
 _INPUTS, _OUTPUTS = "inputs", "outputs"
 
@@ -50,7 +49,7 @@ class Slices:
         """The rank's slice of a parameter, which shares its memory."""
         with torch.no_grad():
             data: Any = p.data
-            local = data.to_local()
+            local = data.to_local() if isinstance(data, DTensor) else data
         made = self._made.get(p)
         if made is None or made.data_ptr() != local.data_ptr() or made.dtype != local.dtype:
             made = self._made[p] = nn.Parameter(local, requires_grad=p.requires_grad)
@@ -70,7 +69,7 @@ class Cut:
     """
 
     along: str
-    over: Replicas
+    over: Any  # `Over`, and of a model that takes steps, `Replicas`
     slices: Slices
     paired: bool
 
@@ -245,25 +244,31 @@ def _is_of_one(bias: nn.Parameter | None, users: Mapping[int, list[tuple[nn.Modu
     return bias is None or len(users[id(bias)]) == 1
 
 
+def spread(p: Tensor, axis: int, mesh: DeviceMesh) -> Tensor:
+    """This rank's slice of a tensor that every rank has whole, as a DTensor."""
+    whole = distribute_tensor(p, mesh, [Shard(axis)], src_data_rank=None)
+    return DTensor.from_local(  # a copy: a view would keep the whole alive
+        whole.to_local().clone(), mesh, [Shard(axis)], run_check=False, shape=p.shape, stride=p.stride()
+    )
+
+
 def apply_cuts(
-    cuts: Mapping[nn.Module, int], paired: set[nn.Module], mesh: DeviceMesh, over: Replicas
+    cuts: Mapping[nn.Module, int], paired: set[nn.Module], over: Over, part: Callable[[Tensor, int], Tensor]
 ) -> None:
-    """Replace parameters by this rank's slices, and forwards by those that know of them."""
+    """Replace parameters by this rank's slices, and forwards by those that know of them.
+
+    Args:
+        cuts: layer -> axis of its weight.
+        paired: see `plan_pairs`.
+        over: the ranks.
+        part: makes this rank's slice of a whole tensor along an axis.
+    """
     slices, made = Slices(), {}
 
     def sliced(p: nn.Parameter, axis: int) -> nn.Parameter:
         if id(p) not in made:
             with torch.no_grad():
-                whole = distribute_tensor(p.detach(), mesh, [Shard(axis)], src_data_rank=None)
-                part = DTensor.from_local(  # a copy: a view would keep the whole alive
-                    whole.to_local().clone(),
-                    mesh,
-                    [Shard(axis)],
-                    run_check=False,
-                    shape=p.shape,
-                    stride=p.stride(),
-                )
-            made[id(p)] = (nn.Parameter(part, requires_grad=p.requires_grad), p)
+                made[id(p)] = (nn.Parameter(part(p.detach(), axis), requires_grad=p.requires_grad), p)
         return made[id(p)][0]
 
     for module, axis in cuts.items():

@@ -4,6 +4,7 @@ Room: dist. May import torch, NumPy, `reticent.noise` and the floors below.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,9 @@ from reticent.noise import NoiseSource, add_noise
 from ._ranks import Indices, T
 from ._replicas import Replicas
 from ._shards import Shards
-from ._tensor_layers import apply_cuts, plan_cuts, plan_pairs
+from ._tensor_layers import apply_cuts, plan_pairs, spread
 from ._tensor_model import SlicedModel, SlicedSums
+from ._tensor_shapes import required_cuts
 
 
 class TensorParallel:
@@ -141,30 +143,20 @@ class TensorParallel:
             ConfigError[tensor-parallel]: less than half of the parameters are in layers that can be cut, so
                 that most of the work and the memory would be the same on every rank.
         """
-        spread = [n for n, p in model.named_parameters() if isinstance(p.data, DTensor)]
-        if spread:
+        found = [n for n, p in model.named_parameters() if isinstance(p.data, DTensor)]
+        if found:
             raise ConfigError(
-                f"Parameters {spread[:3]} are spread over ranks already. Give a model that is whole on "
+                f"Parameters {found[:3]} are spread over ranks already. Give a model that is whole on "
                 "every rank.",
                 code="sharded-model",
             )
-        cuts = plan_cuts(model, self.size)
-        cut = {id(m._parameters["weight"]): m._parameters["weight"] for m in cuts}
-        in_slices = sum(p.numel() for p in cut.values() if p is not None)
-        number = sum(p.numel() for p in model.parameters())
-        if 2 * in_slices < number:
-            raise ConfigError(
-                f"Only {in_slices} of the model's {number} parameters are in layers that tensor parallel "
-                f"can cut into {self.size} equal slices (nn.Linear, transformers' Conv1D, nn.Embedding). "
-                "Each rank would repeat the rest. Use parallel=ddp, or fsdp2 (reticent.dist.Shards) if the "
-                "model does not fit, or another number of ranks.",
-                code="tensor-parallel",
-            )
+        cuts = required_cuts(model, self.size)
         paired = plan_pairs(model, cuts, self.size)
         self.begin_alike(model)
         group = dist.group.WORLD if self._group is None else self._group
         assert group is not None
-        apply_cuts(cuts, paired, DeviceMesh.from_group(group, self._replicas.device.type), self._replicas)
+        mesh = DeviceMesh.from_group(group, self._replicas.device.type)
+        apply_cuts(cuts, paired, self._replicas, partial(spread, mesh=mesh))
         return model
 
     def add_noise(

@@ -27,25 +27,34 @@ def ranks_of(config: TrainingConfig) -> Iterator[Ranks]:
     """The processes that run a recipe with these settings together.
 
     Raises:
-        ConfigError[several-ranks]: torchrun started several, and the settings do not say what for, or ask for
-            something that only one process can do.
+        ConfigError[several-ranks]: see `require_several`.
     """
     with joined(parallel=config.parallel) as ranks:
-        alone = [name for name in _ALONE if getattr(config, name)]
-        alone += ["epsilon=inf"] if math.isinf(config.epsilon) else []
-        if ranks.size > 1 and config.parallel == "none":
-            raise ConfigError(
-                f"This is one of {ranks.size} processes, and each would train by itself. Add "
-                "--set parallel=ddp (or fsdp2, tp), or start without torchrun.",
-                code="several-ranks",
-            )
-        if ranks.size > 1 and alone:
-            raise ConfigError(
-                f"This is one of {ranks.size} processes, and {', '.join(alone)} needs a single one. Leave it "
-                "out, or start without torchrun.",
-                code="several-ranks",
-            )
+        require_several(config, ranks.size)
         yield ranks
+
+
+def require_several(config: TrainingConfig, size: int) -> None:
+    """Refuse settings with which `size` processes could not train together.
+
+    Raises:
+        ConfigError[several-ranks]: they are several, and the settings do not say what for, or ask for
+            something that only one process can do.
+    """
+    alone = [name for name in _ALONE if getattr(config, name)]
+    alone += ["epsilon=inf"] if math.isinf(config.epsilon) else []
+    if size > 1 and config.parallel == "none":
+        raise ConfigError(
+            f"This is one of {size} processes, and each would train by itself. Add "
+            "--set parallel=ddp (or fsdp2, tp), or start without torchrun.",
+            code="several-ranks",
+        )
+    if size > 1 and alone:
+        raise ConfigError(
+            f"This is one of {size} processes, and {', '.join(alone)} needs a single one. Leave it "
+            "out, or start without torchrun.",
+            code="several-ranks",
+        )
 
 
 def fetched_by(ranks: Ranks, recipe: _Fetches, config: TrainingConfig, console: Console | None) -> Any:
