@@ -102,7 +102,7 @@ def test_a_rank_that_falls_silent_is_given_up_after_the_time_that_the_environmen
         for job in jobs:
             job.kill()
             job.communicate()
-    assert 8 <= read_ledger(ledger).num_steps < 40
+    assert 7 <= read_ledger(ledger).num_steps < 40
 
 
 def restart(kind, folder, *, times, **environment):
