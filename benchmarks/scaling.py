@@ -21,6 +21,8 @@ Under tensor parallel both models are cut alike: linear layers and embeddings al
 gathered, but between an MLP's two layers hidden units stay in slices; and the tied head along its inputs.
 torch's own styles know no `Conv1D`, which is a linear layer in the model without privacy.
 
+`--device cuda` puts each rank on a GPU of its own, with NCCL between them.
+
 Bytes are those of tensors that stay on a rank between steps: parameters and the optimizer's state.
 """
 
@@ -86,12 +88,19 @@ _WAYS: Final[dict[str, Callable[[], Ranks]]] = {
 
 
 def measure(
-    case: str, parallel: str, rounds: int, folder: Path, *, chunks: int = 1, warm: int = 2
+    case: str,
+    parallel: str,
+    rounds: int,
+    folder: Path,
+    *,
+    chunks: int = 1,
+    warm: int = 2,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Medians over rounds, the same on every rank; a step is of `chunks` batches on each rank."""
     ranks = _WAYS[parallel]()
-    plain, plain_adam, unsynced = _plain(case, ranks)
-    private, noise, batches = _private(case, ranks, rounds + warm, folder, chunks)
+    plain, plain_adam, unsynced = _plain(case, ranks, device)
+    private, noise, batches = _private(case, ranks, rounds + warm, folder, chunks, device)
 
     def without() -> None:
         plain_adam.zero_grad()
@@ -110,7 +119,7 @@ def measure(
         noise.seconds = noise.seconds if turn > warm else 0.0
         order = (("without", without), ("private", with_privacy))
         for name, step in order if turn % 2 else reversed(order):
-            times[name].append(_slowest(step, ranks))
+            times[name].append(_slowest(step, ranks, device))
     kept = {name: seconds[warm:] for name, seconds in times.items()}
     ratios = [p / w for p, w in zip(kept["private"], kept["without"], strict=True)]
     return {
@@ -118,6 +127,7 @@ def measure(
         "parallel": parallel,
         "ranks": ranks.size,
         "chunks": chunks,
+        "device": device if device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
@@ -133,19 +143,25 @@ def measure(
     }
 
 
-def _work(case: str) -> Work:
+def _work(case: str, device: str = "cpu") -> Work:
     torch.manual_seed(0)
-    return CASES[case]()
+    work = CASES[case]()
+    work.model.to(device)
+    batch = work.batch
+    moved = batch.to(device) if isinstance(batch, Tensor) else tuple(t.to(device) for t in batch)
+    return Work(work.model, work.losses, moved)
 
 
-def _plain(case: str, ranks: Ranks) -> tuple[Work, torch.optim.Optimizer, Callable[[], Any]]:
+def _plain(
+    case: str, ranks: Ranks, device: str = "cpu"
+) -> tuple[Work, torch.optim.Optimizer, Callable[[], Any]]:
     """The work without privacy, its optimizer, and a context in which gradients stay on their rank."""
-    work, unsynced = _work(case), contextlib.nullcontext
+    work, unsynced = _work(case, device), contextlib.nullcontext
     model = work.model
     if isinstance(ranks, Shards):
         ranks.shard(model)
     elif isinstance(ranks, TensorParallel):
-        _cut_by_torch(model, ranks.size)
+        _cut_by_torch(model, ranks.size, device)
     elif ranks.size > 1:
         wrapped = DistributedDataParallel(model)
         inner, losses, unsynced = model, work.losses, wrapped.no_sync
@@ -169,13 +185,13 @@ def _adam(model: nn.Module, ranks: Ranks) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=foreach)
 
 
-def _cut_by_torch(model: Any, size: int) -> None:
+def _cut_by_torch(model: Any, size: int, device: str = "cpu") -> None:
     """A GPT-2 by `parallelize_module`, in the slices that `TensorParallel` makes."""
     whole = ColwiseParallel(output_layouts=Replicate())
     for name, layer in [*model.named_modules()]:
         if type(layer).__name__ == "Conv1D":
             parent, _, last = name.rpartition(".")
-            linear = nn.Linear(*layer.weight.shape)
+            linear = nn.Linear(*layer.weight.shape, device=device)
             with torch.no_grad():
                 linear.weight.copy_(layer.weight.T)
                 linear.bias.copy_(layer.bias)
@@ -189,7 +205,7 @@ def _cut_by_torch(model: Any, size: int) -> None:
         "transformer.h.*.mlp.c_proj": RowwiseParallel(),
         "lm_head": RowwiseParallel(input_layouts=Replicate()),
     }
-    parallelize_module(model, init_device_mesh("cpu", (size,)), ways)
+    parallelize_module(model, init_device_mesh(device, (size,)), ways)
     model.lm_head.weight = model.transformer.wte.weight  # it was one tensor before, and is again
 
 
@@ -199,9 +215,9 @@ def _unwrapped(inner: nn.Module, forward: Any, wrapped: nn.Module, args: Any, kw
 
 
 def _private(
-    case: str, ranks: Ranks, num_steps: int, folder: Path, chunks: int
+    case: str, ranks: Ranks, num_steps: int, folder: Path, chunks: int, device: str = "cpu"
 ) -> tuple[Any, _TimedNoise, Any]:
-    work = _work(case)
+    work = _work(case, device)
     if isinstance(ranks, Shards | TensorParallel):
         ranks.shard(work.model)
     batch = work.batch if isinstance(work.batch, tuple) else (work.batch,)
@@ -232,12 +248,15 @@ def _private(
     return (private, work), noise, iter(plan.batches(everything))
 
 
-def _slowest(step: Callable[[], None], ranks: Ranks) -> float:
+def _slowest(step: Callable[[], None], ranks: Ranks, device: str) -> float:
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     if ranks.size > 1:
         dist.barrier()
+    wait()
     start = time.perf_counter()
     step()
-    took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+    wait()
+    took = torch.tensor(time.perf_counter() - start, dtype=torch.float64, device=device)
     if ranks.size > 1:
         dist.all_reduce(took, op=dist.ReduceOp.MAX)
     return float(took)
@@ -256,6 +275,7 @@ def main() -> None:
     )
     parser.add_argument("--case", choices=CASES, default="gpt2-tiny")
     parser.add_argument("--parallel", choices=_WAYS, default="none")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--chunks", type=int, default=1, help="of the case's batch, on each rank and step")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--warm", type=int, default=2, help="rounds before, that are not counted")
@@ -263,8 +283,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if given.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if several:
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if given.device == "cuda" else "gloo")
     elif given.parallel != "none":
         parser.error("--parallel ddp, fsdp2 and tp need torchrun")
     if given.parallel == "tp" and not given.case.startswith("gpt2"):
@@ -277,6 +299,7 @@ def main() -> None:
             Path(folder) / "run",
             chunks=given.chunks,
             warm=given.warm,
+            device=given.device,
         )
     if not several or dist.get_rank() == 0:
         print(json.dumps(found))

@@ -46,6 +46,16 @@ def test_with_four_ranks_too(tmp_path, alone):
     require_same(tmp_path / "ranks", results("same_sums", tmp_path / "ranks", size=4), alone)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_sums_of_transformers_and_a_wide_resnet_are_those_of_one_process(tmp_path, size):
+    pytest.importorskip("transformers")
+    for found in results("networks", tmp_path / "ranks", size=size):
+        for of_model in found.values():
+            assert 0 < of_model["clipped"] < of_model["num_rows"]
+            assert of_model["errors"]["flat"] < 1e-10 and of_model["errors"]["per-layer"] < 1e-10
+
+
 def require_same(folder, of_ranks, alone):
     for found in of_ranks:
         for name, wanted in alone.items():

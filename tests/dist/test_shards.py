@@ -55,12 +55,13 @@ def test_so_are_those_of_frozen_checkpointed_parametrized_and_offloaded_layers_a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
-def test_sums_of_transformers_with_tied_weights_are_those_of_one_process(tmp_path, size):
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_sums_of_transformers_with_tied_weights_and_a_wide_resnet_are_those_of_one_process(tmp_path, size):
     pytest.importorskip("transformers")
-    for found in results("transformers", tmp_path, size=size):
-        require_exact(found["gpt2"], num_rows=3, size=size)
-        require_exact(found["vit"], num_rows=5, size=size)
+    for found in results("transformers+wide_resnet", tmp_path, size=size):
+        require_exact(found["transformers"]["gpt2"], num_rows=3, size=size)
+        require_exact(found["transformers"]["vit"], num_rows=5, size=size)
+        require_exact(found["wide_resnet"], num_rows=5, size=size)
 
 
 def test_training_is_that_of_one_process_and_optimizer_states_are_shards(of_two, tmp_path):

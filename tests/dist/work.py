@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from reticent.bounded import BoundedSum
+from reticent.clip import ClipEngine
 from reticent.clipping import AdaptiveClipping, FlatClipping, PerLayerClipping
 from reticent.dist import Replicas
 from reticent.errors import ReticentError
@@ -18,6 +20,9 @@ from reticent.noise import CipherNoise, NoiseSource
 from reticent.plan import Plan
 from reticent.sample import PoissonSampler, SampleStream
 from reticent.train import PrivateStep
+from tests.support.case import Problem
+from tests.support.judge import median_norm
+from tests.support.oracle import loop_clipped_sum, take_rows
 from tests.train.joint import NoNoise, cross_entropy, make_data, make_model, make_plan, take, with_rows
 
 CLIPPINGS = {
@@ -63,6 +68,33 @@ def trained(ranks, folder, clipping, **options: Any):
 
 def same_sums(ranks, folder):
     return {name: trained(ranks, folder, name, physical_batch_size=4) for name in CLIPPINGS}
+
+
+def networks(ranks, folder):
+    """Sums of shares, added up, against one process: the loop for flat clipping, the engine per layer."""
+    from tests.dist.sharded import gpt2, vit, wrn
+
+    return {"wrn": summed(ranks, wrn, 5), "gpt2": summed(ranks, gpt2, 3), "vit": summed(ranks, vit, 5)}
+
+
+def summed(ranks, make, num_rows):
+    problem, _ = make()
+    batch = take_rows(problem.batch, torch.arange(num_rows) % problem.num_rows)
+    model, losses = problem.model, problem.losses
+    max_norm = median_norm(Problem(model=model, losses=losses, batch=batch))
+    flat, by_layer = FlatClipping(max_norm=max_norm), PerLayerClipping(max_norm=max_norm)
+    total, norms = loop_clipped_sum(model, losses, batch, max_norm)
+    layered = ClipEngine(model, clipping=by_layer).clipped_sum(losses, batch).total
+    mine, errors = torch.from_numpy(ranks.share(np.arange(num_rows))), {}
+    for name, clipping, wanted in (("flat", flat, total), ("per-layer", by_layer, layered)):
+        engine = ClipEngine(model, clipping=clipping)
+        out = ranks.hold(model).zeros({n: p for n, p in model.named_parameters() if p.requires_grad})
+        for start in range(0, len(mine), 2):
+            engine.clipped_sum(losses, take_rows(batch, mine[start : start + 2]), out=out)
+        part = BoundedSum(total=out, bound=max_norm, norms=torch.empty(0))
+        whole = ranks.add_noise(part, noise_multiplier=1.0, source=cast(NoiseSource, NoNoise()))
+        errors[name] = max(float((whole[n] - wanted[n]).abs().max()) for n in wanted)
+    return {"errors": errors, "clipped": int((norms > max_norm).sum()), "num_rows": num_rows}
 
 
 def noise(ranks, folder):
