@@ -92,7 +92,7 @@ def summed(ranks, make, num_rows):
         for start in range(0, len(mine), 2):
             engine.clipped_sum(losses, take_rows(batch, mine[start : start + 2]), out=out)
         part = BoundedSum(total=out, bound=max_norm, norms=torch.empty(0))
-        whole = ranks.add_noise(part, noise_multiplier=1.0, source=cast(NoiseSource, NoNoise()))
+        whole = ranks.add_noise(part, noise_multiplier=0.0, source=cast(NoiseSource, NoNoise()))
         errors[name] = max(float((whole[n] - wanted[n]).abs().max()) for n in wanted)
     return {"errors": errors, "clipped": int((norms > max_norm).sum()), "num_rows": num_rows}
 
