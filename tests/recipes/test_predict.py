@@ -139,6 +139,30 @@ def test_weights_that_a_run_began_with_need_not_be_there(tmp_path):
     assert_as_the_run_said(result, model.predict(test), model.classes)
 
 
+def test_a_network_of_transformers_is_made_again_from_the_run_alone(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, num_labels=5, initializer_range=0.3,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    scaling = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.2] * 3, "image_std": [0.7] * 3}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(scaling))
+    given = [f"model=transformers:{tmp_path / 'vit'}", "pretrained=true"]
+    result, test = trained_on_images(tmp_path, *given, recipe="vision-finetune")
+    shutil.rmtree(tmp_path / "vit")
+    model = load_model(tmp_path / "run")
+    assert_as_the_run_said(result, model.predict(test), model.classes)
+    told = tmp_path / "run" / "result.json"
+    noted = json.loads(told.read_text())
+    assert noted["pixels"]["mean"] == pytest.approx([0.2] * 3)
+    told.write_text(json.dumps({**noted, "pixels": None}))  # scaled as if nothing had been noted
+    found = load_model(tmp_path / "run").predict(test)
+    assert logistic_loss(found, model.classes) != pytest.approx(result["test_loss"], rel=1e-4)
+
+
 def test_several_labels_are_predicted_as_the_run_scored_them(tmp_path):
     folder = images_in(tmp_path / "images")
     for split, count in (("train", 30), ("test", 9)):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from reticent.clip import ClipEngine
 from reticent.errors import ConfigError, UnsupportedModel
-from reticent.recipes import describe, recipes, request, run
+from reticent.recipes import describe, load_model, recipes, request, run
 from reticent.recipes._parts import build_model
 from reticent.recipes.features import _backbones
 from reticent.recipes.vision._augment import Views, mean_over_views, recoloured
@@ -112,7 +112,17 @@ def test_a_network_of_timm_trains_all_its_layers_in_views(tmp_path, folder):
     asked = asked_for(folder, "timm:test_nfnet", "train_only=*", "augmult=2", "physical_batch_size=8")
     shown = describe(asked)
     assert shown["num_trained"] == shown["num_parameters"] and shown["operations"] > 0
-    assert run(asked, out=tmp_path / "run")["epsilon"] <= 8.0
+    result = run(asked, out=tmp_path / "run")
+    assert result["epsilon"] <= 8.0 and [*result["pixels"]] == ["mean", "std"]
+    found = load_model(tmp_path / "run").predict(folder / "test")
+    assert found.accuracy == result["test_accuracy"]
+
+
+@pytest.mark.parametrize("choice", ["group-norm", "freeze"])
+def test_a_network_whose_batch_normalisation_was_replaced_predicts_as_it_was_scored(tmp_path, folder, choice):
+    result = run(asked_for(folder, "timm:test_resnet", f"batch_norm={choice}"), out=tmp_path / "run")
+    found = load_model(tmp_path / "run").predict(folder / "test")
+    assert found.accuracy == result["test_accuracy"]
 
 
 def test_batch_normalisation_is_refused_converted_or_frozen(folder):

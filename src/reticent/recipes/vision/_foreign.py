@@ -6,9 +6,10 @@ needs them.
 Sources of what they are: https://github.com/huggingface/timm (NFNets, ViTs, ...), and transformers.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from reticent.errors import ConfigError
 
 from ._layers import PixelsLike
+
+NETWORK: Final = "network"  # in a run's folder: the configuration of a network of transformers
 
 
 def is_foreign(name: str) -> bool:
@@ -62,6 +65,37 @@ def foreign(name: str, *, shape: tuple[int, int, int], num_classes: int, pretrai
             code="unknown-model",
         ) from e
     _check_reads(name, model, shape, num_classes)
+    return model
+
+
+def keep(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Leave in a run's folder what a network of another library is made of beside its weights.
+
+    All of it is public: an architecture, and how its authors scale pixels.
+
+    Args:
+        model: what `foreign` made, or any other network, of which nothing is left.
+        folder: the run's.
+
+    Returns:
+        For the run's result: `pixels`, the mean and the deviation.
+    """
+    for module in model.modules():
+        if isinstance(module, _Logits):
+            config: Any = module.inner.config
+            config.save_pretrained(folder / NETWORK)
+    for module in model.modules():
+        if isinstance(module, PixelsLike):
+            return {"pixels": {n: getattr(module, n).flatten().tolist() for n in ("mean", "std")}}
+    return {}
+
+
+def scaling_as(model: nn.Module, pixels: Mapping[str, Any] | None) -> nn.Module:
+    """The model, which scales pixels as a run noted that its own did, whatever the library says today."""
+    for module in model.modules():
+        if pixels is not None and isinstance(module, PixelsLike):
+            for name in ("mean", "std"):
+                getattr(module, name).copy_(torch.tensor(pixels[name]).view(-1, 1, 1))
     return model
 
 

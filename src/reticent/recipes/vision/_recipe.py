@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from reticent.data import ArrayPair, Dataset, class_names, load, names, read_ima
 from reticent.errors import ConfigError, DataError
 
 from .._arrays import at_the_ends
+from .._going_on import read_result
 from .._parts import build_model
 from .._reader import Given, Reader, Watch, outputs_of_inputs, with_weights
 from .._recipe import Request
@@ -29,7 +31,7 @@ from ._augment import Views, mean_over_views
 from ._config import VisionConfig
 from ._cost import what_it_takes
 from ._features import scattered, scattering_of
-from ._foreign import folder_of
+from ._foreign import NETWORK, folder_of, keep, scaling_as
 from ._networks import network
 from ._scattering import num_coefficients
 from ._start import start
@@ -140,13 +142,26 @@ class VisionRecipe(TrainingRecipe):
 
         # What a run began with is overwritten by what it learned, and need not be there any more.
         unloaded = config.model_copy(update={"start_from": None, "pretrained": False})
+
+        def load(run: Path, weights: str) -> nn.Module:
+            kept, noted = run / NETWORK, (read_result(run, concluded=True) or {}).get("pixels")
+            here = {"model": f"transformers:{kept}"} if kept.is_dir() else {}
+            model = build_model(same, unloaded.model_copy(update=here))
+            return scaling_as(with_weights(model, run, weights), noted)
+
         return Reader(
             classes=classes,
             answer="several" if several else "one",
-            load=lambda run, weights: with_weights(build_model(same, unloaded), run, weights),
+            load=load,
             read=read,
             outputs=outputs_of_inputs,
         )
+
+    def finish(
+        self, config: VisionConfig, model: nn.Module, folder: Path, *, console: Console | None
+    ) -> dict[str, Any]:
+        """What a network of another library is made of."""
+        return keep(model, folder)
 
     def _class_names(self, about: Mapping[str, Any]) -> tuple[str, ...]:
         """Label -> its name: of folders, as the run noted; else the data set's own, or numbers."""
