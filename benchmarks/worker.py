@@ -59,8 +59,10 @@ def peak_above_loaded(step: Step) -> float | None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which loading reached
     except OSError:
         loaded = None
+    kept = None
     for _ in range(MEMORY_STEPS):
-        step()
+        del kept
+        kept = step()
     return None if loaded is None else (_kib("VmHWM") - loaded) / 1024
 
 
@@ -103,9 +105,11 @@ def _serve(request: dict[str, Any], replies: TextIO) -> None:
     print(json.dumps(ready), file=replies, flush=True)
     if "skipped" in ready:
         return
+    kept = None
     for _ in sys.stdin:
         start = time.perf_counter()
-        step()
+        del kept  # as `.grad` does, the last sum lives until the next step begins
+        kept = step()
         print(json.dumps({"seconds": time.perf_counter() - start}), file=replies, flush=True)
 
 

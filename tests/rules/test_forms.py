@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reticent.rules import Form, combine
+from reticent.rules import Form, Overwrites, combine
 from reticent.rules._forms import Dense, Outer
 from reticent.rules._gather import Gather
 
@@ -56,7 +56,7 @@ def _norms(form: Form) -> dict[str, tuple[Tensor, Form]]:
     return {"": (form.squared_norm(), form)} | {m.name: form.settle(m.name) for m in form.methods()}
 
 
-@pytest.mark.parametrize("positions", [1, 2, 9, 40])
+@pytest.mark.parametrize("positions", [1, 2, 9, 40, 200])
 @pytest.mark.parametrize("cancel", [False, True], ids=["plain", "cancelling"])
 @pytest.mark.parametrize("make", MAKERS)
 def test_no_method_rounds_a_norm_down_or_far_up(make: Any, cancel: bool, positions: int) -> None:
@@ -76,6 +76,10 @@ def test_no_method_rounds_a_norm_down_or_far_up(make: Any, cancel: bool, positio
         torch.testing.assert_close(
             out.double(), torch.einsum("u,uvd->vd", weights, truth), rtol=1e-4, atol=1e-4
         )
+        if isinstance(held, Overwrites):
+            written = torch.full((V, D), float("nan"))
+            held.write_weighted(weights, None, written)
+            torch.testing.assert_close(written, out, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", MAKERS)

@@ -128,8 +128,10 @@ class Stage:
         """Nothing that runs inside is recorded, and nothing is cast down, whatever surrounds the call."""
         self.paused = True
         try:
-            with torch.autocast(device.type, enabled=False), full_float32(device):
-                yield
+            # Modes left out, the recording one too: it would be asked about each of many small operations.
+            with torch._C.DisableTorchFunction(), torch.autocast(device.type, enabled=False):
+                with full_float32(device):
+                    yield
         finally:
             self.paused = False
 

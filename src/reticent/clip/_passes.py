@@ -31,6 +31,7 @@ from reticent.clip._groups import Group
 from reticent.clip._held import SameRows, Scattered, adding
 from reticent.clip._planner import Planner
 from reticent.clip._pull import pull_back
+from reticent.clip._sums import SumsOnDemand
 from reticent.errors import UnsupportedModel
 from reticent.rules import Form, Layout, combine
 
@@ -239,8 +240,7 @@ class Sums:
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
         self.has_added = True
-        with adding(self._total, name) as into:
-            form.add_weighted(*self._weights[self._norms.group_of[name]], into)
+        _add(self._total, name, form, *self._weights[self._norms.group_of[name]])
 
 
 class Clip:
@@ -303,11 +303,23 @@ class Clip:
         self.has_added = True
         for name in self._norms.groups[group].names:
             form = held.pop(name, None)
-            if form is None and not scattered:
-                continue
-            with adding(self._total, name) as into:
-                if form is not None:
-                    form.add_weighted(weight_U, keep_U, into)
+            if form is not None or scattered:
+                _add(self._total, name, form, weight_U, keep_U)
+
+
+def _add(
+    total: Mapping[str, Tensor] | Scattered,
+    name: str,
+    form: Form | None,
+    weight_U: Tensor,
+    keep_U: Tensor | None,
+) -> None:
+    """Add one parameter's weighted sum; `form` None adds nothing, where every parameter is asked for."""
+    if form is not None and isinstance(total, SumsOnDemand) and total.put_first(name, form, weight_U, keep_U):
+        return
+    with adding(total, name) as into:
+        if form is not None:
+            form.add_weighted(weight_U, keep_U, into)
 
 
 def ready(groups: Sequence[Group], entries: Sequence[Entry]) -> dict[str, int]:

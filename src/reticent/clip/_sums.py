@@ -1,12 +1,14 @@
 """Sums of gradients, made when something is first added: not while activations still take memory.
 
-Room: clip. May import torch.
+Room: clip. May import torch, `reticent.rules`.
 """
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from reticent.rules import Form, Overwrites
 
 
 def sum_dtype(param: Tensor) -> torch.dtype:
@@ -25,3 +27,20 @@ class SumsOnDemand(dict[str, Tensor]):
         p = self._params[name]
         made = self[name] = torch.zeros_like(p, dtype=sum_dtype(p), requires_grad=False)
         return made
+
+    def put_first(self, name: str, form: Form, weights: Tensor, keep: Tensor | None) -> bool:
+        """Write a form's weighted sum, if nothing was added before and the form can; say whether it was.
+
+        Args:
+            name: the parameter.
+            form: its per-unit gradients.
+            weights: (U,).
+            keep: (U,), which units are not left out; None: none is.
+        """
+        if name in self or not isinstance(form, Overwrites):
+            return False
+        p = self._params[name]
+        made = torch.empty_like(p, dtype=sum_dtype(p), requires_grad=False)
+        form.write_weighted(weights, keep, made)
+        self[name] = made
+        return True

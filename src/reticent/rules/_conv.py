@@ -75,7 +75,9 @@ class ConvForm:
                 peak=chunk + copies,
             )
             methods += [keep, drop]
-        if self._one_row() and self.x.numel() and self.g.numel():
+        if self._disjoint():
+            methods.append(self._gram_of_disjoint())
+        elif self._one_row() and self.x.numel() and self.g.numel():
             grid = grid_of(self.conf, tuple(self.weight.shape[2:]), tuple(self.g.shape[2:]))
             phases, pixels, flat = len(grid.phases), grid.num_pixels**2, grid.num_flat**2
             flops = 2.0 * units * (phases * pixels * self.x.shape[1] + flat * self.g.shape[1])
@@ -94,13 +96,14 @@ class ConvForm:
     def settle(self, method: str) -> tuple[Tensor, Form]:
         """See `Form`."""
         if method == "gram":
-            return self._with_rounding(pixel_gram(self.conf, self.x, self.g, self.weight)), self
+            squares = self._patches().settle("gram")[0] if self._disjoint() else self._pixel_gram()
+            return self._with_rounding(squares), self
         fate, _, maker = method.partition("-")
         if fate == "keep":
             parts = tuple(self._parts(maker))
             return torch.cat([sum_of_squares(part) for part in parts]), Parts(parts)
-        squares = [sum_of_squares(part) for part in self._parts(maker)]
-        return self._with_rounding(torch.cat(squares)), self
+        dropped = [sum_of_squares(part) for part in self._parts(maker)]
+        return self._with_rounding(torch.cat(dropped)), self
 
     def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
         """By the method that is cheapest on paper; with `doubts`, of those that are few operations."""
@@ -108,7 +111,7 @@ class ConvForm:
             return self.settle(_cheapest([m for m in self.methods() if not m.name.startswith("keep")]))[0]
         method = _cheapest([m for m in self.methods() if self._is_short(m.name)])
         if method == "gram":
-            square_U = pixel_gram(self.conf, self.x, self.g, self.weight, doubts)
+            square_U = self._patches().squared_norm(doubts) if self._disjoint() else self._pixel_gram(doubts)
         else:
             parts = self._parts(method.removeprefix("drop-"))
             square_U = torch.cat([sum_of_squares(part, doubts) for part in parts])
@@ -117,6 +120,8 @@ class ConvForm:
     def _is_short(self, method: str) -> bool:
         """Whether a method that keeps nothing can be written down as a graph that is not too long."""
         if method == "gram":
+            if self._disjoint():
+                return True
             grid = grid_of(self.conf, tuple(self.weight.shape[2:]), tuple(self.g.shape[2:]))
             return self.num_units <= _TRACED * gram_chunk(self.conf, grid, self.x)
         makers = [name for name, _, _ in self._makers(0.0) if name != "loop"]
@@ -140,6 +145,36 @@ class ConvForm:
 
     def _one_row(self) -> bool:
         return not self.conf.transposed and self.x.shape[0] == self.num_units > 0
+
+    def _disjoint(self) -> bool:
+        """Whether no input lies in two patches, so that patches are a copy of the input (ViT's embedding)."""
+        return (
+            self._one_row()
+            and self.conf.groups == 1
+            and self.x.dim() in (3, 4)
+            and self.x.numel() * self.g.numel() > 0
+            and not self._is_pointwise()
+            and all(
+                s > d * (k - 1)
+                for s, d, k in zip(self.conf.stride, self.conf.dilation, self.weight.shape[2:], strict=True)
+            )
+        )
+
+    def _gram_of_disjoint(self) -> Method:
+        """As a matrix product over patches: a Gram matrix of them costs less than one of pixels."""
+        units, positions = self.num_units, math.prod(self.g.shape[2:])
+        unfolded = self.x.element_size() * units * positions * self.weight[0].numel()
+        own, gram = num_bytes(self.x, self.g), self.g.element_size() * units * positions**2
+        return Method(
+            name="gram",
+            flops=2.0 * units * positions**2 * (self.weight[0].numel() + self.g.shape[1]),
+            moved=4.0 * gram + 2.0 * (own + unfolded),
+            held=own,
+            peak=2 * gram + unfolded,
+        )
+
+    def _pixel_gram(self, doubts: Doubts | None = None) -> Tensor:
+        return pixel_gram(self.conf, self.x, self.g, self.weight, doubts)
 
     def _makers(self, plain: float) -> list[tuple[str, float, int]]:
         """Ways to form gradients: name, operations beyond `plain`, bytes of copies they need."""

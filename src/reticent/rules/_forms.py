@@ -31,8 +31,10 @@ from reticent.rules._rounding import (
 )
 
 _CHUNK: Final = 1 << 22
-# Positions from which half a Gram matrix is worth the smaller products (measured on CPU).
-_HALVED: Final = 64
+# A Gram matrix is formed in strips of rows, from the diagonal on: at least so many rows each, and at most so
+# many strips (measured on CPU).
+_STRIP: Final = 96
+_MAX_STRIPS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,15 @@ class Form(Protocol):
 
     def dense(self) -> Tensor:
         """Every unit's gradient, shape (U, *parameter)."""
+        ...
+
+
+@runtime_checkable
+class Overwrites(Protocol):
+    """A form that can write its sum over what is there: one pass over memory less than adding to zeros."""
+
+    def write_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """out = sum_u weights[u] * gradient_u, as `Form.add_weighted`; what `out` held is not read."""
         ...
 
 
@@ -217,18 +228,17 @@ class Outer:
 
         def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
             x, g = cast(self.x_UPI), cast(self.g_UPO)
-            cut = (positions + 1) // 2 if positions >= _HALVED else positions
-            blocks, diagonals = [], []
-            for rows in (slice(None, cut), slice(cut, None)) if cut < positions else (slice(None),):
-                xx, gg = torch.bmm(x[:, rows], x[:, rows].mT), torch.bmm(g[:, rows], g[:, rows].mT)
+            size = -(-positions // max(1, min(_MAX_STRIPS, positions // _STRIP)))
+            strips, diagonals = [], []
+            for start in range(0, positions, size):  # symmetric: what lies right of a strip's block stands for two
+                rows, rest = slice(start, start + size), slice(start, None)
+                xx, gg = torch.bmm(x[:, rows], x[:, rest].mT), torch.bmm(g[:, rows], g[:, rest].mT)
                 diagonals.append([t.diagonal(dim1=1, dim2=2).clone() for t in (xx, gg)])
-                blocks.append(xx.mul_(gg).flatten(1))
-            if cut < positions:  # a Gram matrix is symmetric: one block of it stands for two
-                xx = torch.bmm(x[:, :cut], x[:, cut:].mT)
-                blocks.append(xx.mul_(torch.bmm(g[:, :cut], g[:, cut:].mT)).mul_(2.0).flatten(1))
+                xx.mul_(gg)[:, :, size:].mul_(2.0)
+                strips.append(xx.flatten(1))
             if not lengths:
                 lengths.extend(torch.cat(parts, 1) for parts in zip(*diagonals, strict=True))
-            return torch.cat(blocks, 1)[:, None] if len(blocks) > 1 else blocks[0][:, None]
+            return torch.cat(strips, 1)[:, None] if len(strips) > 1 else strips[0][:, None]
 
         terms = gram(at_least_float32)
         x_UP, g_UP = (t.double().clamp_min(0.0) for t in lengths)
@@ -259,6 +269,14 @@ class Outer:
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
+        self._put_weighted(weights, keep, out, beta=1.0)
+
+    def write_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """See `Overwrites`."""
+        self._put_weighted(weights, keep, out, beta=0.0)
+
+    def _put_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor, *, beta: float) -> None:
+        """out = beta * out + sum; with beta 0, what `out` held is not read."""
         x, g = masked(self.x_UPI, keep).to(out.dtype), masked(self.g_UPO, keep).to(out.dtype)
         w = weights.to(out.dtype)[:, None, None]
         if x.shape[-1] <= g.shape[-1]:
@@ -267,9 +285,9 @@ class Outer:
             g = g * w
         x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         if self.input_first:
-            out.addmm_(x.mT, g)
+            out.addmm_(x.mT, g, beta=beta)
         else:
-            out.addmm_(g.mT, x)
+            out.addmm_(g.mT, x, beta=beta)
 
     def dense(self) -> Tensor:
         """See `Form`."""
