@@ -118,3 +118,15 @@ def _first(form: Any, units: int) -> Form:
     if isinstance(form, Gather):
         return Gather(form.ids_UP[:units], form.g_UPD[:units], form.num_rows)
     return Outer(form.x_UPI[:units], form.g_UPO[:units], form.input_first)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_gradient_whose_square_overflows_float32_still_has_its_norm(make: Any) -> None:
+    torch.manual_seed(0)
+    form, truth = make(7, False)
+    for factor in _factors(form):
+        factor[1] *= 1e22
+    want = truth[1].norm().item() * 1e22
+    for method, (square, _) in _norms(form).items():
+        assert square[1].sqrt().item() == pytest.approx(want, rel=1e-4), method
+        assert square[0].sqrt().item() == pytest.approx(truth[0].norm().item(), rel=1e-4), method

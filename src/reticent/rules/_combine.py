@@ -115,7 +115,8 @@ class _Tied:
         slack = 8 * eps * (own + size_U)
         if dtype == torch.float64:
             return total.clamp_min(0.0) + slack
-        in_doubt_U = slack > (MAX_ROUNDING if doubts is None else MAX_DOUBT) * total
+        allowed = MAX_ROUNDING if doubts is None else MAX_DOUBT
+        in_doubt_U = ~(slack <= allowed * total) | ~torch.isfinite(total)
         total = total.clamp_min(0.0) + slack
         if doubts is not None:
             doubts.append(in_doubt_U)

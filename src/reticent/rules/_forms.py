@@ -242,6 +242,8 @@ class Outer:
 
         terms = gram(at_least_float32)
         x_UP, g_UP = (t.double().clamp_min(0.0) for t in lengths)
+        if doubts is None and not bool(torch.isfinite(x_UP).all() & torch.isfinite(g_UP).all()):
+            x_UP, g_UP = (length.square() for length in self._lengths())  # squares overflow float32
         vanishing_U = None
         if terms.dtype != torch.float64:
             tiny = torch.finfo(torch.float32).tiny
@@ -255,9 +257,15 @@ class Outer:
 
     def spread(self) -> Tensor:
         """Root of the sum of squared lengths of a unit's outer products, before they are added up."""
-        x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)
-        length_UP = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(g, dim=2)
-        return torch.linalg.vector_norm(length_UP, dim=1).double()
+        x_UP, g_UP = self._lengths()
+        return torch.linalg.vector_norm(x_UP * g_UP, dim=1)
+
+    def _lengths(self) -> tuple[Tensor, Tensor]:
+        """Of each position's input and gradient, (U, P) float64."""
+        x_UP, g_UP = (
+            torch.linalg.vector_norm(t, dim=2, dtype=torch.float64) for t in (self.x_UPI, self.g_UPO)
+        )
+        return x_UP, g_UP
 
     def _materialised_squared_norm(self, chunk: int, doubts: Doubts | None) -> Tensor:
         x, g = at_least_float32(self.x_UPI), at_least_float32(self.g_UPO)

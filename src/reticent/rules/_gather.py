@@ -67,7 +67,7 @@ class Gather:
 
     def spread(self) -> Tensor:
         """Root of the sum of squared lengths of a unit's rows, before they are added up."""
-        return torch.linalg.vector_norm(at_least_float32(self.g_UPD).flatten(1), dim=1).double()
+        return torch.linalg.vector_norm(self.g_UPD.flatten(1), dim=1, dtype=torch.float64)
 
     def _gram_squared_norm(self, doubts: Doubts) -> Tensor:
         """sum_{p,q} 1[ids_p = ids_q] (g_p.g_q): never builds a table for each unit [1]."""

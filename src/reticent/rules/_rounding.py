@@ -38,10 +38,10 @@ def sum_of_squares(t: Tensor, doubts: Doubts | None = None) -> Tensor:
     if doubts is not None:  # a compiler fuses the cast; its float32 sums would be in no particular order
         return flat.double().square().sum(1)
     norm_U = torch.linalg.vector_norm(flat, dim=1).double()
-    if flat.dtype != torch.float64:  # squares of tiny entries vanish; what they are multiplied by may be huge
-        tiny = torch.nonzero(norm_U < 1e-15 * math.sqrt(flat.shape[1])).flatten()
-        if tiny.numel():
-            norm_U = norm_U.index_copy(0, tiny, torch.linalg.vector_norm(flat[tiny].double(), dim=1))
+    if flat.dtype != torch.float64:  # squares of tiny entries vanish, those of huge ones overflow
+        again = torch.nonzero(~((norm_U >= 1e-15 * math.sqrt(flat.shape[1])) & (norm_U < math.inf))).flatten()
+        if again.numel():
+            norm_U = norm_U.index_copy(0, again, torch.linalg.vector_norm(flat[again].double(), dim=1))
     return norm_U.square()
 
 
@@ -74,11 +74,12 @@ def guarded(
         return total.clamp_min(0.0) + slack
     if vanishing_U is not None:
         slack = slack + vanishing_U
-    # NaN compares false: a unit that is not finite stays so, and is left out by the engine.
+    # Comparisons with NaN are false: what float32 cannot hold is in doubt too. A unit that is not finite in
+    # float64 either stays so, and is left out by the engine.
     if doubts is not None:
-        doubts.append(slack > MAX_DOUBT * total)
+        doubts.append(~(slack <= MAX_DOUBT * total) | ~torch.isfinite(total))
         return total.clamp_min(0.0) + slack
-    again = torch.nonzero(slack > MAX_ROUNDING * total).flatten()
+    again = torch.nonzero(~(slack <= MAX_ROUNDING * total) | ~torch.isfinite(total)).flatten()
     total = total.clamp_min(0.0) + slack
     if again.numel():
         exact = product(lambda t: t[again].double())
