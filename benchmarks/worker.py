@@ -59,10 +59,10 @@ def peak_above_loaded(step: Step) -> float | None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which loading reached
     except OSError:
         loaded = None
-    kept = None
+    kept: list[Any] = []
     for _ in range(MEMORY_STEPS):
-        del kept
-        kept = step()
+        kept.clear()
+        kept.append(step())
     return None if loaded is None else (_kib("VmHWM") - loaded) / 1024
 
 
@@ -105,11 +105,11 @@ def _serve(request: dict[str, Any], replies: TextIO) -> None:
     print(json.dumps(ready), file=replies, flush=True)
     if "skipped" in ready:
         return
-    kept = None
+    kept: list[Any] = []
     for _ in sys.stdin:
         start = time.perf_counter()
-        del kept  # as `.grad` does, the last sum lives until the next step begins
-        kept = step()
+        kept.clear()  # as `.grad` does, the last sum lives until the next step begins
+        kept.append(step())
         print(json.dumps({"seconds": time.perf_counter() - start}), file=replies, flush=True)
 
 

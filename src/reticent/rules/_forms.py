@@ -230,7 +230,9 @@ class Outer:
             x, g = cast(self.x_UPI), cast(self.g_UPO)
             size = -(-positions // max(1, min(_MAX_STRIPS, positions // _STRIP)))
             strips, diagonals = [], []
-            for start in range(0, positions, size):  # symmetric: what lies right of a strip's block stands for two
+            for start in range(
+                0, positions, size
+            ):  # symmetric: what lies right of a strip's block stands for two
                 rows, rest = slice(start, start + size), slice(start, None)
                 xx, gg = torch.bmm(x[:, rows], x[:, rest].mT), torch.bmm(g[:, rows], g[:, rest].mT)
                 diagonals.append([t.diagonal(dim1=1, dim2=2).clone() for t in (xx, gg)])
