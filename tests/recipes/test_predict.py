@@ -377,6 +377,16 @@ def test_what_is_no_finished_model_is_refused(tmp_path):
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with refused("weights-damaged", "its SHA-256 is another"):
         load_model(folder)
+    weights.write_bytes(whole)
+    (folder / "model").mkdir()  # what a run of texts is read from: it must not stand for what was noted
+    (folder / "model" / "model.safetensors").write_bytes(whole)
+    with refused("weights-damaged", "no file that the run left"):
+        load_model(folder)
+    shutil.rmtree(folder / "model")
+    weights.unlink()
+    with refused("no-weights", "weights.safetensors"):
+        load_model(folder)
+    weights.write_bytes(whole)
     noted = json.loads(result)
     assert [*noted.pop("weights_sha256")] == ["weights.safetensors"]
     (folder / "result.json").write_text(json.dumps(noted))  # as an older version left it

@@ -141,12 +141,23 @@ def check_weights(folder: Path, weights: str, noted: Any) -> None:
     """Refuse files that are not those which the run noted when it ended; an older run noted none.
 
     Raises:
-        CheckpointError[weights-damaged]: as said.
+        ConfigError[no-weights]: one that it noted is gone.
+        CheckpointError[weights-damaged]: one is another than it was, or was not there.
     """
     if not isinstance(noted, dict):
         return
+    missing = [name for name in noted if not (folder / name).is_file()]
+    if missing:
+        raise no_weights(folder, missing[0])
     now = weights_sha256(folder, weights)
-    wrong = [name for name, digest in now.items() if noted.get(name, digest) != digest]
+    added = sorted(now.keys() - noted.keys())
+    if added:
+        raise CheckpointError(
+            f"'{folder / added[0]}' is no file that the run left: it noted the weights {', '.join(noted)}. "
+            f"Take it away; `reticent verify {folder}` says what else is wrong.",
+            code="weights-damaged",
+        )
+    wrong = sorted(name for name, digest in now.items() if noted[name] != digest)
     if wrong:
         raise CheckpointError(
             f"'{folder / wrong[0]}' is not the file that the run left: its SHA-256 is another. It was "

@@ -185,6 +185,18 @@ def test_a_size_that_does_not_fit_and_a_name_that_is_none_are_refused(tiny_vit):
     assert e.value.code == "unknown-model"
 
 
+def test_code_in_a_folder_of_transformers_is_not_run(tmp_path, monkeypatch):
+    """The library would ask at the terminal, in the middle of `reticent predict`, and run it on a yes."""
+    auto = {"AutoConfig": "configuration_mine.MineConfig"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": auto}))
+    code = f"open({str(tmp_path / 'was-run')!r}, 'w')\nclass MineConfig: ...\n"
+    (tmp_path / "configuration_mine.py").write_text(code)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ConfigError, match="contains custom code"):
+        network(f"transformers:{tmp_path}", shape=(3, 32, 32), num_classes=2, features=False)
+    assert not (tmp_path / "was-run").exists()
+
+
 def test_views_are_what_torchvision_makes_of_the_same_draws():
     tv = import_module("torchvision.transforms.v2.functional")
 

@@ -123,7 +123,7 @@ class _Logits(nn.Module):
 
 def _transformers(name: str, shape: tuple[int, int, int], num_classes: int, pretrained: bool) -> nn.Module:
     transformers: Any = import_module("transformers")
-    config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes)
+    config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes, trust_remote_code=False)
     kind = transformers.AutoModelForImageClassification
     if pretrained:
         body, loaded = kind.from_pretrained(
@@ -131,12 +131,13 @@ def _transformers(name: str, shape: tuple[int, int, int], num_classes: int, pret
             config=config,
             ignore_mismatched_sizes=True,
             use_safetensors=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
         )
         _refuse_random_body(name, body, loaded)
     else:
-        body = kind.from_config(config)
+        body = kind.from_config(config, trust_remote_code=False)
     try:
         wanted, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:  # a folder without preprocessor_config.json
