@@ -76,7 +76,7 @@ def _whole_forms(entry: Entry, grads: Mapping[int, Tensor]) -> dict[Any, Dense]:
     for i, leaf in leaves.items():
         tensors[i] = leaf
     with torch.enable_grad():
-        ys = call.run(tensors)
+        ys = call.again(tensors)
         used = sorted(grads)
         given = [grads[i].to(ys[i].dtype) for i in used]
         found = torch.autograd.grad([ys[i] for i in used], list(leaves.values()), given, allow_unused=True)

@@ -58,6 +58,11 @@ class Call:
     constant: tuple[bool, ...]
     versions: tuple[int, ...]
 
+    def again(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs for other tensors, with every mode around the step asked, as it was in the forward."""
+        with torch._C._EnableTorchFunction():
+            return self.run(tensors)
+
     def is_stale(self) -> bool:
         """Whether an argument was overwritten after the call: running it again would lie."""
         return any(t._version != v for t, v in zip(self.tensors, self.versions, strict=True))
@@ -91,7 +96,7 @@ def elementwise_forms(call: Call, g: Tensor, layout: Layout) -> dict[int, Dense 
         leaves[i] = copied.clone().requires_grad_()
         tensors[i] = leaves[i]
     with torch.enable_grad():
-        (y,) = call.run(tensors)
+        (y,) = call.again(tensors)
         grads = torch.autograd.grad(y, list(leaves.values()), g.to(y.dtype))
     forms = {}
     for i, grad in zip(leaves, grads, strict=True):
@@ -109,7 +114,7 @@ def expansion_forms(call: Call, g: Tensor, layout: Layout) -> dict[int, Dense | 
     tensors = list(call.tensors)
     leaf = tensors[i] = value.clone().requires_grad_()
     with torch.enable_grad():
-        (y,) = call.run(tensors)
+        (y,) = call.again(tensors)
     units = [torch.autograd.grad(y, leaf, unit, retain_graph=True)[0] for unit in Rows(g, layout).dense()]
     return {i: Dense(torch.stack(units))}
 
@@ -174,7 +179,7 @@ def unit_by_unit_forms(
             tensors[i] = leaf
         try:
             with torch.enable_grad():
-                ys = call.run(tensors)
+                ys = call.again(tensors)
         except (RuntimeError, ValueError, IndexError, AssertionError):  # shapes that do not fit
             return None
         mine, gs = [], []
