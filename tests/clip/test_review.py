@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import reticent as rt
 from reticent.clip import ClipEngine
@@ -380,3 +381,48 @@ def test_a_share_of_others_below_the_precision_is_mixing_too(dtype: torch.dtype,
         ClipEngine(model, max_norm=1.0).clipped_sum(
             lambda b: F.cross_entropy(model(b[0]), b[1], reduction="none"), batch
         )
+
+
+class Doubles(TorchFunctionMode):
+    """A mode of the user's, under which some operations compute something else."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return 2 * result if func in (torch.einsum, torch.div) else result
+
+
+@pytest.mark.parametrize("method", ["book-keeping", "ghost"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda self, x: torch.einsum("bi,oi->bo", x, self.layer.weight) + self.p,
+        lambda self, x: torch.div(self.layer(x), self.p),
+    ],
+    ids=["by-units", "elementwise"],
+)
+def test_what_runs_again_runs_under_the_users_modes(run: Any, method: Any) -> None:
+    """The engine's own operations ask no mode; a call without rule is run again as the forward ran it."""
+    model, x = net(run), draw(3, 4)
+
+    def losses(batch: Tensor) -> Tensor:
+        return model(batch).square().sum(1)
+
+    with Doubles():
+        got = ClipEngine(model, max_norm=1e3, method=method).clipped_sum(losses, x).total
+        params = list(model.parameters())
+        want = torch.autograd.grad(losses(x).sum(), params, allow_unused=True, materialize_grads=True)
+    for (name, _), grad in zip(model.named_parameters(), want, strict=True):
+        torch.testing.assert_close(got[name], grad)
+
+
+@pytest.mark.parametrize("method", ["book-keeping", "ghost"])
+@pytest.mark.parametrize("scale", [1.0, 1e-39, 1e-60])
+@pytest.mark.parametrize("size", [1.0, 1e39, 1e60])
+def test_float64_rows_under_float32_parameters_stay_bounded(size: float, scale: float, method: Any) -> None:
+    """A cast of the parameter lets inputs in that float32 cannot hold; the sum is in float32."""
+    model = nn.Linear(4, 3, bias=False)
+    x = draw(2, 5, 4)
+    x[0] *= size
+    engine = ClipEngine(model, max_norm=1.0, method=method)
+    total = engine.clipped_sum(lambda b: scale * F.linear(b, model.weight.double()).sum((1, 2)), x).total
+    assert float(total["weight"].double().norm()) <= 2 + 1e-5

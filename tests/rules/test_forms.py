@@ -114,6 +114,12 @@ def _parts(form: Any) -> list[Form]:
     return [form] if isinstance(form, Gather | Outer) else [form.gather, form.outer]
 
 
+def _wide(form: Any) -> Form:
+    if isinstance(form, Gather):
+        return Gather(form.ids_UP, form.g_UPD.double(), form.num_rows)
+    return Outer(form.x_UPI.double(), form.g_UPO.double(), form.input_first)
+
+
 def _first(form: Any, units: int) -> Form:
     if isinstance(form, Gather):
         return Gather(form.ids_UP[:units], form.g_UPD[:units], form.num_rows)
@@ -130,3 +136,27 @@ def test_a_gradient_whose_square_overflows_float32_still_has_its_norm(make: Any)
     for method, (square, _) in _norms(form).items():
         assert square[1].sqrt().item() == pytest.approx(want, rel=1e-4), method
         assert square[0].sqrt().item() == pytest.approx(truth[0].norm().item(), rel=1e-4), method
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_factors_beyond_float32_give_a_float32_sum_where_their_product_fits(make: Any) -> None:
+    """As where a model casts a float32 parameter to float64."""
+    torch.manual_seed(0)
+    form, truth = make(7, False)
+    form = combine([_wide(part) for part in _parts(form)])
+    for factor in _factors(form):
+        factor[1] *= 1e39
+    truth[1] *= 1e39
+    weights = 1 / form.squared_norm().sqrt()
+    want = torch.einsum("u,uvd->vd", weights, truth)
+    for out in (torch.zeros(V, D), torch.ones(V, D)):
+        before = out.clone()
+        form.add_weighted(weights, None, out)
+        torch.testing.assert_close((out - before).double(), want, rtol=1e-4, atol=1e-5)
+        if isinstance(form, Overwrites):
+            written = torch.full((V, D), float("nan"))
+            form.write_weighted(weights, None, written)
+            torch.testing.assert_close(written.double(), want, rtol=1e-4, atol=1e-5)
+        out = before.clone()
+        Dense(form.dense()).add_weighted(weights, None, out)
+        torch.testing.assert_close((out - before).double(), want, rtol=1e-4, atol=1e-5)

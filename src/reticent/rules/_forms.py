@@ -28,6 +28,7 @@ from reticent.rules._rounding import (
     guarded,
     masked,
     sum_of_squares,
+    wider,
 )
 
 _CHUNK: Final = 1 << 22
@@ -140,8 +141,9 @@ class Dense:
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
-        grad, w = masked(self.grad, keep).to(out.dtype), weights.to(out.dtype)
-        if out.is_contiguous():
+        dtype = wider(out, self.grad)
+        grad, w = masked(self.grad, keep).to(dtype), weights.to(dtype)
+        if dtype == out.dtype and out.is_contiguous():
             out.view(-1).addmv_(grad.reshape(len(w), -1).mT, w)  # one pass over the gradients
         else:
             out += torch.einsum("u,u...->...", w, grad)
@@ -287,7 +289,13 @@ class Outer:
 
     def _put_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor, *, beta: float) -> None:
         """out = beta * out + sum; with beta 0, what `out` held is not read."""
-        x, g = masked(self.x_UPI, keep).to(out.dtype), masked(self.g_UPO, keep).to(out.dtype)
+        dtype = wider(out, self.x_UPI, self.g_UPO)
+        if dtype != out.dtype:
+            wide = torch.zeros_like(out, dtype=dtype) if beta == 0.0 else out.to(dtype)
+            self._put_weighted(weights, keep, wide, beta=beta)
+            out.copy_(wide)
+            return
+        x, g = masked(self.x_UPI, keep).to(dtype), masked(self.g_UPO, keep).to(dtype)
         w = weights.to(out.dtype)[:, None, None]
         if x.shape[-1] <= g.shape[-1]:
             x = x * w

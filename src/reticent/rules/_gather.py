@@ -22,6 +22,7 @@ from reticent.rules._rounding import (
     guarded,
     masked,
     sum_of_squares,
+    wider,
 )
 
 
@@ -87,8 +88,9 @@ class Gather:
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
-        g = masked(self.g_UPD, keep).to(out.dtype) * weights.to(out.dtype)[:, None, None]
-        out.index_add_(0, self.ids_UP.reshape(-1), g.reshape(-1, g.shape[-1]))
+        dtype = wider(out, self.g_UPD)
+        g = masked(self.g_UPD, keep).to(dtype) * weights.to(dtype)[:, None, None]
+        out.index_add_(0, self.ids_UP.reshape(-1), g.reshape(-1, g.shape[-1]).to(out.dtype))
 
     def dense(self) -> Tensor:
         """See `Form`."""

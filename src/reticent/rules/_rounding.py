@@ -51,6 +51,14 @@ def masked(t: Tensor, keep: Tensor | None) -> Tensor:
     return torch.where(keep.view(-1, *([1] * (t.dim() - 1))), t, 0)
 
 
+def wider(out: Tensor, *tensors: Tensor) -> torch.dtype:
+    """What a sum is formed in: factors in float64 may be beyond float32, though their product is not."""
+    dtype = out.dtype
+    for t in tensors:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype
+
+
 def guarded(
     product: Callable[[Callable[[Tensor], Tensor]], Tensor],
     vanishing_U: Tensor | None = None,
