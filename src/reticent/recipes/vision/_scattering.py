@@ -41,7 +41,6 @@ class Scattering(nn.Module):
     """
 
     waves: Tensor  # spectra, (scales, angles, H', W') on the padded grid
-    low: Tensor  # (H', W')
 
     def __init__(self, height: int, width: int, *, scales: int = 2, angles: int = 8) -> None:
         super().__init__()
@@ -55,8 +54,9 @@ class Scattering(nn.Module):
         self.register_buffer(
             "waves", torch.stack([torch.stack(row) for row in waves]).float(), persistent=False
         )
-        low = _gabor(grid, _WIDTH * 2 ** (scales - 1), 0.0, 0.0, 1.0)
-        self.register_buffer("low", torch.fft.fft2(low).real.float(), persistent=False)
+        for at in range(scales):
+            for name, side, keep in zip(("rows", "columns"), grid, self._keep, strict=True):
+                self.register_buffer(f"{name}_{at}", _averaging(side, scales, at)[keep].float(), persistent=False)
 
     @torch.no_grad()
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -64,14 +64,17 @@ class Scattering(nn.Module):
         batch, channels = x_BCHW.shape[:2]
         x = F.pad(x_BCHW.flatten(0, 1)[:, None], self._pad, mode="reflect").squeeze(1)
         spectrum = torch.fft.fft2(x)  # (B C, H', W')
-        found = [self._average(spectrum, 0)]
+        found = [self._average(x, 0)]
         deeper = []
         for j in range(self.scales):
-            first = torch.fft.fft2(self._modulus(spectrum, 0, j))  # (B C, angles, H' / 2^j, W' / 2^j)
+            first = self._modulus(spectrum, 0, j)  # (B C, angles, H' / 2^j, W' / 2^j)
             found += self._average(first, j).unbind(1)
+            if j + 1 == self.scales:
+                continue
+            again = torch.fft.fft2(first)
             for i in range(j + 1, self.scales):
-                second = [torch.fft.fft2(self._modulus(first[:, k], j, i)) for k in range(self.angles)]
-                deeper += [a for s in second for a in self._average(s, i).unbind(1)]
+                for k in range(self.angles):
+                    deeper += self._average(self._modulus(again[:, k], j, i), i).unbind(1)
         return torch.stack([*found, *deeper], 1).unflatten(0, (batch, channels))
 
     def _modulus(self, spectrum: Tensor, at: int, scale: int) -> Tensor:
@@ -79,10 +82,9 @@ class Scattering(nn.Module):
         waves = _fold(self.waves[scale], at)
         return torch.fft.ifft2(_fold(spectrum.unsqueeze(-3) * waves, scale - at, mean=True)).abs()
 
-    def _average(self, spectrum: Tensor, at: int) -> Tensor:
-        """x * phi at the coarsest octave, without what padding added."""
-        smooth = _fold(spectrum * _fold(self.low, at), self.scales - at, mean=True)
-        return torch.fft.ifft2(smooth).real[..., self._keep[0], self._keep[1]]
+    def _average(self, x: Tensor, at: int) -> Tensor:
+        """x * phi at the coarsest octave, without what padding added; a Gaussian goes axis by axis."""
+        return getattr(self, f"rows_{at}") @ x @ getattr(self, f"columns_{at}").mT
 
 
 def _padded(side: int, scales: int) -> int:
@@ -97,6 +99,20 @@ def _fold(spectrum: Tensor, octaves: int, *, mean: bool = False) -> Tensor:
         spectrum = spectrum[..., :rows, :] + spectrum[..., rows:, :]
         spectrum = spectrum[..., :columns] + spectrum[..., columns:]
     return spectrum / 4**octaves if mean and octaves else spectrum
+
+
+def _averaging(side: int, scales: int, at: int) -> Tensor:
+    """(side / 2^scales, side / 2^at), float64: a line at octave `at` times phi, at the coarsest octave."""
+    position = torch.arange(side, dtype=torch.float64)[:, None] - side * torch.arange(-2, 3)
+    width = _WIDTH * 2 ** (scales - 1)
+    low = torch.exp(-(position**2) / (2 * width**2)).sum(1) / (math.sqrt(2 * math.pi) * width)
+    spectrum = torch.fft.fft(low).real
+    for _ in range(at):
+        spectrum = sum(spectrum.chunk(2))
+    product = torch.fft.fft(torch.eye(side >> at, dtype=torch.float64)) * spectrum  # of each unit line
+    for _ in range(scales - at):
+        product = sum(product.chunk(2, 1)) / 2
+    return torch.fft.ifft(product).real.mT
 
 
 def _gabor(grid: tuple[int, int], width: float, angle: float, frequency: float, slant: float) -> Tensor:
