@@ -38,7 +38,7 @@ pytestmark = pytest.mark.vision
 )
 def test_networks_have_their_published_sizes(name, side, millions):
     with torch.device("meta"):
-        model = network(f"timm:{name}", shape=(3, side, side), num_classes=1000, features=False)
+        model = network(f"timm:{name}", shape=(3, side, side), num_classes=1000)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
@@ -47,7 +47,7 @@ def test_networks_have_their_published_sizes(name, side, millions):
 def test_per_example_gradients_are_those_of_the_loop(name, views, tiny_vit):
     torch.manual_seed(0)
     named = f"transformers:{tiny_vit}" if name == "transformers" else f"timm:{name}"
-    model = network(named, shape=(3, 32, 32), num_classes=3, features=False).double().eval()
+    model = network(named, shape=(3, 32, 32), num_classes=3).double().eval()
     x = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     x, y = Views(multiplicity=views)((x, torch.tensor([0, 1, 2])), torch.Generator().manual_seed(1))
     each = mean_over_views(lambda m, rows: F.cross_entropy(m(rows[0]), rows[1], reduction="none"))
@@ -145,7 +145,7 @@ def test_a_library_s_own_file_of_weights_is_taken_by_its_names(tmp_path):
     torch.manual_seed(3)
     theirs = import_module("timm").create_model("test_resnet", num_classes=9)
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    model = network("timm:test_resnet", shape=(3, 32, 32), num_classes=2, features=False)
+    model = network("timm:test_resnet", shape=(3, 32, 32), num_classes=2)
     weights = str(tmp_path / "model.safetensors")
     made: Any = start(model, weights=weights, reset_head=True, train_only="head", batch_norm="freeze")
     x = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
@@ -168,7 +168,6 @@ def test_weights_that_leave_more_than_the_head_to_chance_are_refused(tmp_path, t
         "name": f"transformers:{place}",
         "shape": (3, side, side),
         "num_classes": 2,
-        "features": False,
     }
     assert network(**made) is not None  # all of it random, as asked for
     with pytest.raises(ConfigError, match=f"lack .* beside the head.*{told}") as e:
@@ -178,10 +177,10 @@ def test_weights_that_leave_more_than_the_head_to_chance_are_refused(tmp_path, t
 
 def test_a_size_that_does_not_fit_and_a_name_that_is_none_are_refused(tiny_vit):
     with pytest.raises(ConfigError, match="cannot read images of 48 x 48") as e:
-        network(f"transformers:{tiny_vit}", shape=(3, 48, 48), num_classes=2, features=False)
+        network(f"transformers:{tiny_vit}", shape=(3, 48, 48), num_classes=2)
     assert e.value.code == "model-input"
     with pytest.raises(ConfigError, match="timm gives no network for 'timm:nothing'") as e:
-        network("timm:nothing", shape=(3, 32, 32), num_classes=2, features=False)
+        network("timm:nothing", shape=(3, 32, 32), num_classes=2)
     assert e.value.code == "unknown-model"
 
 

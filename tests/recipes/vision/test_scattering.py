@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from reticent.recipes.vision._features import scattered
 from reticent.recipes.vision._scattering import Scattering, num_coefficients
 
 
@@ -86,3 +88,12 @@ def test_a_constant_image_has_no_waves():
     made = Scattering(16, 16)(torch.full((1, 1, 16, 16), 3.0))[0, 0]
     torch.testing.assert_close(made[0], torch.full((4, 4), 3.0), rtol=1e-3, atol=0)
     assert made[1:].abs().max() < 1e-5
+
+
+def test_mirrored_features_are_alike_for_an_image_and_its_mirror_image():
+    x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    turned = np.ascontiguousarray(x[:, :, ::-1])
+    plain, mirrored = scattered(x, mirrored=False), scattered(x, mirrored=True)
+    np.testing.assert_allclose(scattered(turned, mirrored=True), mirrored, atol=1e-3)
+    assert abs(scattered(turned, mirrored=False) - plain).max() > 0.05
+    np.testing.assert_allclose((plain + scattered(turned, mirrored=False)) / 2, mirrored, atol=2e-3)

@@ -110,7 +110,7 @@ def test_standardised_filters_have_no_mean_and_unit_norm_whatever_the_weight():
 )
 def test_a_network_that_does_not_exist_or_fit_is_refused(name, shape, code):
     with pytest.raises(ConfigError, match=r"depth|No network|reads") as e:
-        network(name, shape=shape, num_classes=10, features=False)
+        network(name, shape=shape, num_classes=10)
     assert e.value.code == code
 
 
@@ -129,7 +129,7 @@ def test_settings_that_would_be_ignored_are_refused():
 
 def test_a_wide_resnet_s_parts_are_left_out_by_name():
     def kinds(name):
-        made = network(name, shape=(3, 8, 8), num_classes=2, features=False)
+        made = network(name, shape=(3, 8, 8), num_classes=2)
         return {type(m).__name__ for m in made.modules()}
 
     assert {"WSConv2d", "GroupNorm"} <= kinds("wrn-10-1") and "SkipGain" not in kinds("wrn-10-1")
@@ -140,7 +140,7 @@ def test_a_wide_resnet_s_parts_are_left_out_by_name():
 def test_a_network_of_a_library_that_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match="pip install timm") as e:
-        network("timm:vit_tiny_patch16_224", shape=(3, 32, 32), num_classes=2, features=False)
+        network("timm:vit_tiny_patch16_224", shape=(3, 32, 32), num_classes=2)
     assert e.value.code == "unknown-model"
 
 

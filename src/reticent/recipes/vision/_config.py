@@ -31,6 +31,17 @@ class VisionConfig(TrainingConfig):
         Literal["none", "scattering"],
         Field(description="scattering: fixed wavelet features that no data chose, in the pixels' place"),
     ] = "none"
+    mirror: Annotated[
+        bool,
+        Field(description="of scattering: the mean of an image's features and its mirror image's"),
+    ] = False
+    standardise: Annotated[
+        Literal["groups", "pink-noise"],
+        Field(
+            description="of scattering: each image within groups of coefficients, or coefficients by how "
+            "they vary in noise with a photograph's spectrum, and then each image"
+        ),
+    ] = "groups"
     augmult: Annotated[
         int,
         Field(ge=0, le=64, description="views of each image in a step, averaged before clipping; 0: none"),
@@ -75,6 +86,10 @@ class VisionConfig(TrainingConfig):
                 for name in ("crop_pad", "flip", "colour")
                 if name in settings
             ]
+        if self.features == "none" and self.mirror:
+            problems.append(
+                "mirror is a setting of features = 'scattering', and there are none: leave it out"
+            )
         if self.features == "scattering" and self.augmult:
             problems.append(
                 "augmult makes views of pixels, and features is 'scattering': set either, not both"

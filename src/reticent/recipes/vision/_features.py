@@ -20,35 +20,43 @@ _ROWS = 128
 _VERSION = 1  # of the transform: another number, another file
 
 
-def scattering_of(x: np.ndarray, *, name: str) -> np.ndarray:
+def scattering_of(x: np.ndarray, *, name: str, mirrored: bool) -> np.ndarray:
     """Features (N, C S, H / 4, W / 4), float16, of bytes (N, H, W) or (N, H, W, C); memory-mapped.
 
-    Each image's features depend on that image alone. The file is named by a digest of the bytes, and
-    written aside and renamed, so that one cut short is never read.
+    `mirrored`: the mean of an image's features and its mirror image's, so that the two cannot differ. Each
+    image's features depend on that image alone. The file is named by a digest of the bytes, and written
+    aside and renamed, so that one cut short is never read.
     """
     digest = hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
-    path = cache_root(None) / "features" / f"{name}-{digest[:16]}-scattering-{_VERSION}.npy"
+    path = (
+        cache_root(None)
+        / "features"
+        / f"{name}-{digest[:16]}-scattering{'-mirrored' * mirrored}-{_VERSION}.npy"
+    )
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(x, path)
+        _write(x, path, mirrored)
     return np.load(path, mmap_mode="r")
 
 
 @torch.no_grad()
-def scattered(x: np.ndarray) -> np.ndarray:
+def scattered(x: np.ndarray, *, mirrored: bool) -> np.ndarray:
     """The same numbers, computed anew and kept nowhere."""
-    return np.concatenate(list(_in_parts(x)))
+    return np.concatenate(list(_in_parts(x, mirrored)))
 
 
-def _in_parts(x: np.ndarray) -> Iterator[np.ndarray]:
+def _in_parts(x: np.ndarray, mirrored: bool) -> Iterator[np.ndarray]:
     pixels, transform = Pixels(), Scattering(x.shape[1], x.shape[2])
     for start in range(0, len(x), _ROWS):
-        rows = torch.from_numpy(x[start : start + _ROWS].copy())
-        yield transform(pixels(rows)).flatten(1, 2).half().numpy()
+        rows = pixels(torch.from_numpy(x[start : start + _ROWS].copy()))
+        found = transform(rows)
+        if mirrored:
+            found = (found + transform(rows.flip(-1))) / 2
+        yield found.flatten(1, 2).half().numpy()
 
 
 @torch.no_grad()
-def _write(x: np.ndarray, path: Path) -> None:
+def _write(x: np.ndarray, path: Path, mirrored: bool) -> None:
     channels = 1 if x.ndim == 3 else x.shape[3]
     width = channels * num_coefficients(scales=2, angles=8)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
@@ -57,7 +65,7 @@ def _write(x: np.ndarray, path: Path) -> None:
             aside, mode="w+", dtype=np.float16, shape=(len(x), width, x.shape[1] // 4, x.shape[2] // 4)
         )
         start = 0
-        for part in _in_parts(x):
+        for part in _in_parts(x, mirrored):
             found[start : start + len(part)] = part
             start += len(part)
         found.flush()

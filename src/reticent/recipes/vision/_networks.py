@@ -21,11 +21,15 @@ KNOWN: Final = (
     "nf-resnet-50, nf-resnet-101, nf-resnet-152, tanh-cnn, deep-tanh-cnn, small-cnn, mlp-WIDTH, timm:NAME, "
     "transformers:FOLDER; linear and cnn on scattering features"
 )
-_FEATURE_GROUPS: Final = 27
 
 
 def network(
-    name: str, *, shape: tuple[int, int, int], num_classes: int, features: bool, pretrained: bool = False
+    name: str,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    standardise: nn.Module | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
     """A network with random weights from torch's global generator.
 
@@ -33,15 +37,15 @@ def network(
         name: one of `KNOWN`.
         shape: (channels, rows, columns) of what it reads.
         num_classes: width of its head.
-        features: whether it reads scattering features, and not pixels.
+        standardise: what comes first where it reads scattering features; None: it reads pixels.
         pretrained: of a network of another library: whether it comes with public weights.
 
     Raises:
         ConfigError[unknown-model]: there is no such network, or it reads the other kind of input.
         ConfigError[model-input]: it cannot read images of this shape.
     """
-    if features:
-        return _on_features(name, shape, num_classes)
+    if standardise is not None:
+        return _on_features(name, standardise, shape, num_classes)
     if is_foreign(name):
         return foreign(name, shape=shape, num_classes=num_classes, pretrained=pretrained)
     channels, side, _ = shape
@@ -81,12 +85,14 @@ def network(
     return nn.Sequential(Pixels(), body)
 
 
-def _on_features(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def _on_features(
+    name: str, standardise: nn.Module, shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
     channels, side, width = shape
     if name == "linear":
-        return linear_on_features(channels * side * width, _FEATURE_GROUPS, num_classes)
+        return linear_on_features(standardise, channels * side * width, num_classes)
     if name == "cnn":
-        return cnn_on_features(channels, side, _FEATURE_GROUPS, num_classes)
+        return cnn_on_features(standardise, channels, side, num_classes)
     raise ConfigError(
         f"Scattering features are read by model = linear or cnn, got {name!r}. Set features = none for a "
         "network on pixels.",

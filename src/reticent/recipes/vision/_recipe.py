@@ -33,6 +33,7 @@ from ._cost import what_it_takes
 from ._features import scattered, scattering_of
 from ._foreign import NETWORK, folder_of, keep, scaling_as
 from ._networks import network
+from ._pink import standardiser
 from ._scattering import num_coefficients
 from ._start import start
 
@@ -101,7 +102,9 @@ class VisionRecipe(TrainingRecipe):
             kept = len(train[1]) - config.validation
             train, test = (train[0][:kept], train[1][:kept]), (train[0][kept:], train[1][kept:])
         if config.features == "scattering":
-            train, test = ((scattering_of(x, name=fetched.name), y) for x, y in (train, test))
+            train, test = (
+                (scattering_of(x, name=fetched.name, mirrored=config.mirror), y) for x, y in (train, test)
+            )
         return Material(
             train=train,
             test=test,
@@ -131,7 +134,7 @@ class VisionRecipe(TrainingRecipe):
             )
             rows: Any = files
             if config.features == "scattering":
-                rows = scattered(np.stack([x for x, _ in files])), files.labels
+                rows = scattered(np.stack([x for x, _ in files]), mirrored=config.mirror), files.labels
             return Given(
                 names=files.names,
                 column="file",
@@ -182,7 +185,7 @@ class VisionRecipe(TrainingRecipe):
             config.model,
             shape=self._input_shape(config),
             num_classes=self.classes_of(config),
-            features=config.features == "scattering",
+            standardise=self._standardise(config),
             pretrained=config.pretrained,
         )
         return start(
@@ -228,6 +231,13 @@ class VisionRecipe(TrainingRecipe):
 
     def scores(self, config: VisionConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         return scores_of_several if self.several_labels(config) else accuracies_and_loss
+
+    def _standardise(self, config: VisionConfig) -> nn.Module | None:
+        """What makes features alike in size; None for pixels."""
+        if config.features == "none":
+            return None
+        channels, side, _ = self.shape_of(config)
+        return standardiser(config.standardise, channels, side, mirrored=config.mirror)
 
     def _input_shape(self, config: VisionConfig) -> tuple[int, int, int]:
         if config.features == "none":

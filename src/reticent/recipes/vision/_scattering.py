@@ -56,7 +56,9 @@ class Scattering(nn.Module):
         )
         for at in range(scales):
             for name, side, keep in zip(("rows", "columns"), grid, self._keep, strict=True):
-                self.register_buffer(f"{name}_{at}", _averaging(side, scales, at)[keep].float(), persistent=False)
+                self.register_buffer(
+                    f"{name}_{at}", _averaging(side, scales, at)[keep].float(), persistent=False
+                )
 
     @torch.no_grad()
     def forward(self, x_BCHW: Tensor) -> Tensor:

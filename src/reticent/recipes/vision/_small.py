@@ -9,8 +9,6 @@ Sources:
 import torch
 from torch import Tensor, nn
 
-from ._layers import GroupStandardise
-
 
 def tanh_cnn(channels: int, side: int, num_classes: int) -> nn.Module:
     """Two convolutions, two linear layers [1]: 26,010 parameters for 28 x 28 grey images, 10 classes."""
@@ -69,18 +67,18 @@ def mlp(num_inputs: int, hidden: int, num_classes: int) -> nn.Module:
     )
 
 
-def linear_on_features(num_inputs: int, groups: int, num_classes: int) -> nn.Module:
+def linear_on_features(standardise: nn.Module, num_inputs: int, num_classes: int) -> nn.Module:
     """A linear layer that starts at zero, on features standardised image by image."""
     head = nn.Linear(num_inputs, num_classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    return nn.Sequential(GroupStandardise(groups), nn.Flatten(), head)
+    return nn.Sequential(standardise, nn.Flatten(), head)
 
 
-def cnn_on_features(channels: int, side: int, groups: int, num_classes: int) -> nn.Module:
+def cnn_on_features(standardise: nn.Module, channels: int, side: int, num_classes: int) -> nn.Module:
     """Two tanh convolutions on standardised features."""
     features = nn.Sequential(
-        GroupStandardise(groups),
+        standardise,
         nn.Conv2d(channels, 64, 3, padding=1),
         nn.Tanh(),
         nn.MaxPool2d(2),
