@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._layers import GroupStandardise
-from ._scattering import Scattering
+from ._scattering import Scattering, num_coefficients
 
 _GROUPS: Final = 27  # of coefficients, where pink noise is not asked
 _IMAGES: Final = 512
@@ -48,7 +48,7 @@ def pink_images(number: int, *, channels: int, side: int) -> Tensor:
 @cache
 @torch.no_grad()
 def whitening(channels: int, side: int, *, mirrored: bool) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and matrix (C, C) of coefficients in pink noise: (K + 1)^(-1/2) over deviations, K correlations.
+    """Mean (C,) and matrix (C, C) of coefficients in pink noise: (K + 1)^(-1/2) / deviations, K correlations.
 
     The 1 keeps what hardly varies from being blown up.
 
@@ -84,9 +84,14 @@ class PinkWhiten(nn.Module):
 
     def __init__(self, channels: int, side: int, *, mirrored: bool) -> None:
         super().__init__()
-        mean, matrix = whitening(channels, side, mirrored=mirrored)
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("matrix", matrix.clone())
+        width = channels * num_coefficients(scales=2, angles=8)
+        mean, matrix = torch.empty(width), torch.empty(width, width)
+        if mean.device.type != "meta":  # there only shapes are asked for
+            with torch.device("cpu"):
+                known = whitening(channels, side, mirrored=mirrored)
+            mean, matrix = (made.copy_(value) for made, value in zip((mean, matrix), known, strict=True))
+        self.register_buffer("mean", mean)
+        self.register_buffer("matrix", matrix)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         centred = x_BCHW.float() - self.mean[:, None, None]
