@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from reticent.clip import ClipEngine
 from reticent.recipes.vision._augment import Views, mean_over_views
-from reticent.recipes.vision._nf_resnet import NFResNet
 from reticent.recipes.vision._layers import GroupStandardise
+from reticent.recipes.vision._nf_resnet import NFResNet
+from reticent.recipes.vision._pink import PinkWhiten
 from reticent.recipes.vision._small import (
     SmallCNN,
     cnn_on_features,
@@ -50,6 +51,11 @@ NETWORKS = {
     "small-cnn": (lambda: SmallCNN(3, 3, width=8), 3, 8),
     "mlp": (lambda: mlp(64, 5, 3), 1, 8),
     "linear": (lambda: linear_on_features(GroupStandardise(4), 8 * 64, 3), 8, 8),
+    "linear on whitened features": (
+        lambda: linear_on_features(PinkWhiten(1, 16, mirrored=True), 81 * 16, 3),
+        81,
+        4,
+    ),
     "cnn on features": (lambda: cnn_on_features(GroupStandardise(3), 9, 8, 3), 9, 8),
 }
 

@@ -70,7 +70,7 @@ def whitening(channels: int, side: int, *, mirrored: bool) -> tuple[Tensor, Tens
 class PinkWhiten(nn.Module):
     """Coefficients made alike by how they are in pink noise, then each image to mean 0 and variance 1.
 
-    (B, C, H, W) of any floating dtype -> float32 of that shape. Nothing is learnt; the constants are kept
+    (B, C, H, W) of any floating dtype -> that shape, in the layer's dtype. Nothing is learnt; the constants are kept
     with the weights.
 
     Args:
@@ -94,7 +94,7 @@ class PinkWhiten(nn.Module):
         self.register_buffer("matrix", matrix)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        centred = x_BCHW.float() - self.mean[:, None, None]
+        centred = x_BCHW.to(self.mean.dtype) - self.mean[:, None, None]
         return F.group_norm(F.conv2d(centred, self.matrix[:, :, None, None]), 1)
 
 
