@@ -70,8 +70,8 @@ def whitening(channels: int, side: int, *, mirrored: bool) -> tuple[Tensor, Tens
 class PinkWhiten(nn.Module):
     """Coefficients made alike by how they are in pink noise, then each image to mean 0 and variance 1.
 
-    (B, C, H, W) of any floating dtype -> that shape, in the layer's dtype. Nothing is learnt; the constants are kept
-    with the weights.
+    (B, C, H, W) of any floating dtype -> that shape, in the layer's dtype. Nothing is learnt; the constants
+    are kept with the weights.
 
     Args:
         channels: of the images whose features come.
