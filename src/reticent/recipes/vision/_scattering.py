@@ -110,10 +110,10 @@ def _averaging(side: int, scales: int, at: int) -> Tensor:
     low = torch.exp(-(position**2) / (2 * width**2)).sum(1) / (math.sqrt(2 * math.pi) * width)
     spectrum = torch.fft.fft(low).real
     for _ in range(at):
-        spectrum = sum(spectrum.chunk(2))
+        spectrum = spectrum.unflatten(0, (2, -1)).sum(0)
     product = torch.fft.fft(torch.eye(side >> at, dtype=torch.float64)) * spectrum  # of each unit line
     for _ in range(scales - at):
-        product = sum(product.chunk(2, 1)) / 2
+        product = product.unflatten(1, (2, -1)).mean(1)
     return torch.fft.ifft(product).real.mT
 
 
