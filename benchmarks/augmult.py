@@ -30,7 +30,7 @@ def measure(
 ) -> dict[str, Any]:
     """Medians over rounds for one number of views."""
     torch.manual_seed(0)
-    model = network(model_name, shape=(3, side, side), num_classes=10, features=False)
+    model = network(model_name, shape=(3, side, side), num_classes=10)
     x = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
     y = torch.randint(0, 10, (batch,))
     transform, generator = Views(multiplicity=views, colour=colour), torch.Generator().manual_seed(0)

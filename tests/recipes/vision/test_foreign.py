@@ -192,7 +192,7 @@ def test_code_in_a_folder_of_transformers_is_not_run(tmp_path, monkeypatch):
     (tmp_path / "configuration_mine.py").write_text(code)
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(ConfigError, match="contains custom code"):
-        network(f"transformers:{tmp_path}", shape=(3, 32, 32), num_classes=2, features=False)
+        network(f"transformers:{tmp_path}", shape=(3, 32, 32), num_classes=2)
     assert not (tmp_path / "was-run").exists()
 
 
