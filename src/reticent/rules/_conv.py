@@ -28,7 +28,7 @@ from reticent.rules._conv_methods import (
 from reticent.rules._forms import Dense, Form, Method, Outer, num_bytes
 from reticent.rules._layout import Layout
 from reticent.rules._meeting import Recorder, Saved, is_constant, trainable_roles
-from reticent.rules._rounding import Doubts, at_least_float32, sum_of_squares
+from reticent.rules._rounding import Doubts, at_least_float32, of_factor, sum_of_squares
 
 # Rough costs on a CPU, in operations of a matrix product: one more call of a convolution, one more
 # channel group, and how much faster than a matrix product a convolution runs.
@@ -206,7 +206,9 @@ class ConvForm:
         """Add to the norm what rounding may add to the sum over positions, when it is formed again."""
         if self.num_units == 0:
             return square_U
-        sizes = [sum_of_squares(t.reshape(self.num_units, -1), doubts) for t in (self.x, self.g)]
+        sizes = [
+            of_factor(sum_of_squares(t.reshape(self.num_units, -1), doubts), t) for t in (self.x, self.g)
+        ]
         overlap = math.prod(self.weight.shape[2:])  # an input lies in at most so many patches
         rounding_U = torch.finfo(self.g.dtype).eps * (overlap * sizes[0] * sizes[1]).sqrt()
         return (square_U.sqrt() + rounding_U).square()

@@ -27,6 +27,7 @@ from reticent.rules._rounding import (
     at_least_float32,
     guarded,
     masked,
+    of_factor,
     sum_of_squares,
     wider,
 )
@@ -224,7 +225,8 @@ class Outer:
         _, positions, num_in = self.x_UPI.shape
         num_out = self.g_UPO.shape[-1]
         if positions == 1:  # [1]
-            return sum_of_squares(self.x_UPI, doubts) * sum_of_squares(self.g_UPO, doubts)
+            x_U, g_U = (of_factor(sum_of_squares(t, doubts), t) for t in (self.x_UPI, self.g_UPO))
+            return x_U * g_U
 
         lengths: list[Tensor] = []  # squared, of each position's outer product: for free on the diagonals
 
@@ -232,9 +234,7 @@ class Outer:
             x, g = cast(self.x_UPI), cast(self.g_UPO)
             size = -(-positions // max(1, min(_MAX_STRIPS, positions // _STRIP)))
             strips, diagonals = [], []
-            for start in range(
-                0, positions, size
-            ):  # symmetric: what lies right of a strip's block stands for two
+            for start in range(0, positions, size):  # what lies right of a strip's block stands for two
                 rows, rest = slice(start, start + size), slice(start, None)
                 xx, gg = torch.bmm(x[:, rows], x[:, rest].mT), torch.bmm(g[:, rows], g[:, rest].mT)
                 diagonals.append([t.diagonal(dim1=1, dim2=2).clone() for t in (xx, gg)])
@@ -246,8 +246,6 @@ class Outer:
 
         terms = gram(at_least_float32)
         x_UP, g_UP = (t.double().clamp_min(0.0) for t in lengths)
-        if doubts is None and not bool(torch.isfinite(x_UP).all() & torch.isfinite(g_UP).all()):
-            x_UP, g_UP = (length.square() for length in self._lengths())  # squares overflow float32
         vanishing_U = None
         if terms.dtype != torch.float64:
             tiny = torch.finfo(torch.float32).tiny
@@ -267,7 +265,8 @@ class Outer:
     def _lengths(self) -> tuple[Tensor, Tensor]:
         """Of each position's input and gradient, (U, P) float64."""
         x_UP, g_UP = (
-            torch.linalg.vector_norm(t, dim=2, dtype=torch.float64) for t in (self.x_UPI, self.g_UPO)
+            of_factor(torch.linalg.vector_norm(t, dim=2, dtype=torch.float64).square(), t).sqrt()
+            for t in (self.x_UPI, self.g_UPO)
         )
         return x_UP, g_UP
 

@@ -18,6 +18,9 @@ MAX_ROUNDING: Final = 1e-5
 # Where nothing may be computed again (see `Doubts`), a bound this much too large is still fine.
 MAX_DOUBT: Final = 1e-4
 
+# Entries whose squares are added up in float32 before float64 takes over.
+_RUN: Final = 1 << 12
+
 # In a traced graph no step may depend on values, so no unit can be computed again. Whoever traces
 # passes a list: norms are then rounded up by the bound, and masks (U,) of units for which that is
 # coarse are added to it. Norms are never below the truth, in doubt or not; whoever gets a doubt
@@ -37,12 +40,35 @@ def sum_of_squares(t: Tensor, doubts: Doubts | None = None) -> Tensor:
     flat = at_least_float32(t).reshape(t.shape[0], -1)
     if doubts is not None:  # a compiler fuses the cast; its float32 sums would be in no particular order
         return flat.double().square().sum(1)
-    norm_U = torch.linalg.vector_norm(flat, dim=1).double()
+    square_U = _squares_of_runs(flat)
     if flat.dtype != torch.float64:  # squares of tiny entries vanish, those of huge ones overflow
-        again = torch.nonzero(~((norm_U >= 1e-15 * math.sqrt(flat.shape[1])) & (norm_U < math.inf))).flatten()
+        tiny = 1e-30 * flat.shape[1]
+        again = torch.nonzero(~((square_U >= tiny) & (square_U < math.inf))).flatten()
         if again.numel():
-            norm_U = norm_U.index_copy(0, again, torch.linalg.vector_norm(flat[again].double(), dim=1))
-    return norm_U.square()
+            exact = torch.linalg.vector_norm(flat[again].double(), dim=1).square()
+            square_U = square_U.index_copy(0, again, exact)
+    return square_U
+
+
+def _squares_of_runs(flat: Tensor) -> Tensor:
+    """(U, n) -> (U,) float64, from runs short enough for sums in float32, which drift over millions."""
+    whole = flat.shape[1] // _RUN * _RUN
+    runs = flat[:, :whole].unflatten(1, (-1, _RUN)) if whole else flat[:, :0, None]
+    square_U = torch.linalg.vector_norm(runs, dim=2).double().square().sum(1)
+    if whole < flat.shape[1]:
+        square_U = square_U + torch.linalg.vector_norm(flat[:, whole:], dim=1).double().square()
+    return square_U
+
+
+def of_factor(square_U: Tensor, factor: Tensor) -> Tensor:
+    """Squared lengths of a factor of a product; infinite, so that the unit is left out, beyond float32.
+
+    Scaled down to the clipping norm, such a product would have another factor below float32's smallest
+    numbers, and round by more than norms are rounded up.
+    """
+    if factor.dtype == torch.float64:
+        return square_U
+    return torch.where(square_U > torch.finfo(torch.float32).max, math.inf, square_U)
 
 
 def masked(t: Tensor, keep: Tensor | None) -> Tensor:
