@@ -2,6 +2,7 @@
 
     python -m benchmarks.text_runs --out runs/text                 # MiniLM on Rotten Tomatoes, two heads
     python -m benchmarks.text_runs --suite prompt --out runs/text   # SmolLM2: next word against a new head
+    python -m benchmarks.text_runs --suite imdb --out runs/text     # MiniLM on IMDB, 64 tokens
 
 Every run is `reticent train text-classify` in a process of its own, private or not by epsilon alone, so the
 same code makes both. Interrupted, the same command goes on where it stopped, inside a run too. Settings
@@ -32,10 +33,16 @@ SUITES: Final[dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]] = {
             "max_length": 32,
             "num_steps": 12,
             "expected_batch_size": 256,
-            "physical_batch_size": 16,
-            "epsilon": 3,
+            "physical_batch_size": 32,
         },
-        [{"objective": objective} for objective in ("prompt", "head")],
+        [
+            *({"objective": objective, "epsilon": 3} for objective in ("prompt", "head")),
+            *({"objective": "prompt", "epsilon": e} for e in (8, "inf")),
+        ],
+    ),
+    "imdb": (
+        {"model": "minilm", "data": "imdb", "max_length": 64, "num_steps": 30, "expected_batch_size": 500},
+        [{"adaptation": "full", "epsilon": e} for e in (3, 8, "inf")],
     ),
 }
 

@@ -1,6 +1,7 @@
 """What an adversarial reading of the engine found: each must stay exact, bounded or refused by name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -307,6 +308,26 @@ def test_half_precision_inside_the_losses_is_no_false_alarm() -> None:
     total, _ = oracle.loop_clipped_sum(model, losses, x, 1.0)
     got = rt.clipped_sum(model, losses, x, max_norm=1.0)
     assert oracle.distance(dict(got.total), total) <= 0.05 * len(x)
+
+
+def test_half_precision_hides_no_coupling_and_its_rounding_is_none() -> None:
+    """Compared in float32: a mean over the batch of one per cent is found; kernels that round are not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = nn.Linear(8, 4), torch.randn(5, 8)
+
+    def losses(batch: Tensor, *, share: float, rounding: float) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = model(batch)
+        if y.dtype == torch.bfloat16 and len(batch) == 1:
+            y = y * (1 + rounding)
+        per_row = y.float().square().sum(1)
+        return per_row + share * per_row.detach().mean()
+
+    with pytest.raises(CoupledExamples):
+        rt.clipped_sum(model, partial(losses, share=0.01, rounding=0.0), x, max_norm=1.0)
+    got = rt.clipped_sum(model, partial(losses, share=0.0, rounding=0.2), x, max_norm=1.0)
+    assert 0 < oracle.norm_of(dict(got.total)) <= 5 * (1 + 1e-5)
 
 
 # -- numbers at the edge of their type ------------------------------------------------------------------

@@ -72,8 +72,6 @@ def check(
 
 
 def _tolerance(loss: Tensor) -> float:
-    if torch.is_autocast_enabled(loss.device.type):
-        return _HALF_TOLERANCE
     return _TOLERANCE.get(loss.dtype, _HALF_TOLERANCE)
 
 

@@ -3,6 +3,8 @@
 Room: clip. May import torch.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +25,9 @@ class Quiet(TorchFunctionMode):
     The values are far from 0 and 1 so that what a draw is multiplied with stays visible: mixing two
     examples with a random share of 0.999 would look like not mixing them.
 
-    `half` becomes True once an operation gives half precision: autocast, say, around the model alone.
+    Autocast is off, wherever it was entered: an example alone runs other kernels than in a batch, and in
+    half precision their rounding alone can look like another example's influence, or hide it. `half`
+    becomes True once an operation gives half precision all the same: the parameters' own.
     """
 
     half = False
@@ -31,7 +35,10 @@ class Quiet(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        with _without_autocast():
+            return self._run(func, args, dict(kwargs or {}))
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         if func in _DROPOUTS or func is torch.dropout:
             return args[0] if args else kwargs["input"]
@@ -55,3 +62,12 @@ class Quiet(TorchFunctionMode):
         if isinstance(out, Tensor) and name in ("bernoulli", "bernoulli_"):
             return out.fill_(1.0)
         return out
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
