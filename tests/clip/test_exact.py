@@ -106,6 +106,23 @@ def test_no_examples_give_zeros_of_the_right_shapes(case: Case, dtype: torch.dty
     assert got.norms.shape == (0,) and got.bound >= 2.0
 
 
+@pytest.mark.parametrize("shape", [(3, 0, 4), (3, 2, 0, 4)])
+@pytest.mark.parametrize("method", ["book-keeping", "ghost", "loop"])
+def test_examples_without_positions_have_gradients_of_zero(shape: tuple[int, ...], method: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).double()
+    engine = rt.ClipEngine(model, max_norm=1.0, method=method)
+
+    def losses(x: Tensor) -> Tensor:
+        return model(x).flatten(1).sum(1)
+
+    engine.check(losses, torch.zeros(shape).double())
+    got = engine.clipped_sum(losses, torch.zeros(shape).double())
+    assert got.norms.tolist() == [0.0] * 3
+    assert all(not t.any() for t in got.total.values())
+    after = torch.randn(3, 5, 4).double()
+    assert float(engine.clipped_sum(losses, after).norms.min()) > 0.0
+
+
 @pytest.mark.parametrize("max_norm", [1e-8, 1e-3, 1e3, 1e8])
 @pytest.mark.parametrize("case", A_FEW, ids=repr)
 def test_clipping_norms_of_every_size(case: Case, max_norm: float) -> None:

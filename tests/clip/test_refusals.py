@@ -186,3 +186,23 @@ def test_a_value_overwritten_since_its_graph_needs_it_is_refused_not_pulled_back
     with pytest.raises(UnsupportedModel, match="overwritten by a later in-place operation") as caught:
         engine.clipped_sum(lambda rows: model(rows).sum(1), x)
     assert caught.value.code == "in-place-parameter"
+
+
+@pytest.mark.parametrize("first", ["no positions", "gradients of zero"])
+def test_a_batch_that_shows_nothing_proves_nothing(first: str) -> None:
+    """Where the first batch's gradients are empty or zero, examples that mix in a later one are refused."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 5)
+    engine = rt.ClipEngine(model, max_norm=1.0)
+
+    def losses(batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, scale = batch
+        y = model(x).tanh() * scale[:, None, None]
+        return (y + y.roll(1, 0)).sum((1, 2))
+
+    shape, scale = ((3, 0, 4), 1.0) if first == "no positions" else ((3, 2, 4), 0.0)
+    nothing = engine.clipped_sum(losses, (torch.randn(shape), torch.full((3,), scale)))
+    assert not nothing.norms.any() and not any(t.any() for t in nothing.total.values())
+    with pytest.raises(rt.errors.CoupledExamples) as caught:
+        engine.clipped_sum(losses, (torch.randn(3, 2, 4), torch.ones(3)))
+    assert caught.value.code == "gradient-mixes-examples"

@@ -102,6 +102,9 @@ class Fingerprints:
                 found[axis] = found[axis] + made if axis in found else made
 
     def _print(self, g: Tensor, axis: int) -> Print:
+        if g.numel() == 0:  # no positions: nothing to tell units by, and nothing that mixes
+            dtype = torch.float64 if g.real.dtype == torch.float64 else torch.float32
+            return Print(g.new_zeros(g.shape[axis], _NUM_PROJECTIONS, dtype=dtype), None)
         made = self._project(g, axis)
         if bool(torch.isfinite(made).all()):
             return Print(made, None)
@@ -187,8 +190,8 @@ def prove_layout(
 
     Returns:
         The layout (None if units mix, or lie in no regular way), and whether it is the only one
-        that fits: where every gradient is zero any would, and nothing is proven. Nor is it where a
-        gradient is not finite.
+        that fits. Where every gradient is zero any would, if only one is possible: nothing is proven.
+        Nor is it where a gradient is not finite.
     """
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     fitting = [
@@ -199,4 +202,5 @@ def prove_layout(
     if not fitting:
         return None, True
     finite = all(p.bad is None for p in ones.values())
-    return fitting[0], len(fitting) == 1 and finite
+    seen = bool(ones[fitting[0].axis].projections.any())
+    return fitting[0], len(fitting) == 1 and finite and seen

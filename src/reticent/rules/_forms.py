@@ -224,6 +224,8 @@ class Outer:
         """sum_{p,q} (x_p.x_q)(g_p.g_q) [2]."""
         _, positions, num_in = self.x_UPI.shape
         num_out = self.g_UPO.shape[-1]
+        if positions == 0:
+            return self.x_UPI.new_zeros(len(self.x_UPI), dtype=torch.float64)
         if positions == 1:  # [1]
             x_U, g_U = (of_factor(sum_of_squares(t, doubts), t) for t in (self.x_UPI, self.g_UPO))
             return x_U * g_U
