@@ -280,6 +280,20 @@ MUTANTS = [
         "return max(norm for _, norm in clipping.max_norms)",
         f"{FM}/test_isolation.py -k fm_14",
     ),
+    (
+        "a batch schedule's border a step late",
+        "plan/_plan.py",
+        "            if left < kind.num_steps:\n",
+        "            if left <= kind.num_steps:\n",
+        "tests/plan/test_stages.py -k test_each_step_draws_with_the_probability_of_its_own_stage",
+    ),
+    (
+        "a learning rate half-way down its schedule at the end",
+        "train/_loop.py",
+        "gone = min(1.0, step / settings.lr_decay_steps)",
+        "gone = min(0.5, 0.5 * step / settings.lr_decay_steps)",
+        "tests/train/test_lr_decay.py",
+    ),
 ]
 
 
