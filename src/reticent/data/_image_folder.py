@@ -12,7 +12,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -59,6 +59,11 @@ class ImageFolder:
         for path, label in self._files:
             digest.update(f"{_text(label)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         return digest.hexdigest()
+
+    def without(self, count: int) -> "ImageFolder":
+        """All but `count` of the images; those left out are chosen by their places and a public constant."""
+        out = _chosen(len(self), count)
+        return replace(self, _files=tuple(file for k, file in enumerate(self._files) if k not in out))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -175,9 +180,14 @@ def _held_out(folder: Path) -> tuple[_Files, _Files, list[str]]:
             "in two folders, named by their class. Or divide them yourself: train/CLASS and test/CLASS.",
             code="image-folder",
         )
-    out = set(np.random.default_rng(_SPLIT_SEED).permutation(len(files))[:num_test].tolist())
+    out = _chosen(len(files), num_test)
     train = [file for k, file in enumerate(files) if k not in out]
     return train, [files[k] for k in sorted(out)], names
+
+
+def _chosen(number: int, count: int) -> set[int]:
+    """Which `count` of so many places: the same ones whatever lies there."""
+    return set(np.random.default_rng(_SPLIT_SEED).permutation(number)[:count].tolist())
 
 
 def both_splits(

@@ -19,7 +19,7 @@ from reticent.data import ArrayPair, Dataset, class_names, load, read_image_file
 from reticent.errors import DataError
 
 from ._parts import build_model
-from ._reader import Given, Reader, Watch, outputs_of_inputs, with_weights
+from ._reader import Given, Reader, Watch, given_images, outputs_of_inputs, with_weights
 from ._training import Material, TrainingRecipe
 from ._training_config import TrainingConfig
 
@@ -104,13 +104,7 @@ class ArrayRecipe(TrainingRecipe):
             # A pixel of the data set is a whole number up to `scale`, one of a file a byte.
             x = np.rint(np.stack([pixels for pixels, _ in files]) * (self.scale / 255.0))
             rows = TensorDataset(self._scaled(x), torch.from_numpy(files.labels))
-            return Given(
-                names=files.names,
-                column="file",
-                rows=rows,
-                labelled=files.labelled,
-                left_out=files.left_out,
-            )
+            return given_images(files, rows)
 
         return Reader(
             classes=classes,

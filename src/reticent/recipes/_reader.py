@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from reticent.data import Table, read_table
+from reticent.data import ImageFiles, Table, read_table
 from reticent.errors import CheckpointError, ConfigError, DataError
 from reticent.train import load_tensors
 
@@ -46,6 +46,13 @@ class Given:
     rows: Any
     labelled: bool
     left_out: int = 0
+
+
+def given_images(files: ImageFiles, rows: Any) -> Given:
+    """Images, in the form that the recipe's model takes."""
+    return Given(
+        names=files.names, column="file", rows=rows, labelled=files.labelled, left_out=files.left_out
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

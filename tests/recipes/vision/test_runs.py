@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from reticent.recipes import describe, go_on, recipes, request, run
 from reticent.recipes._parts import build_model
 from reticent.recipes.vision import _features
 from reticent.recipes.vision._assess import area_under_curve
-from reticent.recipes.vision._recipe import losses_of_several, scores_of_several
+from reticent.recipes.vision._recipe import accuracies_and_loss, losses_of_several, scores_of_several
 from reticent.train._checkpoint import load_tensors
 
 
@@ -205,6 +206,47 @@ def test_validation_rows_are_kept_out_of_training(tmp_path):
     assert np.array_equal(material.train[0], data.train.x[:50])
     assert np.array_equal(material.test[0], data.train.x[50:])
     assert "NOT private" in material.about["scored"]
+
+
+def test_a_data_set_in_its_authors_layout_keeps_validation_rows_and_makes_features_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETICENT_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    pairs = [
+        ArrayPair(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, count))
+        for count in (30, 8)
+    ]
+    recipe: Any = recipes()["svhn"]
+    config = request("svhn", ["validation=5", "features=scattering", "model=linear"]).config
+    material = recipe.prepare(config, pairs)
+    assert material.train[0].shape == (25, 243, 8, 8) and material.test[0].shape == (5, 243, 8, 8)
+    assert np.array_equal(material.test[1], pairs[0].y[25:])
+    assert "NOT private" in material.about["scored"]
+    plain = recipe.prepare(request("svhn").config, pairs)
+    assert len(plain.train[1]) == 30 and len(plain.test[1]) == 8 and "scored" not in plain.about
+
+
+def test_images_that_the_published_run_kept_back_are_left_out(folder):
+    wanted: Any = recipes()["imagenet-nf-resnet-50-eps8"]
+    assert wanted.size + wanted.spare == recipes()["imagenet-nf-resnet-50-tan"].size == 1_281_167
+    recipe: Any = replace(wanted, size=50, spare=10, num_classes=2)
+    config = request(wanted.name, [f"data={folder}", "image_size=16"]).config
+    said: list[str] = []
+    train, test = recipe.fetch(config, report=said.append, progress=False)
+    assert (len(train), len(test)) == (50, 12) and "10 images of train are left out" in said[0]
+    again, _ = recipe.fetch(config, report=said.append, progress=False)
+    assert [path for path, _ in again._files] == [path for path, _ in train._files]
+    exact, _ = replace(recipe, size=60).fetch(config, report=said.append, progress=False)
+    assert len(exact) == 60
+    with pytest.raises(DataError, match="of 1,000 classes, and the folder holds 2") as e:
+        wanted.fetch(config, report=said.append, progress=False)
+    assert e.value.code == "image-folder"
+
+
+def test_the_share_among_the_first_five_is_told_where_there_are_more_classes():
+    logits = torch.tensor([[6.0, 5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]])
+    scores = accuracies_and_loss(torch.nn.Identity(), (logits, torch.tensor([0, 2, 6])))
+    assert scores["accuracy"].tolist() == [1.0, 0.0, 0.0] and scores["top5"].tolist() == [1.0, 1.0, 0.0]
+    assert "top5" not in accuracies_and_loss(torch.nn.Identity(), (logits[:, :5], torch.tensor([0, 2, 4])))
 
 
 def test_the_loss_of_several_labels_is_the_mean_of_their_binary_losses():

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from reticent.data import ArrayPair, ImageFolder, has_splits, read_image_folder, read_image_table
-from reticent.errors import ConfigError
+from reticent.errors import ConfigError, DataError
 
 from .._stamp import remembered
 from .._training import Material
@@ -81,15 +81,19 @@ class LocalRecipe(VisionRecipe):
         return self.read(_folder_of(config, self.name))
 
     def prepare(self, config: Any, fetched: Any) -> Material:
-        train, test = (
-            self._checked(pair, split) for pair, split in zip(fetched, ("train", "test"), strict=True)
-        )
-        return Material(train=train, test=test, about={"name": self.dataset, "source": "folder"})
+        return self._material(config, *fetched, {"name": self.dataset, "source": "folder"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FolderRecipe(VisionRecipe):
-    """Class folders. Where `size` is 0, images and classes are counted, and both numbers are public."""
+    """Class folders. Where `size` is 0, images and classes are counted, and both numbers are public.
+
+    Args:
+        spare: images of a public data set beyond `size`, which the published run did not train on: so many are
+            left out where the folder holds them too, chosen by their places in the listing and a constant.
+    """
+
+    spare: int = 0
 
     def num_examples(self, config: Any) -> int:
         return self.size or len(_read(config, self.name)[0])
@@ -114,6 +118,15 @@ class FolderRecipe(VisionRecipe):
                     f"most frequent: all become RGB, {config.image_size} x {config.image_size} (mixed=refuse "
                     "stops there, mixed=skip leaves them out)"
                 )
+        if self.num_classes and len(train.class_names) != self.num_classes:
+            raise DataError(
+                f"'{self.name}' is of {self.num_classes:,} classes, and the folder holds "
+                f"{len(train.class_names):,}. For your own images take vision-scratch or vision-finetune.",
+                code="image-folder",
+            )
+        if self.spare and len(train) == self.size + self.spare:
+            report(f"{self.spare:,} images of train are left out, as in the published run: {self.size:,} stay")
+            train = train.without(self.spare)
         return train, test
 
     def prepare(self, config: Any, fetched: Any) -> Material:

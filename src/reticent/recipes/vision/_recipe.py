@@ -23,7 +23,7 @@ from reticent.errors import ConfigError, DataError
 from .._arrays import at_the_ends
 from .._going_on import read_result
 from .._parts import build_model
-from .._reader import Given, Reader, Watch, outputs_of_inputs, with_weights
+from .._reader import Given, Reader, Watch, given_images, outputs_of_inputs, with_weights
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
 from ._assess import assess
@@ -97,25 +97,29 @@ class VisionRecipe(TrainingRecipe):
         return load(self.dataset, report=report, progress=progress)
 
     def prepare(self, config: VisionConfig, fetched: Dataset) -> Material:
-        train, test = self._checked(fetched.train, "train"), self._checked(fetched.test, "test")
+        about = {
+            "name": fetched.name,
+            "source": fetched.source,
+            "licence": fetched.licence,
+            "sha256": fetched.sha256,
+        }
+        return self._material(config, fetched.train, fetched.test, about)
+
+    def _material(
+        self, config: VisionConfig, train: ArrayPair, test: ArrayPair, about: Mapping[str, Any]
+    ) -> Material:
+        """Both splits checked, validation rows kept out of training, and features in the pixels' place."""
+        here, there = self._checked(train, "train"), self._checked(test, "test")
+        scored = {}
         if config.validation:
-            kept = len(train[1]) - config.validation
-            train, test = (train[0][:kept], train[1][:kept]), (train[0][kept:], train[1][kept:])
+            kept = len(here[1]) - config.validation
+            here, there = (here[0][:kept], here[1][:kept]), (here[0][kept:], here[1][kept:])
+            scored = {"scored": "validation rows, NOT private"}
         if config.features == "scattering":
-            train, test = (
-                (scattering_of(x, name=fetched.name, mirrored=config.mirror), y) for x, y in (train, test)
+            here, there = (
+                (scattering_of(x, name=self.dataset, mirrored=config.mirror), y) for x, y in (here, there)
             )
-        return Material(
-            train=train,
-            test=test,
-            about={
-                "name": fetched.name,
-                "source": fetched.source,
-                "licence": fetched.licence,
-                "sha256": fetched.sha256,
-                **({"scored": "validation rows, NOT private"} if config.validation else {}),
-            },
-        )
+        return Material(train=here, test=there, about={**about, **scored})
 
     def reader(self, config: VisionConfig, about: Mapping[str, Any], folder: Path) -> Reader:
         classes = self._class_names(about)
@@ -135,13 +139,7 @@ class VisionRecipe(TrainingRecipe):
             rows: Any = files
             if config.features == "scattering":
                 rows = scattered(np.stack([x for x, _ in files]), mirrored=config.mirror), files.labels
-            return Given(
-                names=files.names,
-                column="file",
-                rows=rows,
-                labelled=files.labelled,
-                left_out=files.left_out,
-            )
+            return given_images(files, rows)
 
         # What a run began with is overwritten by what it learned, and need not be there any more.
         unloaded = config.model_copy(update={"start_from": None, "pretrained": False})

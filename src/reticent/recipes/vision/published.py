@@ -101,6 +101,7 @@ IMAGENET: Final = FolderRecipe(
         ema=0.99999,
     ),
     size=1_271_167,
+    spare=10_000,
     **_IMAGENET,
 )
 IMAGENET_TAN: Final = FolderRecipe(
