@@ -3,10 +3,15 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from benchmarks import augmult, ladder
+from benchmarks import augmult, finetune, ladder
+from reticent.data import ArrayPair, Dataset
 from reticent.recipes import make_config, recipes
+from reticent.train import load_tensors
 
 
 def test_every_rung_is_a_run_of_as_many_images():
@@ -40,3 +45,74 @@ def test_steps_on_views_are_timed_beside_plain_ones():
     found = augmult.measure("mlp-8", batch=6, side=8, views=3, rounds=2, colour=0.1)
     assert found["views"] == 3 and found["time_ratio"] > 0
     assert 0 < found["augmentation_share"] < 1
+
+
+def tiny(count):
+    rng = np.random.default_rng(0)
+
+    def pair(each):
+        shape = (10 * each, 16, 16, 3)
+        return ArrayPair(rng.integers(0, 256, shape, dtype=np.uint8), np.arange(10).repeat(each))
+
+    return Dataset(
+        name="cifar10",
+        train=pair(count),
+        test=pair(2),
+        num_classes=10,
+        class_names=tuple("abcdefghij"),
+        feature_names=(),
+        licence="",
+        package_licence="",
+        citation="",
+        source="made up",
+        sha256="0",
+    )
+
+
+def test_the_halves_share_no_class_and_hold_every_image_once(tmp_path):
+    assert set(finetune.PUBLIC).isdisjoint(finetune.PRIVATE)
+    found = tiny(3)
+    seen = {}
+    for name, classes in (("public", finetune.PUBLIC), ("private", finetune.PRIVATE)):
+        folder = finetune.write_half(found, classes, tmp_path / name)
+        seen[name] = {path.parent.name: path for path in sorted(folder.glob("train/*/*.png"))}
+        assert len(list(folder.glob("train/*/*.png"))) == 15 and len(list(folder.glob("test/*/*.png"))) == 10
+    assert set(seen["public"]) == set("acegi") and set(seen["private"]) == set("bdfhj")
+    with Image.open(seen["private"]["d"]) as image:
+        assert np.array_equal(np.array(image), found.train.x[3 * 3 + 2])
+
+
+def test_the_table_of_arms_tells_what_is_private():
+    def result(accuracy, epsilon):
+        return {"test_accuracy": accuracy, "epsilon": epsilon, "seconds": 9.0}
+
+    found = {
+        1: {"pretraining": result(0.8, None), "head": result(0.6, 2.98)},
+        2: {"pretraining": result(0.82, None), "head": result(0.62, 2.99)},
+    }
+    rows = finetune.summary(found)
+    assert [row["arm"] for row in rows] == ["pretraining", "head"]
+    assert rows[1]["epsilon"] == 2.99 and rows[1]["mean"] == pytest.approx(0.61)
+    shown = finetune.table(rows)
+    assert "for its own classes) | none | 81.0 ± 1.4 | 2 | 9 |" in shown
+    assert "| the head alone | 2.990 | 61.0 ± 1.4 | 2 | 9 |" in shown
+
+
+@pytest.mark.slow
+def test_each_arm_goes_on_from_the_public_weights_and_nothing_runs_twice(tmp_path, monkeypatch):
+    halves = tuple(
+        finetune.write_half(tiny(20), classes, tmp_path / name)
+        for name, classes in (("public", finetune.PUBLIC), ("private", finetune.PRIVATE))
+    )
+    few = {"num_steps": 2, "expected_batch_size": 20, "image_size": 16}
+    more = {arm: few for arm in ("pretraining", *finetune.ARMS)}
+    args: Any = (1, list(finetune.ARMS), halves, tmp_path / "runs", {"epsilon": 8, "delta": 1e-3}, more)
+    found = finetune.one_seed(*args)
+    assert not found["pretraining"]["private"]
+    assert all(found[arm]["private"] and found[arm]["epsilon"] <= 8 for arm in finetune.ARMS)
+    first = load_tensors(tmp_path / "runs" / "pretraining-seed-1" / "weights.safetensors")[0]
+    head = load_tensors(tmp_path / "runs" / "head-seed-1" / "weights.safetensors")[0]
+    moved = {name for name in first if not torch.equal(first[name], head[name])}
+    assert moved == {name for name in first if ".head." in name}
+    monkeypatch.setattr(finetune.subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
+    assert finetune.one_seed(*args) == found

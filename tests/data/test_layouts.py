@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from reticent.data import read_cifar100, read_image_folder, read_image_table, read_svhn
+from reticent.data import read_cifar100, read_image_folder, read_image_table, read_places, read_svhn
 from reticent.data._mat5 import read_mat5
 from reticent.errors import DataError
 
@@ -240,6 +240,70 @@ def test_a_table_that_is_none_is_refused(table, text, why):
     with pytest.raises(DataError, match=why) as e:
         read_image_table(table, side=8)
     assert e.value.code == "image-table"
+
+
+# -- Places365 ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def places(tmp_path):
+    (tmp_path / "categories_places365.txt").write_text("/a/airfield 0\n/b/barn/outdoor 1\n")
+    train, val = [], []
+    for k, (name, label) in enumerate((("/b/barn/outdoor", 1), ("/a/airfield", 0), ("/b/barn/outdoor", 1))):
+        save(tmp_path / "data_256" / name[1:] / f"{k:08}.jpg", size=(8, 8), seed=k)
+        save(tmp_path / "val_256" / f"Places365_val_{k:08}.jpg", size=(8, 8), seed=9 + k)
+        train.append(f"{name}/{k:08}.jpg {label}")
+        val.append(f"Places365_val_{k:08}.jpg {label}")
+    (tmp_path / "places365_train_standard.txt").write_text("\n".join(train) + "\n")
+    (tmp_path / "places365_val.txt").write_text("\n".join(val) + "\n")
+    return tmp_path
+
+
+def test_places_are_labelled_by_their_lists(places):
+    train, test = read_places(places, side=8)
+    assert train.class_names == test.class_names == ("airfield", "barn/outdoor")
+    assert train.labels.tolist() == test.labels.tolist() == [1, 0, 1]
+    with Image.open(places / "data_256" / "a" / "airfield" / "00000001.jpg") as image:
+        assert np.array_equal(train[1][0], np.array(image))
+    (places / "data_256" / "a" / "airfield" / "00000001.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 of 3 images .*'airfield/00000001.jpg'"):
+        read_places(places, side=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "must hold one list of training images"),
+        ("", "has 0 of 0 lines"),
+        ("/a/airfield/00000001.jpg\n", "has 1 of 1 lines"),
+        ("/a/airfield/00000001.jpg -1\n", "has 1 of 1 lines"),
+        ("/a/airfield/00000001.jpg 2\n", "1 labels beyond its 2 classes"),
+        ("/a/airfield/00000001.jpg 0\n/a/./airfield/00000001.jpg 0\n", "1 files more than once"),
+        ("/a/airfield/00000007.jpg 0\n", "1 files that are not in 'data_256', e.g. '00000007.jpg'"),
+        ("/a/a\0b.jpg 0\n", "can be no file"),
+    ],
+)
+def test_lists_of_places_that_are_none_are_refused(places, text, why):
+    path = places / "places365_train_standard.txt"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(DataError, match=why) as e:
+        read_places(places, side=8)
+    assert e.value.code == "image-table"
+
+
+@pytest.mark.parametrize("damage", ["numbers", "no images", "one folder"])
+def test_places_without_their_folders_or_classes_are_refused(places, damage):
+    match damage:
+        case "numbers":
+            (places / "categories_places365.txt").write_text("/a/airfield 0\n/b/barn 2\n")
+        case "no images":
+            shutil.rmtree(places / "data_256")
+        case "one folder":
+            shutil.rmtree(places / "val_256")
+            (places / "val_256").symlink_to(places / "data_256")
+    with pytest.raises(DataError, match=r"must number|must hold one folder|are one folder") as e:
+        read_places(places, side=8)
+    assert e.value.code == ("image-table" if damage == "numbers" else "image-folder")
 
 
 @pytest.mark.parametrize("compressed", [True, False])

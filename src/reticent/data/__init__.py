@@ -15,6 +15,7 @@ from reticent.data._cache import arrays_sha256, cache_root
 from reticent.data._files import Table, has_split, read_table
 from reticent.data._image_files import ImageFiles, read_image_files
 from reticent.data._image_folder import ImageFolder, has_splits, read_image_folder
+from reticent.data._image_places import read_places
 from reticent.data._image_table import read_image_table
 from reticent.data._layouts import read_cifar100, read_svhn
 from reticent.data._load import class_names, fetch, fetch_all, load, names
@@ -49,6 +50,7 @@ __all__ = [
     "read_image_files",
     "read_image_folder",
     "read_image_table",
+    "read_places",
     "read_svhn",
     "read_table",
 ]

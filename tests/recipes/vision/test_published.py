@@ -1,8 +1,10 @@
 """The published runs: what they spend, how large their networks are, and that they plan without data."""
 
 import pytest
+import torch
 
 from reticent.recipes import describe, request
+from reticent.recipes.vision._networks import network
 
 # Recipe, settings, epsilon by RDP and by PLD as published or recomputed from the published settings.
 ROWS = [
@@ -37,6 +39,22 @@ def test_networks_have_their_published_sizes(name, millions):
     shown = describe(request(name))
     assert shown["num_parameters"] / 1e6 == pytest.approx(millions, abs=0.005)
     assert shown["num_trained"] == shown["num_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "number"),
+    [
+        ("nf-resnet-101", (3, 224, 224), 44.55e6),
+        ("nf-resnet-152", (3, 224, 224), 60.19e6),
+        ("nf-resnet-200", (3, 224, 224), 64.67e6),
+        ("tanh-cnn", (1, 28, 28), 26_010),
+        ("deep-tanh-cnn", (3, 32, 32), 550_570),
+    ],
+)
+def test_networks_without_a_run_of_their_own_have_their_published_sizes_too(name, shape, number):
+    with torch.device("meta"):
+        model = network(name, shape=shape, num_classes=1000 if shape[1] == 224 else 10)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(number, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["mnist-mlp-eps1", "mnist-audit-eps8", "mnist", "cifar10", "svhn"])

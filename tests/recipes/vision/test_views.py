@@ -1,5 +1,6 @@
 """Views of images: what they show, that they depend on their own image alone, and what they cost."""
 
+import math
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ from reticent.clip import fix
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.recipes import request
 from reticent.recipes.vision._augment import Views, recoloured
-from reticent.recipes.vision._layers import Pixels, WSConv2d
+from reticent.recipes.vision._layers import ACTIVATIONS, Pixels, Scaled, WSConv2d, variance_gain
 from reticent.recipes.vision._networks import network
 from reticent.recipes.vision._start import start
 from reticent.train._rows import refuse_mixing
@@ -97,11 +98,22 @@ def test_standardised_filters_have_no_mean_and_unit_norm_whatever_the_weight():
     torch.testing.assert_close(filters.norm(dim=1), conv.gain.detach())
 
 
+def test_scaled_activations_have_variance_one_on_standard_normal_numbers():
+    assert variance_gain(torch.nn.ReLU()) == pytest.approx((2 / (1 - 1 / math.pi)) ** 0.5, rel=1e-6)
+    assert variance_gain(torch.nn.Identity()) == pytest.approx(1, rel=1e-6)
+    z = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for make in ACTIVATIONS.values():
+        assert float(Scaled(make())(z).std()) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "code"),
     [
         ("wrn-15-4", (3, 32, 32), "unknown-model"),
         ("wrn-16-4-nonsense", (3, 32, 32), "unknown-model"),
+        ("wrn-16-4-nonorm-layernorm", (3, 32, 32), "unknown-model"),
+        ("wrn-16-4-gelu-tanh", (3, 32, 32), "unknown-model"),
+        ("wrn-16-4-plain-plain", (3, 32, 32), "unknown-model"),
         ("resnet", (3, 32, 32), "unknown-model"),
         ("tanh-cnn", (3, 16, 16), "model-input"),
         ("nf-resnet-50", (1, 64, 64), "model-input"),
@@ -133,6 +145,17 @@ def test_a_wide_resnet_s_parts_are_left_out_by_name():
         return {type(m).__name__ for m in made.modules()}
 
     assert {"WSConv2d", "GroupNorm"} <= kinds("wrn-10-1") and "SkipGain" not in kinds("wrn-10-1")
+    other = kinds("wrn-10-1-layernorm-gelu-scaled-noskip")
+    assert {"GroupNorm", "GELU", "Scaled"} <= other and "ReLU" not in other
+    whole, branches = (network(f"wrn-10-1{more}", shape=(3, 8, 8), num_classes=2) for more in ("", "-noskip"))
+    assert {
+        n for n in whole.state_dict() if ".skip." in n
+    } == whole.state_dict().keys() - branches.state_dict().keys()
+    assert all(
+        m.num_groups == 1
+        for m in network("wrn-10-1-layernorm", shape=(3, 8, 8), num_classes=2).modules()
+        if isinstance(m, torch.nn.GroupNorm)
+    )
     bare = kinds("wrn-10-1-nonorm-plain-skipinit")
     assert not bare & {"WSConv2d", "GroupNorm"} and "SkipGain" in bare
 

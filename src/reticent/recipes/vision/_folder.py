@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from reticent.data import ArrayPair, ImageFolder, has_splits, read_image_folder, read_image_table
+from reticent.data import (
+    ArrayPair,
+    ImageFolder,
+    has_splits,
+    read_image_folder,
+    read_image_table,
+    read_places,
+)
 from reticent.errors import ConfigError, DataError
 
 from .._stamp import remembered
@@ -32,8 +39,11 @@ class FolderConfig(LocalConfig):
 
     image_size: Annotated[int, Field(ge=8, le=1024, description="pixels of a side; others are scaled")] = 32
     labels: Annotated[
-        Literal["folders", "table"],
-        Field(description="table: several labels for an image, in train/labels.csv and test/labels.csv"),
+        Literal["folders", "table", "places"],
+        Field(
+            description="table: several labels for an image, in train/labels.csv and test/labels.csv; "
+            "places: Places365's own lists"
+        ),
     ] = "folders"
     unreadable: Annotated[
         Literal["refuse", "skip"], Field(description="what becomes of files that cannot be decoded")
@@ -89,8 +99,8 @@ class FolderRecipe(VisionRecipe):
     """Class folders. Where `size` is 0, images and classes are counted, and both numbers are public.
 
     Args:
-        spare: images of a public data set beyond `size`, which the published run did not train on: so many are
-            left out where the folder holds them too, chosen by their places in the listing and a constant.
+        spare: images of a public data set beyond `size`, which the published run did not train on: so many
+            are left out where the folder holds them too, chosen by their places in it and a constant.
     """
 
     spare: int = 0
@@ -125,7 +135,9 @@ class FolderRecipe(VisionRecipe):
                 code="image-folder",
             )
         if self.spare and len(train) == self.size + self.spare:
-            report(f"{self.spare:,} images of train are left out, as in the published run: {self.size:,} stay")
+            report(
+                f"{self.spare:,} images of train are left out, as in the published run: {self.size:,} stay"
+            )
             train = train.without(self.spare)
         return train, test
 
@@ -133,7 +145,7 @@ class FolderRecipe(VisionRecipe):
         train, test = fetched
         # What was left out is said to the operator only: a run's description may be published.
         about = {"name": "folder", "classes": list(train.class_names)}
-        if not has_splits(_folder_of(config, self.name)):
+        if config.labels == "folders" and not has_splits(_folder_of(config, self.name)):
             about["scored"] = "held-out images of the folder, NOT private"
         return Material(train=train, test=test, about=about)
 
@@ -149,6 +161,8 @@ def _read_once(
 ) -> tuple[ImageFolder, ImageFolder]:
     if labels == "table":
         return read_image_table(folder, side=side, unreadable=unreadable, mixed=mixed)
+    if labels == "places":
+        return read_places(folder, side=side, unreadable=unreadable, mixed=mixed)
     return read_image_folder(folder, side=side, unreadable=unreadable, mixed=mixed, hold_out=True)
 
 

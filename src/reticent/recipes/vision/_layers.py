@@ -10,7 +10,9 @@ Sources:
     [3] De, Smith 2020, arXiv:2002.10444 (skip-init).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,48 @@ class SkipGain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain
+
+
+ACTIVATIONS: Final[Mapping[str, Callable[[], nn.Module]]] = MappingProxyType(
+    {
+        "celu": nn.CELU,
+        "elu": nn.ELU,
+        "gelu": nn.GELU,
+        "identity": nn.Identity,
+        "leakyrelu": nn.LeakyReLU,
+        "logsigmoid": nn.LogSigmoid,
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "selu": nn.SELU,
+        "sigmoid": nn.Sigmoid,
+        "silu": nn.SiLU,
+        "softplus": nn.Softplus,
+        "softsign": nn.Softsign,
+        "tanh": nn.Tanh,
+    }
+)
+
+
+class Scaled(nn.Module):
+    """An activation, times what gives it variance 1 on inputs of mean 0 and variance 1 [2]."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gain = variance_gain(inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.gain
+
+
+@torch.no_grad()
+def variance_gain(activation: nn.Module) -> float:
+    """1 / deviation of the activation of a standard normal number, by quadrature."""
+    z = torch.linspace(-12, 12, 48_001, dtype=torch.float64, device="cpu")
+    weight = torch.exp(-z.square() / 2)
+    weight = weight / weight.sum()
+    y = activation(z)
+    return float((weight * (y - (weight * y).sum()).square()).sum().rsqrt())
 
 
 class Pixels(nn.Module):

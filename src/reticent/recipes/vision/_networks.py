@@ -11,15 +11,16 @@ from torch import nn
 from reticent.errors import ConfigError
 
 from ._foreign import foreign, is_foreign
-from ._layers import Pixels
+from ._layers import ACTIVATIONS, Pixels
 from ._nf_resnet import nf_resnet
 from ._small import SmallCNN, cnn_on_features, deep_tanh_cnn, linear_on_features, mlp, tanh_cnn
 from ._wide_resnet import WideResNet
 
 KNOWN: Final = (
-    "wrn-DEPTH-WIDTH (16-4, 40-4, 28-10, ...; with -nonorm, -plain filters, -skipinit behind it), "
-    "nf-resnet-50, nf-resnet-101, nf-resnet-152, tanh-cnn, deep-tanh-cnn, small-cnn, mlp-WIDTH, timm:NAME, "
-    "transformers:FOLDER; linear and cnn on scattering features"
+    "wrn-DEPTH-WIDTH (16-4, 40-4, 28-10, ...; behind it -nonorm or -layernorm, -plain filters, -skipinit or "
+    "-noskip, an activation such as -gelu or -tanh, -scaled), nf-resnet-50 (101, 152, 200, 288, 600), "
+    "tanh-cnn, deep-tanh-cnn, small-cnn, mlp-WIDTH, timm:NAME, transformers:FOLDER; linear and cnn on "
+    "scattering features"
 )
 
 
@@ -60,22 +61,9 @@ def network(
         body = SmallCNN(channels, num_classes)
     elif match := re.fullmatch(r"mlp-(\d{1,5})", name):
         body = mlp(channels * side * shape[2], int(match[1]), num_classes)
-    elif match := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})((?:-(?:nonorm|plain|skipinit))*)", name):
-        depth, widen = int(match[1]), int(match[2])
-        if depth < 10 or (depth - 4) % 6 or widen < 1:
-            raise ConfigError(
-                f"A Wide ResNet's depth is 10, 16, 22, 28, ...; got {name}.", code="unknown-model"
-            )
-        body = WideResNet(
-            depth,
-            widen,
-            num_classes,
-            channels=channels,
-            norm="none" if "-nonorm" in match[3] else "group",
-            standardise="-plain" not in match[3],
-            skip_gain="-skipinit" in match[3],
-        )
-    elif match := re.fullmatch(r"nf-resnet-(50|101|152)", name):
+    elif match := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})((?:-[a-z0-9]+)*)", name):
+        body = _wide_resnet(name, int(match[1]), int(match[2]), match[3], channels, num_classes)
+    elif match := re.fullmatch(r"nf-resnet-(50|101|152|200|288|600)", name):
         if channels != 3:
             raise _unfit(name, shape, "colour images")
         _at_least(name, shape, 32)
@@ -83,6 +71,31 @@ def network(
     else:
         raise _unknown(name)
     return nn.Sequential(Pixels(), body)
+
+
+def _wide_resnet(
+    name: str, depth: int, widen: int, options: str, channels: int, num_classes: int
+) -> nn.Module:
+    if depth < 10 or (depth - 4) % 6 or widen < 1:
+        raise ConfigError(f"A Wide ResNet's depth is 10, 16, 22, 28, ...; got {name}.", code="unknown-model")
+    said = options.split("-")[1:]
+    activations = [option for option in said if option in ACTIVATIONS]
+    unknown = set(said) - {"nonorm", "layernorm", "plain", "skipinit", "noskip", "scaled"} - set(activations)
+    clash = {"nonorm", "layernorm"} <= set(said) or {"skipinit", "noskip"} <= set(said)
+    if unknown or clash or len(activations) > 1 or len(set(said)) < len(said):
+        raise _unknown(name)
+    return WideResNet(
+        depth,
+        widen,
+        num_classes,
+        channels=channels,
+        norm="none" if "nonorm" in said else "layer" if "layernorm" in said else "group",
+        standardise="plain" not in said,
+        skip_gain="skipinit" in said,
+        skip="noskip" not in said,
+        activation=activations[0] if activations else "relu",
+        scaled="scaled" in said,
+    )
 
 
 def _on_features(

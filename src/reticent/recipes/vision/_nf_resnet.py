@@ -18,7 +18,14 @@ from torch.nn import functional as F
 
 from ._layers import SkipGain, WSConv2d
 
-_BLOCKS: Final = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_BLOCKS: Final = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    288: (24, 24, 24, 24),
+    600: (50, 50, 50, 50),
+}
 _SCALED_RELU: Final = math.sqrt(2.0 / (1.0 - 1.0 / math.pi))  # variance 1 in, variance 1 out [1]
 
 
@@ -110,5 +117,5 @@ def _activate(x: Tensor) -> Tensor:
 
 
 def nf_resnet(depth: int, num_classes: int) -> nn.Module:
-    """NF-ResNet of a published depth: 50, 101 or 152."""
+    """NF-ResNet of a published depth: 50, 101, 152, 200, 288 or 600."""
     return NFResNet(_BLOCKS[depth], num_classes=num_classes)

@@ -9,14 +9,15 @@ Sources:
     [2] De et al. 2022, arXiv:2204.13650 (standardised filters, group normalisation after the activation).
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ._layers import SkipGain, WSConv2d
+from ._layers import ACTIVATIONS, Scaled, SkipGain, WSConv2d
 
-Norm = Literal["group", "none"]
+Norm = Literal["group", "layer", "none"]
 
 
 class WideResNet(nn.Module):
@@ -28,9 +29,12 @@ class WideResNet(nn.Module):
         num_classes: width of the head.
         channels: of the images.
         groups: of group normalisation.
-        norm: "none" leaves normalisation out.
+        norm: "layer" is one group of all channels; "none" leaves normalisation out.
         standardise: whether filters are standardised; otherwise plain convolutions.
         skip_gain: whether residual branches end in a learnt factor that starts at 0.
+        skip: whether there is a way past the branches; without it blocks are their branches alone.
+        activation: name of one of `ACTIVATIONS`.
+        scaled: whether it is scaled to variance 1.
     """
 
     def __init__(
@@ -44,10 +48,21 @@ class WideResNet(nn.Module):
         norm: Norm = "group",
         standardise: bool = True,
         skip_gain: bool = False,
+        skip: bool = True,
+        activation: str = "relu",
+        scaled: bool = False,
     ) -> None:
         super().__init__()
         assert (depth - 4) % 6 == 0, "depth is 6 n + 4"
-        make = _Maker(groups, norm, standardise, skip_gain)
+        make = _Maker(
+            groups=1 if norm == "layer" else groups,
+            norm=norm != "none",
+            standardise=standardise,
+            skip_gain=skip_gain,
+            skip=skip,
+            activation=activation,
+            scaled=scaled,
+        )
         self.stem = make.conv(channels, 16, 3, 1)
         blocks, wide_in = [], 16
         for stage, stride in enumerate((1, 2, 2)):
@@ -76,30 +91,38 @@ class _Block(nn.Module):
             make.conv(wide_out, wide_out, 3, 1),
             *([SkipGain()] if make.skip_gain else []),
         )
-        self.skip = (
-            nn.Sequential(make.activate(wide_in), make.conv(wide_in, wide_out, 1, stride))
-            if opens
-            else nn.Identity()
-        )
+        self.skip = None
+        if make.skip:
+            self.skip = (
+                nn.Sequential(make.activate(wide_in), make.conv(wide_in, wide_out, 1, stride))
+                if opens
+                else nn.Identity()
+            )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.branch(x)
+        return self.branch(x) if self.skip is None else self.skip(x) + self.branch(x)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Maker:
     """The layers that a network's options ask for."""
 
-    def __init__(self, groups: int, norm: Norm, standardise: bool, skip_gain: bool) -> None:
-        self.groups, self.norm, self.standardise, self.skip_gain = groups, norm, standardise, skip_gain
+    groups: int
+    norm: bool
+    standardise: bool
+    skip_gain: bool
+    skip: bool
+    activation: str
+    scaled: bool
 
     def conv(self, wide_in: int, wide_out: int, size: int, stride: int) -> nn.Module:
         kind = WSConv2d if self.standardise else nn.Conv2d
         return kind(wide_in, wide_out, size, stride=stride, padding=size // 2)
 
     def activate(self, channels: int) -> nn.Module:
-        if self.norm == "none":
-            return nn.ReLU()
-        return nn.Sequential(nn.ReLU(), nn.GroupNorm(self.groups, channels))
+        made = ACTIVATIONS[self.activation]()
+        made = Scaled(made) if self.scaled else made
+        return nn.Sequential(made, nn.GroupNorm(self.groups, channels)) if self.norm else made
 
 
 @torch.no_grad()
