@@ -294,6 +294,13 @@ MUTANTS = [
         "gone = min(0.5, 0.5 * step / settings.lr_decay_steps)",
         "tests/train/test_lr_decay.py",
     ),
+    (
+        "gradients of zero prove that examples are apart",
+        "clip/_probe.py",
+        "seen = bool(ones[fitting[0].axis].projections.any())",
+        "seen = True",
+        "tests/clip/test_refusals.py -k test_a_batch_that_shows_nothing_proves_nothing",
+    ),
 ]
 
 
