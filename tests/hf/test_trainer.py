@@ -1,5 +1,6 @@
 """`PrivateTrainer` on tiny random models: the joint's own numbers, the ledger's epsilon, nothing ignored."""
 
+import copy
 import dataclasses
 import math
 
@@ -275,3 +276,27 @@ def test_privacy_arguments_are_checked():
             PrivacyArguments(**wrong)
     assert {f.name for f in dataclasses.fields(PrivacyArguments)} >= {"target_epsilon", "max_length"}
     assert issubclass(PrivateTrainer, Trainer)
+
+
+def test_private_rows_are_not_scored_as_public_ones(tmp_path):
+    mine = rows()
+    for scored in (mine, {"test": rows(TEXTS[:5]), "train": mine}):
+        with pytest.raises(ConfigError, match="holds the train_dataset") as caught:
+            trainer_of(tmp_path / "run", train_dataset=mine, eval_dataset=scored)
+        assert caught.value.code == "trainer-rows"
+
+
+def test_a_table_of_datasets_is_known_by_its_contents(tmp_path):
+    made = pytest.importorskip("datasets").Dataset.from_list(rows())
+    with pytest.raises(ConfigError, match="holds the train_dataset"):
+        trainer_of(tmp_path / "run", train_dataset=made, eval_dataset=copy.copy(made))
+    trainer_of(tmp_path / "run", train_dataset=made, eval_dataset=made.select(range(5)))
+
+
+def test_a_second_run_does_not_begin_from_the_weights_of_the_first(tmp_path):
+    trainer = trainer_of(tmp_path / "a", callbacks=[Recorder(stop_after=1)])
+    trainer.train()
+    trainer.args.output_dir = str(tmp_path / "b")
+    with pytest.raises(ConfigError, match="in no ledger of a run in") as caught:
+        trainer.train()
+    assert caught.value.code == "trainer-resume" and not (tmp_path / "b").exists()

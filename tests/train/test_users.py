@@ -280,3 +280,12 @@ def test_rows_that_are_not_users_are_refused():
 def test_an_unknown_unit_is_refused():
     with pytest.raises(ConfigError, match="privacy-unit"):
         make_plan(unit="household")
+
+
+def test_a_person_written_in_two_ways_is_not_two_users():
+    data = make_data()
+    for names in (["u", "u "], ["u\u00e9", "ue\u0301"], [1, "1"], ["u", " "]):
+        users = (names * len(data))[: len(data)]
+        with pytest.raises(DataError) as caught:
+            UserRows(data, users, max_rows=2)
+        assert caught.value.code == "user-column"

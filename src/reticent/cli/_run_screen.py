@@ -74,6 +74,8 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         _privacy(result),
         *((name, f"{score} ({result['weights']} weights)") for name, score in _scores(result)),
     ]
+    if "scored" in result:
+        rows.append(("scores are of", result["scored"]))
     if "twin" in result:
         twin = result["twin"]
         rows += [

@@ -22,6 +22,7 @@ from reticent.data._load import class_names, fetch, fetch_all, load, names
 from reticent.data._pretrained import cached_folder, fetch_pretrained, pretrained_names
 from reticent.data._records import ArrayPair, Dataset, RemoteFile, Source
 from reticent.data._tar_shards import TarShards
+from reticent.data._users import check_user_names
 
 __all__ = [
     "ADULT_CATEGORIES",
@@ -36,6 +37,7 @@ __all__ = [
     "arrays_sha256",
     "cache_root",
     "cached_folder",
+    "check_user_names",
     "class_names",
     "encode_adult",
     "fetch",

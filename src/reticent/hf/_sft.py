@@ -21,7 +21,7 @@ from reticent.errors import ConfigError
 
 from ._fields import FIELDS, Use, refused_fields
 from ._privacy import PrivacyArguments
-from ._trainer import PrivateTrainer
+from ._trainer import PrivateTrainer, refuse_private_scores
 
 _ON_TOKENIZER: Final = "set it on the tokenizer, and give that as processing_class"
 _ON_MODEL: Final = "the model is given made: load it with from_pretrained(...)"
@@ -130,6 +130,7 @@ class PrivateSFTTrainer(PrivateTrainer):
             problems.append("processing_class must be a tokenizer with a pad_token")
         if problems:
             raise ConfigError("PrivateSFTTrainer: " + "; ".join(problems) + ".", code="trainer-argument")
+        refuse_private_scores(train_dataset, eval_dataset)
         if peft_config is not None:
             from peft import get_peft_model
 

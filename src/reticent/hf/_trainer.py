@@ -85,7 +85,8 @@ class PrivateTrainer(Trainer):
 
     Raises:
         ConfigError[trainer-argument]: an argument, a callback or an overridden method has no place here.
-        ConfigError[trainer-rows]: the collator cannot make all rows alike long.
+        ConfigError[trainer-rows]: the collator cannot make all rows alike long, or the private rows would be
+            scored as public ones.
     """
 
     _uses: ClassVar[Mapping[str, Use]] = FIELDS
@@ -121,6 +122,7 @@ class PrivateTrainer(Trainer):
             args, self._uses
         )  # now: making TrainingArguments resets what `Trainer` sets up below
         _refuse_overridden(type(self))
+        refuse_private_scores(train_dataset, eval_dataset)
         if model_init is not None or compute_loss_func is not None:
             raise ConfigError(
                 "model_init and compute_loss_func are not used by private training. Give the model "
@@ -151,6 +153,7 @@ class PrivateTrainer(Trainer):
         fixed_length(self.data_collator, privacy.max_length)
         self.privacy: Final = privacy
         self.private_result: TrainResult | None = None
+        self._began_in: Path | None = None
         self._loss_per_example = loss_per_example
 
     def train(
@@ -171,7 +174,8 @@ class PrivateTrainer(Trainer):
 
         Raises:
             ConfigError[out-exists]: `output_dir` holds something, and this is no resume.
-            ConfigError[trainer-resume]: the run there has another plan.
+            ConfigError[trainer-resume]: the run there has another plan, or this trainer's model was trained
+                by a run in another folder, whose cost would be in no ledger of this one.
             DataError[trainer-rows]: rows are of different lengths.
             ReticentError: as `reticent.train`, before anything is spent.
         """
@@ -182,6 +186,13 @@ class PrivateTrainer(Trainer):
             )
         folder = Path(self.args.output_dir or "")
         going_on = _goes_on(resume_from_checkpoint, folder)
+        if self._began_in not in (None, folder.resolve()):
+            raise ConfigError(
+                f"The model of this trainer was trained by the run in '{self._began_in}'. What that run "
+                f"spent would be in no ledger of a run in '{folder}': begin with a new PrivateTrainer and "
+                "public weights.",
+                code="trainer-resume",
+            )
         self._ignored_for_eval = ignore_keys_for_eval
         dataset, loss = self._rows_and_loss()
         num_steps, each = steps_of(self.args, len(dataset))
@@ -204,6 +215,8 @@ class PrivateTrainer(Trainer):
             )
         finally:
             self.is_in_train = False
+            if (folder / "ledger.jsonl").exists():
+                self._began_in = folder.resolve()
         result = self.private_result
         self.state.global_step = result.num_steps
         write_report(folder)
@@ -338,6 +351,24 @@ class PrivateTrainer(Trainer):
             out=folder,
             companion=companion,
         )
+
+
+def refuse_private_scores(train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse the training rows as rows to score on: `Trainer` takes several, one of which may be they.
+
+    Raises:
+        ConfigError[trainer-rows]: as said.
+    """
+    if train_dataset is None:
+        return
+    mine = getattr(train_dataset, "_fingerprint", None)  # of `datasets`: a name for what a table holds
+    for scored in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+        if scored is train_dataset or (mine is not None and getattr(scored, "_fingerprint", None) == mine):
+            raise ConfigError(
+                "eval_dataset holds the train_dataset: scores of private rows would be logged and written "
+                "down as those of public ones, and ε does not cover them. Give other rows.",
+                code="trainer-rows",
+            )
 
 
 def _refuse_overridden(kind: type[Trainer]) -> None:

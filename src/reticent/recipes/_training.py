@@ -266,8 +266,7 @@ def _conclude(
     """Train the twin if it was asked for, and write the whole result down."""
     data = job.description.data
     result["recipe"] = job.recipe.name
-    if "fallback_from" in data:
-        result["fallback_from"] = data["fallback_from"]
+    result |= {name: data[name] for name in ("fallback_from", "scored") if name in data}
     if job.config.twin:
         twin = train_twin(job, out / "twin", console)
         updates = result["num_steps"] - result["num_lost"]

@@ -38,7 +38,7 @@ def checked_batch_size(size: float | int | None, num_examples: int | None) -> fl
         )
     if num_examples is not None and size > num_examples:
         raise ConfigError(
-            f"expected_batch_size {size!r} is more than num_examples {num_examples}.",
+            f"expected_batch_size {size!r} is more than num_examples {num_examples}: lower it.",
             code="expected-batch-size",
         )
     return float(size)

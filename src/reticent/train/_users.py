@@ -1,6 +1,6 @@
 """Users as privacy units: a data set whose items are users, each with up to k rows.
 
-Room: train. May import torch and `reticent.errors`.
+Room: train. May import torch, `reticent.data` and `reticent.errors`.
 
 Shape letters (this file): U users of a physical chunk, K rows of each, R = U * K.
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reticent.data import check_user_names
 from reticent.errors import ConfigError, DataError
 
 from ._rows import Rows, count, fetch, leaves, num_rows
@@ -50,7 +51,8 @@ class UserRows:
 
     Raises:
         ConfigError[user-rows]: `max_rows`, `choose` or `reduce` is not one of the above.
-        DataError[user-column]: `users` has another length than the data set, or names nobody for a row.
+        DataError[user-column]: `users` has another length than the data set, names nobody for a row, or has
+            one name in two spellings (see `reticent.data.check_user_names`).
 
     Sources:
         [1] McMahan et al. 2018, arXiv:1710.06963.
@@ -202,6 +204,7 @@ def _rows_of(users: Any, size: int) -> dict[str | int, list[int]]:
                 code="user-column",
             )
         found.setdefault(user, []).append(row)
+    check_user_names(found)
     return found
 
 

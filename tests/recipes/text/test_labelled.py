@@ -92,6 +92,8 @@ def test_a_split_of_one_table_is_refused_not_the_private_rows_scored(tmp_path, n
         ({"user_column": "who"}, [{**row, "who": None} for row in ROWS], "user-column"),
         ({"user_column": "who"}, [{**row, "who": "one"} for row in ROWS], "data-empty"),
         ({}, [{"text": None, "label": "no"}], "data-format"),
+        ({}, [*ROWS, {"text": "half \ud800", "label": "no"}], "data-format"),
+        ({"pair_column": "label"}, [*ROWS, {"text": "whole", "label": "\udfff"}], "data-format"),
         ({}, ROWS[:1], "data-empty"),
     ],
 )
@@ -106,9 +108,10 @@ def test_numbers_are_labels_too(tmp_path):
     rows = [{"text": "a", "label": k / 2} for k in range(10)]
     found = read(written(tmp_path / "rows.jsonl", rows), labels=None)
     assert found.train.y.dtype == float and len(found.train) == 8
-    rows[3]["label"] = float("nan")
-    with pytest.raises(DataError, match="finite numbers"):
-        read(written(tmp_path / "more.jsonl", rows), labels=None)
+    for number in (float("nan"), 10**400, 1e300, "-inf"):
+        rows[3]["label"] = number
+        with pytest.raises(DataError, match="finite numbers"):
+            read(written(tmp_path / "more.jsonl", rows), labels=None)
 
 
 def test_known_data_have_a_public_size():

@@ -1,6 +1,7 @@
 """The recipe text-generate: exact clipping in the real configuration, a whole run on a file, bad input."""
 
 import json
+import logging
 import math
 
 import pytest
@@ -11,13 +12,16 @@ from transformers import AutoModelForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadM
 import reticent as rt
 from reticent.account import epsilon
 from reticent.account.ledger import read_ledger
+from reticent.cli._run_screen import _rows as screen_rows
 from reticent.cli.generate import command as generate_command
 from reticent.errors import ReticentError
 from reticent.recipes import describe, request, run
 from reticent.recipes._config import make_config
 from reticent.recipes.text._score import IGNORED
+from reticent.recipes.text._suggest import suggest_generation
 from reticent.recipes.text.language import TEXT_GENERATE, TextGenerateConfig, adapted, mean_loss, token_rows
 from reticent.report import write_report
+from tests.recipes.text.encoders import word_tokenizer
 from tests.recipes.text.models import byte_tokenizer, gpt2, llama
 from tests.support import oracle
 
@@ -60,6 +64,29 @@ def test_only_the_target_is_learned_and_both_are_cut_to_fit():
     read = bytes(i - 3 for i in ids[3].tolist() if i > 2).decode()
     assert read == "x" * 18 + "=>" + "long source"  # the source lost its beginning
     assert [int(row[row != IGNORED][-1]) for row in labels[:4]] == [1, 1, 1, 1]  # the end is learned too
+
+
+def test_a_token_before_every_text_stands_once_before_source_and_target():
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "[CLS]", "eos_token": "[SEP]"})
+    pairs = [("film", "it was good"), ("", "it was good")]
+    ids, mask, labels = token_rows(tokenizer, pairs, 12, " ")
+    with_source, alone = (
+        tokenizer.convert_ids_to_tokens(row[m.bool()]) for row, m in zip(ids, mask, strict=True)
+    )
+    assert with_source == ["[CLS]", "film", "it", "was", "good", "[SEP]"]
+    assert alone == ["[CLS]", "it", "was", "good", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(labels[0][labels[0] != IGNORED]) == with_source[2:]
+
+
+def test_how_long_a_private_text_is_is_not_logged(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for follows in ("", "source"):
+        tokenizer = byte_tokenizer(model_max_length=8)
+        token_rows(tokenizer, [(follows, "a text of more than eight bytes")], 8, " ")
+    assert not caplog.records
+    byte_tokenizer(model_max_length=8)("a text of more than eight bytes")
+    assert "longer than" in caplog.text, "transformers says so by itself"
 
 
 def openai_gpt():
@@ -195,6 +222,45 @@ def test_bad_input_is_an_error_before_anything_is_spent(folder, rows, tmp_path, 
     with pytest.raises(ReticentError, match=match):
         run(asked(folder, rows, *settings), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_rows_without_a_token_are_refused_before_anything_is_spent(folder, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n".join(json.dumps({"text": ""}) for _ in range(40)))
+    with pytest.raises(ReticentError, match="has a token to predict") as caught:
+        run(asked(folder, empty), out=tmp_path / "run")
+    assert caught.value.code == "text-no-tokens" and not (tmp_path / "run").exists()
+
+
+def test_steps_and_batch_follow_from_the_rows_and_are_explained(folder, rows, tmp_path):
+    few = ["max_length=24", "epsilon=8", f"model={folder}"]
+    small = request("text-generate", [*few, f"data={rows}"])
+    assert small.config.expected_batch_size <= 36 and small.config.num_steps == 60
+    assert small.config.optimizer == "adam" and small.config.weight_decay is None
+    why = describe(small)["chosen"]
+    assert "N = 36" in why["num_steps"] and {"expected_batch_size", "delta", "lr", "max_norm"} <= why.keys()
+    mine = request("text-generate", [*few, f"data={rows}", "num_steps=7", "expected_batch_size=5"])
+    assert (mine.config.num_steps, mine.config.expected_batch_size) == (7, 5)
+    assert not {"num_steps", "expected_batch_size"} & describe(mine)["chosen"].keys()
+    plain = request("text-generate", [*few[:1], f"model={folder}", f"data={rows}", "epsilon=inf"]).config
+    same = ("num_steps", "expected_batch_size", "delta", "optimizer")
+    assert all(getattr(plain, name) == getattr(small.config, name) for name in same)
+    published = {42_061: (411, 1024), 93_187: (1366, 1024)}
+    for size, (steps, batch) in published.items():
+        found = suggest_generation(num_examples=size, epsilon=3.0, delta=1e-5).values
+        assert steps / 2 < found["num_steps"] < steps * 2
+        assert batch / 2 < found["expected_batch_size"] < batch * 2
+    e2e = request("e2e-gpt2", []).config
+    assert (e2e.num_steps, e2e.expected_batch_size, e2e.delta) == (411, 1024, 8e-6)
+
+
+def test_scores_of_rows_held_out_of_the_private_file_are_marked_in_the_result(rows, tmp_path):
+    llama().save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    result = run(asked(tmp_path / "tiny", rows, "adaptation=last-layer"), out=tmp_path / "run")
+    assert result["scored"] == "held-out rows of the file, NOT private"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["scored"] == result["scored"]
+    assert ("scores are of", result["scored"]) in screen_rows({**result, "report": None})
 
 
 def test_an_encoder_is_refused(folder, rows, tmp_path):

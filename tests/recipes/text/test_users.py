@@ -271,3 +271,19 @@ def test_a_run_on_rows_is_restated_for_users(folder, rows, tmp_path):
     stated = json.loads(told.stdout.splitlines()[-1])
     assert stated["epsilon"] == pytest.approx(result["epsilon"])
     assert stated["user_rows"] == 4 and stated["user_epsilon"] > stated["epsilon"]
+
+
+@pytest.mark.parametrize("recipe", ["text-generate", "text-classify"])
+@pytest.mark.parametrize(("written", "match"), [("user 3 ", "Two names of users"), ("  ", "nobody's")])
+def test_a_user_in_two_spellings_is_refused_before_anything_is_spent(
+    folder, rows, tmp_path, recipe, written, match
+):
+    """Else one person has twice the rows, is drawn twice, or is held out and trained on at once."""
+    text = rows.read_text().replace('"who": "user 3"', f'"who": "{written}"', 1)
+    rows.write_text(text)
+    with pytest.raises(ReticentError, match=match) as caught:
+        if recipe == "text-generate":
+            run(asked(folder, rows, "user_column=who"), out=tmp_path / "run")
+        else:
+            run(classified(tmp_path, rows, "user_column=who"), out=tmp_path / "run")
+    assert caught.value.code == "user-column" and not (tmp_path / "run").exists()

@@ -6,7 +6,6 @@ Of an own file the number of rows (of users, where there are users) and the labe
 names are given, not read, since a label that one row alone has would give that row away.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from reticent.errors import DataError
 
 from .._reader import table_of, text_lines
 from .._stamp import remembered
-from ._users import HELD_OUT, held_out, names_of
+from ._users import HELD_OUT, held_out, names_of, texts_of
 
 # Rows to train on and number of labels: public constants.
 KNOWN: Final = MappingProxyType(
@@ -177,10 +176,10 @@ def new_rows(path: Path, file: LabelledFile) -> tuple[Labelled, Sequence[str], b
 
 
 def _rows(table: Table, file: LabelledFile, *, with_users: bool = True, labelled: bool = True) -> Labelled:
-    texts = _texts(table, file.text_column, setting="text_column")
+    texts = texts_of(table, file.text_column, setting="text_column")
     seconds = None
     if file.pair_column is not None:
-        seconds = _texts(table, file.pair_column, setting="pair_column")
+        seconds = texts_of(table, file.pair_column, setting="pair_column")
     if not labelled:
         return Labelled(texts=texts, seconds=seconds, y=np.zeros(len(texts)))
     column = table.column(file.label_column, setting="label_column")
@@ -198,16 +197,6 @@ def _rows(table: Table, file: LabelledFile, *, with_users: bool = True, labelled
     )
 
 
-def _texts(table: Table, name: str, *, setting: str) -> list[str]:
-    found = list(table.column(name, setting=setting))
-    if not all(isinstance(text, str) for text in found):
-        raise DataError(
-            f"'{table.name}' has a row without a text in column '{name}'. Leave such rows out.",
-            code="data-format",
-        )
-    return found
-
-
 def _classes(column: Sequence[Any], labels: tuple[str, ...]) -> np.ndarray | None:
     index = {label: k for k, label in enumerate(labels)}
     found = [index.get(str(value)) for value in column]
@@ -215,11 +204,12 @@ def _classes(column: Sequence[Any], labels: tuple[str, ...]) -> np.ndarray | Non
 
 
 def _numbers(column: Sequence[Any]) -> np.ndarray | None:
+    """The numbers, if all are finite in the model's float32; text that spells one is one."""
     try:
-        found = [float(value) for value in column]
-    except (TypeError, ValueError):
+        found = np.asarray([float(value) for value in column])
+    except (TypeError, ValueError, OverflowError):
         return None
-    return np.asarray(found) if all(map(math.isfinite, found)) else None
+    return found if bool((np.abs(found) <= np.finfo(np.float32).max).all()) else None
 
 
 def _taken(rows: Labelled, chosen: np.ndarray) -> Labelled:

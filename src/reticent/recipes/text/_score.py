@@ -198,7 +198,7 @@ def log_likelihoods(
 
 def open_ended(tokenizer: Any, text: str) -> list[int]:
     """A text's tokens, without the end token that some tokenizers put after every text."""
-    ids = list(tokenizer(text)["input_ids"])
+    ids = list(tokenizer(text, verbose=False)["input_ids"])  # else a log would tell how long a long one is
     while ids and ids[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id != tokenizer.bos_token_id:
         ids.pop()
     return ids

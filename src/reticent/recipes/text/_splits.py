@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 from reticent.data import load, read_table
-from reticent.errors import ConfigError, DataError
+from reticent.errors import ConfigError
 
 from .._stamp import remembered
-from ._users import HELD_OUT, SPLIT_SEED, held_out, names_of, some_users
+from ._users import HELD_OUT, SPLIT_SEED, held_out, names_of, some_users, texts_of
 
 Pair = tuple[str, str]  # a source, which may be empty, and its target
 
@@ -101,18 +101,17 @@ def own_split(
     Whether a user is held out depends on nothing but the user's name.
 
     Raises:
-        DataError[data-format]: a column is missing, a text is no text.
+        DataError[data-column]: a column is missing.
+        DataError[data-format]: a text is no text.
         DataError[user-column]: a row has no user.
         DataError[data-empty]: too few rows (users) to hold that share out.
     """
     table, name = read_table(Path(path)), Path(path).name
-    targets = table.column(target_column, setting="text_column or target_column")
-    sources = (
-        [""] * len(table) if source_column is None else table.column(source_column, setting="source_column")
-    )
-    if not all(isinstance(text, str) for text in (*sources, *targets)):
-        raise DataError(f"'{name}' has a row whose text is no text.", code="data-format")
-    rows = tuple((str(source), str(target)) for source, target in zip(sources, targets, strict=True))
+    targets = texts_of(table, target_column, setting="text_column or target_column")
+    sources = [""] * len(table)
+    if source_column is not None:
+        sources = texts_of(table, source_column, setting="source_column")
+    rows = tuple(zip(sources, targets, strict=True))
     users = None if user_column is None else names_of(table, user_column)
     out = held_out(name, num_rows=len(rows), users=users, share=test_fraction)
     kept = np.flatnonzero(~out).tolist()

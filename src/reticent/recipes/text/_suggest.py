@@ -3,9 +3,11 @@
 Room: recipes.text. Standard library only; reads no data.
 
     steps    N / 333, from 60 to 1200. [1] trains SST-2, QNLI, QQP and MNLI (N = 67 to 393 thousand) for 203,
-             315, 1092 and 1179 updates: N / 332, 333, 333, 333.
-    batch    q N. [1] has q = 1.5 to 1.9 % on the same four. Smaller data need more: a larger q, as long as
-             that lowers the noise of the mean gradient by much, and for no more than four epochs.
+             315, 1092 and 1179 updates: N / 332, 333, 333, 333. To generate, N / 100, from 60 to 1400: E2E
+             and DART (N = 42 and 93 thousand) have 411 and 1366 updates, N / 102 and N / 68.
+    batch    q N. [1] has q = 1.5 to 1.9 % on the same four, 2.4 and 1.1 % on the other two. Smaller data
+             need more: a larger q, as long as that lowers the noise of the mean gradient by much, and for no
+             more than four epochs.
     noise    At T steps with probability q, the central limit theorem of [2] says sigma = 1 / sqrt(ln(1 +
              x^2)), x = mu / (q sqrt(T)), where a Gaussian mechanism of mean mu is (epsilon, delta). Noise in
              the mean gradient, sigma C / (q N), is x / sqrt(ln(1 + x^2)) times what it is for q = 1: 1.25
@@ -29,6 +31,8 @@ _NORMAL: Final = NormalDist()
 _PAPER_PROB: Final = 0.015
 _X: Final = 1.1  # noise 1.25 times the least possible
 _MOST_EPOCHS: Final = 4.0
+_CLASSIFY: Final = (333, 1200)  # rows for each step, and the most steps
+_GENERATE: Final = (100, 1400)
 _RATES: Final[Mapping[str, float]] = {
     "full": 5e-4,
     "attention": 5e-4,
@@ -36,6 +40,10 @@ _RATES: Final[Mapping[str, float]] = {
     "ia3": 5e-3,
     "bias": 2e-3,
     "last-layer": 5e-3,
+}
+_FIXED: Final[Mapping[str, str]] = {
+    "max_norm": "0.1: below most gradients, as published",
+    "optimizer": "adam: no weight decay, as published",
 }
 
 
@@ -62,29 +70,42 @@ def suggest(*, num_examples: int, epsilon: float, delta: float, adaptation: str,
         adaptation: which weights are trained.
         model: the model's name, for the reasons.
     """
-    steps = min(max(round(num_examples / 333), 60), 1200)
+    drawn = _drawn(num_examples, epsilon, delta, *_CLASSIFY)
+    rate = _RATES[adaptation]
+    return Suggestion(
+        values={**drawn.values, "lr": rate, "twin_lr": rate / 5},
+        reasons={
+            **drawn.reasons,
+            "lr": f"for adaptation = {adaptation}; 0.0005 in full as published, falling to 0",
+            **_FIXED,
+        },
+    )
+
+
+def suggest_generation(*, num_examples: int, epsilon: float, delta: float) -> Suggestion:
+    """`suggest`, for a model that generates: rates are the published ones, whatever is trained."""
+    drawn = _drawn(num_examples, epsilon, delta, *_GENERATE)
+    return Suggestion(
+        values=drawn.values,
+        reasons={**drawn.reasons, "lr": "0.002, not falling, as published for E2E", **_FIXED},
+    )
+
+
+def _drawn(num_examples: int, epsilon: float, delta: float, rows_each: int, most: int) -> Suggestion:
+    """Steps, batch and delta."""
+    steps = min(max(round(num_examples / rows_each), 60), most)
     delta = min(delta, _floor(num_examples**-1.1))
     mu = gaussian_mean(epsilon if math.isfinite(epsilon) else 8.0, delta)
     enough = mu / (_X * math.sqrt(steps))
     prob = min(1.0, max(_PAPER_PROB, min(enough, _MOST_EPOCHS / steps)))
     batch = _round(prob * num_examples)
-    rate = _RATES[adaptation]
     limit = "four epochs" if enough > _MOST_EPOCHS / steps else "noise within 1.25 of the least"
     why = "1.5 % of N" if prob == _PAPER_PROB else limit
     return Suggestion(
-        values={
-            "num_steps": steps,
-            "expected_batch_size": float(batch),
-            "lr": rate,
-            "twin_lr": rate / 5,
-            "delta": delta,
-        },
+        values={"num_steps": steps, "expected_batch_size": float(batch), "delta": delta},
         reasons={
-            "num_steps": f"N / 333, from 60 to 1200; N = {num_examples:,}",
+            "num_steps": f"N / {rows_each}, from 60 to {most}; N = {num_examples:,}",
             "expected_batch_size": f"{100 * batch / num_examples:.2g} % of N: {why}",
-            "lr": f"for adaptation = {adaptation}; 0.0005 in full as published, falling to 0",
-            "max_norm": "0.1: below most gradients, as published",
-            "optimizer": "adam: no weight decay, as published",
             "delta": "the smaller of 1e-5 and N^-1.1",
         },
     )

@@ -202,7 +202,8 @@ def _cut(first: list[int], second: list[int], room: int) -> tuple[list[int], lis
 
 def _text_ids(tokenizer: Any, texts: Sequence[str], prompt: Prompt, slot: str) -> list[list[int]]:
     space = " " if slot in prompt.spaced else ""
-    made = tokenizer([space + text for text in texts], add_special_tokens=False)["input_ids"]
+    spaced = [space + text for text in texts]
+    made = tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
     return [[i for i in ids if i not in prompt.special] for ids in made]
 
 

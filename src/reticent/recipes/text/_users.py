@@ -1,4 +1,4 @@
-"""Rows of a person's own file: whose they are, which are held out, and which users take part.
+"""Rows of a person's own file: texts, whose they are, which are held out, and which users take part.
 
 Room: recipes.text. May import numpy, `reticent.{data,errors}`; no torch.
 """
@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from reticent.data import Table
+from reticent.data import Table, check_user_names
 from reticent.errors import DataError
 
 HELD_OUT: Final = "held-out rows of the file, NOT private"  # what a report says of their scores
@@ -21,7 +21,7 @@ def names_of(table: Table, column: str) -> tuple[str, ...]:
 
     Raises:
         DataError[data-column]: there is no such column.
-        DataError[user-column]: a row has no user.
+        DataError[user-column]: a row has no user, or one user is written in two ways.
     """
     values = table.column(column, setting="user_column")
     for row, value in enumerate(values):
@@ -31,7 +31,41 @@ def names_of(table: Table, column: str) -> tuple[str, ...]:
                 "it out, or give it a name of its own.",
                 code="user-column",
             )
-    return tuple(str(value) for value in values)
+    names = tuple(str(value) for value in values)
+    check_user_names(names)
+    return names
+
+
+def texts_of(table: Table, column: str, *, setting: str) -> list[str]:
+    """A column of texts.
+
+    Raises:
+        DataError[data-column]: there is no such column; `setting` is what names it.
+        DataError[data-format]: a row's is no text, or no Unicode; no row is shown.
+    """
+    found = list(table.column(column, setting=setting))
+    if not all(isinstance(text, str) for text in found):
+        raise DataError(
+            f"'{table.name}' has a row without a text in column '{column}'. Leave such rows out.",
+            code="data-format",
+        )
+    if not all(_is_unicode(text) for text in found):
+        raise DataError(
+            f"'{table.name}' has a text in column '{column}' that holds half of a surrogate pair, which is "
+            "no character and has no token. Write it anew, or leave it out.",
+            code="data-format",
+        )
+    return found
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def held_out(name: str, *, num_rows: int, users: Sequence[str] | None, share: float) -> np.ndarray:

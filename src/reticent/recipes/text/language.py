@@ -12,9 +12,9 @@ Sources:
     [1] Li, Tramèr, Liang and Hashimoto 2022, arXiv:2110.05679
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from reticent.audit import Inputs
 from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 
+from .._recipe import Request
 from .._training import Material, TrainingRecipe
 from .._training_config import PhysicalBatchSize
 from ._adapt import adapt
@@ -36,6 +37,7 @@ from ._packages import need_transformers
 from ._save import save_model
 from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses
 from ._splits import KNOWN, Split, named_split, own_split, some
+from ._suggest import Suggestion, suggest_generation
 from ._text_config import WAYS, TextConfig, unread
 from ._units import as_units, losses_of_units, made_up_units, unit_of
 
@@ -53,7 +55,7 @@ class TextGenerateConfig(TextConfig):
     ] = 5e-4
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw", "lamb"], Field(description="what updates the weights")
-    ] = "adamw"
+    ] = "adam"
     physical_batch_size: PhysicalBatchSize = 16
     model: Annotated[str, Field(description="a decoder: smollm2, or a folder of transformers")] = "smollm2"
     data: Annotated[
@@ -95,6 +97,22 @@ class TextGenerateConfig(TextConfig):
         }
         return problems + unread(settings, reads)
 
+    def suggestion(self) -> Suggestion:
+        """What suits private training on these rows or users; reads of a file only how many there are.
+
+        Raises:
+            ConfigError, DataError: as `split_of`.
+        """
+        return suggest_generation(num_examples=num_units(self), epsilon=self.epsilon, delta=self.delta)
+
+    def completed(self, settings: Collection[str]) -> Self:
+        """Steps, batch and delta as suit the data's public size and the budget; without data, as they are."""
+        kept = super().completed(settings)
+        if self.data is None:
+            return kept
+        left = {name: value for name, value in self.suggestion().values.items() if name not in settings}
+        return kept.model_copy(update=left).with_mean()
+
 
 class TextGenerateRecipe(TrainingRecipe):
     """Next-word prediction on texts, or on the targets of sources."""
@@ -106,9 +124,7 @@ class TextGenerateRecipe(TrainingRecipe):
     strange: Inputs | None = "random tokens"
 
     def num_examples(self, config: TextGenerateConfig) -> int:
-        if config.data in KNOWN and config.only_class is None:
-            return min(KNOWN[config.data], config.max_examples or KNOWN[config.data])
-        return split_of(config).num_units  # of a person's own file, the number of rows (users) is public
+        return num_units(config)
 
     def num_available(self, config: TextGenerateConfig) -> int | None:
         if config.max_examples is None:
@@ -120,6 +136,13 @@ class TextGenerateRecipe(TrainingRecipe):
     def unit(self, config: TextGenerateConfig) -> str:
         return unit_of(config)
 
+    def reasons(self, asked: Request) -> Mapping[str, str]:
+        """Why each setting that the person left out is as it is."""
+        assert isinstance(asked.config, TextGenerateConfig)
+        chosen = {*asked.chosen, *(("expected_batch_size",) if asked.config.batch_schedule else ())}
+        found = asked.config.suggestion().reasons
+        return {name: why for name, why in found.items() if name not in chosen}
+
     def fetch(self, config: TextGenerateConfig, *, report: Callable[[str], None], progress: bool) -> Split:
         need_transformers()
         return split_of(config)
@@ -130,6 +153,12 @@ class TextGenerateRecipe(TrainingRecipe):
             token_rows(tokenizer, pairs, config.max_length, config.separator)
             for pairs in (fetched.train, fetched.test)
         )
+        if not bool((test[2][:, 1:] != IGNORED).any()):
+            raise ConfigError(
+                "No row that is held out has a token to predict, so there would be no perplexity: all are "
+                "empty, or all source. Give other rows, or raise test_fraction or max_length.",
+                code="text-no-tokens",
+            )
         name = config.data if config.data in KNOWN else "file"
         return Material(
             train=as_units(train, fetched.users, config),
@@ -211,13 +240,20 @@ def token_rows(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids, num_source = [], []
     for source, target in pairs:
-        wanted = (open_ended(tokenizer, target) + end)[:max_length]
+        wanted = (_tokens(tokenizer, target, follows=bool(source)) + end)[:max_length]
         given = open_ended(tokenizer, source + separator) if source else []
         given = given[max(0, len(given) - (max_length - len(wanted))) :]
         ids.append(given + wanted)
         num_source.append(len(given))
     whole = padded([*ids, [0] * max_length], pad=0, num_source=[*num_source, 0])
     return tuple(part[:-1] for part in whole)  # pyright: ignore[reportReturnType]  (the last fixed the length)
+
+
+def _tokens(tokenizer: Any, target: str, *, follows: bool) -> list[int]:
+    """A target's tokens; what some tokenizers put before a text, only where nothing stands before it."""
+    if not follows:
+        return open_ended(tokenizer, target)
+    return list(tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def tokenizer_of(config: TextGenerateConfig) -> Any:
@@ -252,6 +288,17 @@ def adapted(model: Any, config: TextGenerateConfig) -> Any:
         freeze_layers=config.freeze_layers,
         task="CAUSAL_LM",
     )
+
+
+def num_units(config: TextGenerateConfig) -> int:
+    """Rows (users) to train on: a public constant, or of a person's own file what it holds.
+
+    Raises:
+        ConfigError, DataError: as `split_of`.
+    """
+    if config.data in KNOWN and config.only_class is None:
+        return min(KNOWN[config.data], config.max_examples or KNOWN[config.data])
+    return split_of(config).num_units
 
 
 def split_of(config: TextGenerateConfig) -> Split:

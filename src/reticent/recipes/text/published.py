@@ -25,6 +25,7 @@ from ._classify_config import TextClassifyConfig
 from ._labelled import Splits
 from ._splits import Split, some
 from ._text_config import unread
+from ._users import texts_of
 from .classify import TextClassifyRecipe
 from .language import TextGenerateConfig, TextGenerateRecipe
 
@@ -86,6 +87,9 @@ class PublishedGenerateConfig(TextGenerateConfig):
             problems.append("test_data: these are the private rows, whose scores are not public")
         return problems
 
+    def completed(self, settings: Collection[str]) -> Self:
+        return super(TextGenerateConfig, self).completed(settings)
+
 
 class PublishedGenerate(TextGenerateRecipe):
     """A table-to-text data set of public size: sources and targets in a file."""
@@ -111,6 +115,9 @@ class PublishedGenerate(TextGenerateRecipe):
 
     def num_available(self, config: Any) -> None:
         return None
+
+    def reasons(self, asked: Any) -> dict[str, str]:
+        return {}
 
     def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Split:
         if config.data is None or config.test_data is None:
@@ -149,10 +156,8 @@ def check_size(found: int, size: int, name: str) -> None:
 
 def _pairs(path: Path, config: Any) -> tuple[tuple[str, str], ...]:
     table = read_table(path)
-    sources = table.column(config.source_column, setting="source_column")
-    targets = table.column(config.target_column, setting="target_column")
-    if not all(isinstance(text, str) for text in (*sources, *targets)):
-        raise DataError(f"'{path.name}' has a row whose text is no text.", code="data-format")
+    sources = texts_of(table, config.source_column, setting="source_column")
+    targets = texts_of(table, config.target_column, setting="target_column")
     return tuple(zip(sources, targets, strict=True))
 
 
