@@ -12,13 +12,12 @@ from typing import Any, Final
 
 from reticent.errors import ConfigError
 
-from ._dialog import read_personachat
+from ._formats import READERS as FORMATS
 from ._generate import Decoding, generate
 from ._metrics import METRICS, REFUSED, text_metrics
 from ._packages import need_transformers
 from ._pairs import SourceTargets, bad_format, read_text
 from ._save import MODEL
-from ._table_to_text import read_dart, read_e2e, read_webnlg
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +67,7 @@ READERS: Final[Mapping[str, Callable[[str | Path], list[SourceTargets]]]] = Mapp
     {
         "lines": _read_lines,
         "jsonl": _read_jsonl,
-        "e2e": read_e2e,
-        "dart": read_dart,
-        "webnlg": read_webnlg,
-        "persona-chat": read_personachat,
+        **FORMATS,
     }
 )
 
@@ -187,6 +183,7 @@ def _separator(run: Path) -> str:
     """What stood between source and target in training; nothing if the run had no sources."""
     try:
         config = json.loads((run / "run.json").read_text(encoding="utf-8")).get("config", {})
+        paired = config.get("source_column") or config.get("format", "table") != "table"
     except (OSError, ValueError, AttributeError):
         return ""
-    return str(config.get("separator") or "") if config.get("source_column") else ""
+    return str(config.get("separator") or "") if paired else ""

@@ -10,10 +10,11 @@ from typing import Final
 
 import numpy as np
 
-from reticent.data import load, read_table
+from reticent.data import load
 from reticent.errors import ConfigError
 
 from .._stamp import remembered
+from ._formats import Format, table_in
 from ._users import HELD_OUT, SPLIT_SEED, held_out, names_of, some_users, texts_of
 
 Pair = tuple[str, str]  # a source, which may be empty, and its target
@@ -95,6 +96,7 @@ def own_split(
     target_column: str,
     user_column: str | None,
     test_fraction: float,
+    form: Format = "table",
 ) -> Split:
     """A person's own file, a share of it held out by a public seed: of its rows, or of its users.
 
@@ -103,10 +105,11 @@ def own_split(
     Raises:
         DataError[data-column]: a column is missing.
         DataError[data-format]: a text is no text.
+        DataError[text-format]: the file is not in the public format that `form` names.
         DataError[user-column]: a row has no user.
         DataError[data-empty]: too few rows (users) to hold that share out.
     """
-    table, name = read_table(Path(path)), Path(path).name
+    table, name = table_in(Path(path), form), Path(path).name
     targets = texts_of(table, target_column, setting="text_column or target_column")
     sources = [""] * len(table)
     if source_column is not None:

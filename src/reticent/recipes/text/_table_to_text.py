@@ -38,10 +38,19 @@ def read_e2e(path: str | Path) -> list[SourceTargets]:
     Raises:
         DataError[text-format]: a column is missing, a row is torn, or a representation has no slots.
     """
+    return grouped((row.source, row.targets[0]) for row in e2e_rows(path))
+
+
+def e2e_rows(path: str | Path) -> list[SourceTargets]:
+    """The rows of an E2E CSV, one reference each, in the order of the file.
+
+    Raises:
+        DataError[text-format]: as `read_e2e`.
+    """
     kind = "E2E"
     path, text = read_text(path, kind)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows: list[tuple[str, str]] = []
+    rows: list[SourceTargets] = []
     try:
         columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
         if not {"mr", "ref"} <= set(columns):
@@ -50,10 +59,11 @@ def read_e2e(path: str | Path) -> list[SourceTargets]:
             source, target = row[columns["mr"]], row[columns["ref"]]
             if not filled((source, target)):
                 raise bad_format(path, kind, f"line {reader.line_num} has no mr or no ref")
-            rows.append((_e2e_table(source, path, reader.line_num), target.strip()))
+            table = _e2e_table(source, path, reader.line_num)
+            rows.append(SourceTargets(source=table, targets=(target.strip(),)))
     except csv.Error as error:
         raise bad_format(path, kind, f"after line {reader.line_num}: {error}") from error
-    return _some(grouped(rows), path, kind)
+    return _some(rows, path, kind)
 
 
 def _e2e_table(meaning: str, path: Path, line: int) -> str:

@@ -32,6 +32,7 @@ from .._training import Material, TrainingRecipe
 from .._training_config import PhysicalBatchSize
 from ._adapt import adapt
 from ._fit import read_model, read_tokenizer
+from ._formats import Format
 from ._made_up import random_tokens
 from ._packages import need_transformers
 from ._save import save_model
@@ -64,6 +65,10 @@ class TextGenerateConfig(TextConfig):
     only_class: Annotated[
         str | None, Field(description="of data by name: rows of this class alone, e.g. learned")
     ] = None
+    format: Annotated[
+        Format,
+        Field(description="of a file: table, or a public format, whose sources are then written out as text"),
+    ] = "table"
     text_column: Annotated[str, Field(description="of a file: the texts")] = "text"
     source_column: Annotated[
         str | None, Field(description="of a file: what is given and not learned, e.g. a table")
@@ -85,16 +90,23 @@ class TextGenerateConfig(TextConfig):
     def ignored(self, settings: Collection[str]) -> list[str]:
         problems = super().ignored(settings)
         named = self.data in KNOWN
+        table = not named and self.format == "table"
         reads = {
             "lora_layers": self.adaptation == "lora",
             "only_class": named,
-            "text_column": not named and self.source_column is None,
-            "source_column": not named,
-            "target_column": not named and self.source_column is not None,
-            "separator": not named and self.source_column is not None,
+            "format": not named,
+            "text_column": table and self.source_column is None,
+            "source_column": table,
+            "target_column": table and self.source_column is not None,
+            "separator": not named and not (table and self.source_column is None),
             "test_fraction": not named,
             "user_column": not named,
         }
+        if self.format == "persona-chat" and not named and self.user_column != "dialog":
+            problems.append(
+                "format = persona-chat: what is said in a dialog stands in every later row of it, so a row "
+                "bounds nobody: set user_column = dialog, and epsilon is a whole dialog's"
+            )
         return problems + unread(settings, reads)
 
     def suggestion(self) -> Suggestion:
@@ -301,6 +313,13 @@ def num_units(config: TextGenerateConfig) -> int:
     return split_of(config).num_units
 
 
+def columns_of(config: TextGenerateConfig) -> tuple[str | None, str]:
+    """Columns of sources, if there are any, and of targets."""
+    if config.format != "table":
+        return "source", "target"
+    return config.source_column, config.target_column if config.source_column else config.text_column
+
+
 def split_of(config: TextGenerateConfig) -> Split:
     """Rows to train on and held out, as the settings ask for them.
 
@@ -315,12 +334,14 @@ def split_of(config: TextGenerateConfig) -> Split:
     if config.data in KNOWN:
         split = named_split(config.data, config.only_class)
     else:
+        source, target = columns_of(config)
         split = own_split(
             config.data,
-            source_column=config.source_column,
-            target_column=config.target_column if config.source_column else config.text_column,
+            source_column=source,
+            target_column=target,
             user_column=config.user_column,
             test_fraction=config.test_fraction,
+            form=config.format,
         )
     return some(split, max_units=config.max_examples, max_test=config.max_test)
 

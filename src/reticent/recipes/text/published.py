@@ -16,18 +16,18 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import Field
 
-from reticent.data import read_table
 from reticent.errors import DataError
 
 from .._config import with_defaults
 from .._stamp import same_rows
 from ._classify_config import TextClassifyConfig
+from ._formats import table_in
 from ._labelled import Splits
 from ._splits import Split, some
 from ._text_config import unread
 from ._users import texts_of
 from .classify import TextClassifyRecipe
-from .language import TextGenerateConfig, TextGenerateRecipe
+from .language import TextGenerateConfig, TextGenerateRecipe, columns_of
 
 
 class PublishedClassifyConfig(TextClassifyConfig):
@@ -121,9 +121,13 @@ class PublishedGenerate(TextGenerateRecipe):
 
     def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Split:
         if config.data is None or config.test_data is None:
+            holds = (
+                f"with columns {config.source_column} and {config.target_column}"
+                if config.format == "table"
+                else f"in the format {config.format}, or format=table for tables"
+            )
             raise DataError(
-                f"'{self.name}' reads its rows from two files: set data=FILE and test_data=FILE with columns "
-                f"{config.source_column} and {config.target_column}.",
+                f"'{self.name}' reads its rows from two files: set data=FILE and test_data=FILE, {holds}.",
                 code="data-missing",
             )
         train, test = (_pairs(Path(path), config) for path in (config.data, config.test_data))
@@ -155,9 +159,10 @@ def check_size(found: int, size: int, name: str) -> None:
 
 
 def _pairs(path: Path, config: Any) -> tuple[tuple[str, str], ...]:
-    table = read_table(path)
-    sources = texts_of(table, config.source_column, setting="source_column")
-    targets = texts_of(table, config.target_column, setting="target_column")
+    table = table_in(path, config.format)
+    source, target = columns_of(config)
+    sources = texts_of(table, source or "", setting="source_column")
+    targets = texts_of(table, target, setting="target_column")
     return tuple(zip(sources, targets, strict=True))
 
 
@@ -216,6 +221,7 @@ E2E: Final = PublishedGenerate(
     name="e2e-gpt2",
     summary="E2E table-to-text as published: GPT-2 in full, BLEU 61.5 there at epsilon 3 (needs a GPU)",
     size=42_061,
+    format="e2e",
     source_column="mr",
     target_column="ref",
     max_length=100,
@@ -227,6 +233,7 @@ DART: Final = PublishedGenerate(
     name="dart-gpt2",
     summary="DART table-to-text as published: GPT-2 in full, epsilon 3 (needs a GPU)",
     size=93_187,
+    format="dart",
     source_column="source",
     target_column="target",
     max_length=120,
