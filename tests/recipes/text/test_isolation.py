@@ -33,11 +33,13 @@ def test_a_classifiers_tokens_of_a_row_are_those_of_the_row_alone(tmp_path, obje
         character_tokenizer().save_pretrained(tmp_path / "tiny")
     else:
         save_masked(tmp_path / "tiny")
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "a", "label": "no"}))
+    label = 0.5 if objective == "regression" else "no"
+    some = json.dumps({"text": "a", "other": "b", "label": label})
+    (tmp_path / "rows.jsonl").write_text("\n".join([some] * 20))
     second = " {text_b}" if pairs else ""
     more = {
         "mask": [f"template={{text}} {{mask}}{second}", "label_words=bad,good"],
-        "prompt": [f"template={{text}}{second} : {{mask}}", "label_words=b,g"],
+        "prompt": [f"template={{text}}{second}:{{mask}}", "label_words=b,g"],
     }.get(objective, [])
     more += ["pair_column=other"] if pairs else []
     more += [] if objective == "regression" else ["labels=no,yes"]
