@@ -91,7 +91,8 @@ class LocalRecipe(VisionRecipe):
         return self.read(_folder_of(config, self.name))
 
     def prepare(self, config: Any, fetched: Any) -> Material:
-        return self._material(config, *fetched, {"name": self.dataset, "source": "folder"})
+        train, test = fetched
+        return self._material(config, train, test, {"name": self.dataset, "source": "folder"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
