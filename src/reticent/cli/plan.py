@@ -247,7 +247,14 @@ def _at_scale(
 def _record_of_recipe(
     target: str, assignments: Sequence[str], scale: "Callable[[Request], dict[str, Any]] | None"
 ) -> dict[str, Any]:
-    from reticent.recipes import TrainingRecipe, plan_of, request, step_memory, with_physical_batch  # torch
+    from reticent.recipes import (  # torch
+        TrainingRecipe,
+        plan_of,
+        request,
+        step_memory,
+        with_measured_norm,
+        with_physical_batch,
+    )
 
     asked = request(target, assignments)
     recipe = asked.recipe
@@ -258,7 +265,7 @@ def _record_of_recipe(
             code="plan-recipe",
         )
     scaled = None if scale is None else scale(asked)
-    asked = asked if scaled else with_physical_batch(asked)
+    asked = asked if scaled else with_measured_norm(with_physical_batch(asked))
     plan = plan_of(asked)
     record = {
         "recipe": asked.recipe.name,

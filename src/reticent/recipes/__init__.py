@@ -6,7 +6,7 @@ Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 from ._at_scale import at_scale
 from ._audited import audit_recipe, audit_recipe_inputs, audit_run, audit_run_inputs
 from ._config import RecipeConfig, make_config, parse_settings, read_toml
-from ._parts import plan_of, step_memory, with_physical_batch
+from ._parts import plan_of, step_memory, with_measured_norm, with_physical_batch
 from ._predict import Predictions, TrainedModel, load_model
 from ._recipe import Recipe, Request
 from ._run import describe, go_on, request, run, run_or_go_on
@@ -45,5 +45,6 @@ __all__ = [
     "simulate",
     "simulation",
     "step_memory",
+    "with_measured_norm",
     "with_physical_batch",
 ]

@@ -29,7 +29,7 @@ from reticent.plan import Plan, StagedSampler
 from reticent.train import ledger_epsilon, load_tensors, read_run
 
 from ._config import RecipeConfig, restore_config
-from ._parts import build_model, losses_of, optimizer_of, plan_of, settings_of
+from ._parts import asked_of, build_model, losses_of, optimizer_of, plan_of, settings_of, with_measured_norm
 from ._recipe import Recipe, Request
 from ._table import recipes
 from ._training import TrainingRecipe
@@ -103,7 +103,9 @@ class _Found:
 
 
 def _of_recipe(asked: Request) -> _Found:
-    recipe, config = _training(asked.recipe, asked.config)
+    _training(asked.recipe, asked.config)
+    asked = with_measured_norm(asked)
+    recipe, config = asked_of(asked)
     plan = plan_of(asked)
     if plan.noise_multiplier <= 0 or config.noise_seed is not None:
         raise _claims_nothing(recipe.name)

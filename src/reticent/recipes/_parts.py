@@ -5,12 +5,15 @@ Room: recipes. May import torch, `reticent.{plan,train,optim}` and the floors be
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
+from reticent.clip import ClipEngine
+from reticent.errors import ConfigError
 from reticent.optim import Lamb, decayed_sgd
 from reticent.plan import Plan
 from reticent.records import Budget
@@ -24,6 +27,8 @@ from ._training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from ._training import Losses, TrainingRecipe
+
+_MEASURED_ROWS: Final = 32
 
 
 def asked_of(asked: Request) -> "tuple[TrainingRecipe, TrainingConfig]":
@@ -163,6 +168,36 @@ def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda t
     found = {"physical_batch_size": size, "memory_budget": None}
     chosen = {k: v for k, v in asked.chosen.items() if k != "memory_budget"} | {"physical_batch_size": size}
     return Request(recipe=recipe, config=config.model_copy(update=found), chosen=chosen)
+
+
+def with_measured_norm(asked: Request, *, say: Callable[[str], None] = lambda text: None) -> Request:
+    """The request with `max_norm` measured, where its settings leave that to the recipe.
+
+    It becomes the median gradient norm of made-up rows under the first weights, two digits of it: no data are
+    read.
+
+    Raises:
+        ConfigError[clip-norm]: made-up rows have no gradient, or one that is not finite.
+    """
+    recipe, config = asked_of(asked)
+    if not recipe.measures_norm(config) or math.isinf(config.epsilon):
+        return asked
+    model = build_model(recipe, config)
+    rows = recipe.random_rows(config, min(_MEASURED_ROWS, config.num_rows_at_once))
+    losses = losses_of(recipe, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(mix_seed(config.seed, "max_norm"))
+        norms = ClipEngine(model, max_norm=1.0).clipped_sum(lambda given: losses(model, given), rows).norms
+    median = float(norms.median())
+    if not (math.isfinite(median) and median > 0):
+        raise ConfigError(
+            f"The median gradient norm of made-up rows is {median:g}, which no max_norm follows from: set "
+            "max_norm yourself.",
+            code="clip-norm",
+        )
+    found = float(f"{median:.2g}")
+    say(f"max_norm: {found:g}, the median gradient norm of made-up rows")
+    return replace(asked, config=config.model_copy(update={"max_norm": found}))
 
 
 def settings_of(config: TrainingConfig) -> TrainSettings:

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,16 @@ from ._config import make_config, restore_config
 from ._going_on import check_unedited, finished
 from ._job import Job, sayer, train_private
 from ._origin import refuse_same_data
-from ._parts import asked_of, available, build_model, losses_of, plan_of, settings_of, with_physical_batch
+from ._parts import (
+    asked_of,
+    available,
+    build_model,
+    losses_of,
+    plan_of,
+    settings_of,
+    with_measured_norm,
+    with_physical_batch,
+)
 from ._plain_run import resume_plain, train_plain, train_twin
 from ._ranks import fetched_by, ranks_of
 from ._reader import weights_sha256
@@ -128,6 +137,10 @@ class TrainingRecipe(Recipe):
         """What changes the training rows of each chunk, row by row, e.g. augments them; None for nothing."""
         return None
 
+    def measures_norm(self, config: Any) -> bool:
+        """Whether a run begins with measuring `max_norm` on made-up rows."""
+        return False
+
     def begins_with(self, config: Any) -> Path | None:
         """File or folder of the weights that a run begins with, if they are not random or known ones."""
         return None
@@ -175,7 +188,12 @@ class TrainingRecipe(Recipe):
                 asked, data, replaced = _with_data(asked, data, console, ranks)
                 with together(ranks):
                     asked = with_physical_batch(asked, say=sayer(console))
+                    asked = with_measured_norm(asked, say=sayer(console))
                     material = _prepared(asked, data)
+                norm = ranks.tell(
+                    asked_of(asked)[1].max_norm
+                )  # measured, its last bits may be each rank's own
+                asked = replace(asked, config=asked.config.model_copy(update={"max_norm": norm}))
                 job = Job.prepare(asked, material, ranks=ranks, fallback_from=replaced)
                 plain = math.isinf(job.config.epsilon)
                 result = train_plain(job, out, console) if plain else train_private(job, out, console, ranks)

@@ -10,7 +10,8 @@ import reticent as rt
 from reticent.account import epsilon
 from reticent.account.ledger import read_ledger
 from reticent.errors import ConfigError, ReticentError
-from reticent.recipes import describe, request, run
+from reticent.recipes import describe, request, run, with_measured_norm
+from reticent.recipes._parts import build_model
 from reticent.recipes.text._adapt import adapt
 from reticent.recipes.text._fit import check_parts
 from reticent.recipes.text._objectives import (
@@ -159,6 +160,7 @@ def test_nothing_to_train_is_refused() -> None:
         (["data=rotten-tomatos"], "none of rotten-tomatoes"),
         (["init=random", "adaptation=lora"], "init = random trains everything"),
         (["init=random", "freeze_layers=2"], "init = random trains everything"),
+        (["measure_norm=true", "max_norm=1"], "exclude each other"),
         (["freeze_embeddings=true", "adaptation=lora"], "freeze_embeddings would be ignored"),
     ],
 )
@@ -274,6 +276,32 @@ def test_a_file_becomes_a_private_model_that_transformers_loads(tmp_path, pairs_
     kept = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model")
     assert kept.config.vocab_size == 60
     assert describe(asked)["config"]["labels"] == ("nein", "ja")
+
+
+def test_the_clipping_norm_is_measured_on_made_up_rows_not_on_the_files(tmp_path, pairs_file) -> None:
+    """Median of the norms of plain autograd; the same whatever the file holds; set, it is as set."""
+    model = save_masked(tmp_path / "tiny")
+    given = [
+        f"model={model}", f"data={pairs_file}", "text_column=one", "label_column=y", "labels=nein,ja",
+        "max_length=16", "num_steps=1", "expected_batch_size=8",
+    ]  # fmt: skip
+    asked = request("text-classify", given)
+    built, rows = build_model(TEXT_CLASSIFY, asked.config), TEXT_CLASSIFY.random_rows(asked.config, 32)
+    losses = TEXT_CLASSIFY.loss_per_example(asked.config)
+    _, norms = loop_clipped_sum(built, lambda part: losses(built, part), rows, 1.0)
+    assert len({f"{of(norms):.2g}" for of in (torch.min, torch.median, torch.max)}) == 3
+    found = with_measured_norm(asked)
+    assert found.config.max_norm == float(f"{norms.median():.2g}") != asked.config.max_norm
+    run(asked, out=tmp_path / "run")
+    texts = pairs_file.read_text()
+    pairs_file.write_text(texts.replace("film", "b c b c b"))
+    run(asked, out=tmp_path / "other")
+    about = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "other")]
+    assert [run["config"]["max_norm"] for run in about] == [found.config.max_norm] * 2
+    assert about[0]["plan"]["clipping"]["max_norm"] == found.config.max_norm
+    for way in (["max_norm=0.3"], ["measure_norm=false"], ["clipping=automatic"], ["epsilon=inf"]):
+        other = request("text-classify", [*given, *way])
+        assert with_measured_norm(other) is other
 
 
 def test_pairs_with_scores_in_a_folder_of_datasets_are_learned_privately(tmp_path) -> None:

@@ -38,6 +38,13 @@ _Words = Annotated[tuple[str, ...] | None, BeforeValidator(_words)]
 class TextClassifyConfig(TextConfig):
     """Settings of `text-classify`."""
 
+    measure_norm: Annotated[
+        bool | None,
+        Field(
+            description="begin with max_norm as the median gradient norm of made-up rows; default: where "
+            "max_norm is not set"
+        ),
+    ] = None
     num_steps: Annotated[int, Field(ge=1, description="updates in the whole run")] = 60
     expected_batch_size: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="examples in a step, on average")
@@ -133,6 +140,8 @@ class TextClassifyConfig(TextConfig):
             "label_words": self.worded,
         }
         problems += unread(settings, reads)
+        if self.measure_norm and "max_norm" in settings:
+            problems.append("max_norm and measure_norm = true exclude each other: leave one out")
         if own and "data" in settings and not Path(self.data).exists():
             problems.append(f"data: '{self.data}' is no file or folder, and none of {', '.join(KNOWN)}")
         if own and self.objective != "regression" and not self.labels:
@@ -167,4 +176,6 @@ class TextClassifyConfig(TextConfig):
         left = {name: value for name, value in found.items() if name not in settings}
         if math.isinf(self.epsilon) and "lr" not in settings:
             left["lr"] = found["twin_lr"]
+        if self.measure_norm is None:
+            left["measure_norm"] = "max_norm" not in settings and self.clipping != "automatic"
         return self.model_copy(update=left).with_mean()

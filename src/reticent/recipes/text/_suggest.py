@@ -14,6 +14,10 @@ Room: recipes.text. Standard library only; reads no data.
              at x = 1.1. It only picks the batch; what is spent is always computed exactly.
     rate     5e-4 in full with linear decay [1]; ten times less without privacy [1], whose batches are small
              there: with the same large batches here, a fifth. Few weights, or rank-r ones, move further.
+    norm     [1] has 0.1, below every gradient. Then each class of a balanced task pulls with the same force,
+             however wrong the model is about it, and nothing brings back a drift to one class: fine with
+             [1]'s many rows, chance on 7,464. At the median norm of random rows before training, a row that
+             has become more wrong pulls harder. The run measures it (`with_measured_norm`).
     delta    The smaller of 1e-5 and N^-1.1 (the released code of [1]).
 
 Sources:
@@ -78,6 +82,7 @@ def suggest(*, num_examples: int, epsilon: float, delta: float, adaptation: str,
             **drawn.reasons,
             "lr": f"for adaptation = {adaptation}; 0.0005 in full as published, falling to 0",
             **_FIXED,
+            "max_norm": "a run begins by taking the median gradient norm of made-up rows",
         },
     )
 

@@ -72,7 +72,12 @@ class TextClassifyRecipe(TrainingRecipe):
         assert isinstance(asked.config, TextClassifyConfig)
         found = asked.config.suggestion().reasons
         chosen = {*asked.chosen, *(("expected_batch_size",) if asked.config.batch_schedule else ())}
+        if not asked.config.measure_norm:
+            chosen.add("max_norm")
         return {name: why for name, why in found.items() if name not in chosen}
+
+    def measures_norm(self, config: TextClassifyConfig) -> bool:
+        return bool(config.measure_norm)
 
     def fetch(self, config: TextClassifyConfig, *, report: Callable[[str], None], progress: bool) -> Splits:
         need_transformers()
