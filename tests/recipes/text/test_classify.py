@@ -182,6 +182,21 @@ def test_the_plan_is_told_without_data_with_what_was_chosen_and_why() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "rate", "told"),
+    [
+        ([], 2e-3, "minilm's, measured"),
+        (["adaptation=attention"], 5e-4, "as published"),
+        (["model=mpnet"], 5e-4, "as published"),
+        (["epsilon=inf"], 1e-4, "a fifth of the published"),
+    ],
+)
+def test_rates_are_the_published_ones_or_measured_and_the_twin_has_its_own(settings, rate, told) -> None:
+    asked = request("text-classify", settings)
+    assert asked.config.lr == pytest.approx(rate)
+    assert told in TEXT_CLASSIFY.describe(asked)["chosen"]["lr"]
+
+
+@pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"max_length": 30}, "reads 22 tokens"),

@@ -45,6 +45,9 @@ _RATES: Final[Mapping[str, float]] = {
     "bias": 2e-3,
     "last-layer": 5e-3,
 }
+# Of a model by name, where trials on 1,000 held-out training rows of rotten-tomatoes said otherwise
+# (epsilon 8, without privacy: 2e-4, 1e-3, 2e-3 in full gave 56, 69 and 70 %).
+_MEASURED: Final[Mapping[tuple[str, str], float]] = {("minilm", "full"): 2e-3}
 _FIXED: Final[Mapping[str, str]] = {
     "max_norm": "0.1: below most gradients, as published",
     "optimizer": "adam: no weight decay, as published",
@@ -72,15 +75,19 @@ def suggest(*, num_examples: int, epsilon: float, delta: float, adaptation: str,
         epsilon: the budget; infinite: as for 8, so that the twin without privacy differs in nothing else.
         delta: as the settings have it.
         adaptation: which weights are trained.
-        model: the model's name, for the reasons.
+        model: the model's name.
     """
     drawn = _drawn(num_examples, epsilon, delta, *_CLASSIFY)
     rate = _RATES[adaptation]
+    private_rate = _MEASURED.get((model, adaptation), rate)
+    source = "0.0005 in full as published" if private_rate == rate else f"{model}'s, measured"
+    if math.isinf(epsilon):
+        source = "a fifth of the published rate"
     return Suggestion(
-        values={**drawn.values, "lr": rate, "twin_lr": rate / 5},
+        values={**drawn.values, "lr": private_rate, "twin_lr": rate / 5},
         reasons={
             **drawn.reasons,
-            "lr": f"for adaptation = {adaptation}; 0.0005 in full as published, falling to 0",
+            "lr": f"for adaptation = {adaptation}; {source}, falling to 0",
             **_FIXED,
             "max_norm": "a run begins by taking the median gradient norm of made-up rows",
         },
