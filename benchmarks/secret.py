@@ -137,7 +137,7 @@ class Bytes:
 
     eos_token_id = bos_token_id = None
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, *, verbose: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [3 + byte for byte in text.encode()]}
 
 
