@@ -99,6 +99,8 @@ def run_or_go_on(asked: Request, *, out: Path, console: Console | None = None) -
     mine, theirs = json.loads(json.dumps(asked.config.public_dict())), about["config"]
     if mine.get("physical_batch_size") == "auto":
         mine["physical_batch_size"] = theirs.get("physical_batch_size")
+    if mine.get("measure_norm"):  # that run measured it
+        mine["max_norm"] = theirs.get("max_norm")
     other = ["recipe"] if about["recipe"] != asked.recipe.name else []
     other += [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
     if other:

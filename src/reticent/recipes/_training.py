@@ -190,9 +190,7 @@ class TrainingRecipe(Recipe):
                     asked = with_physical_batch(asked, say=sayer(console))
                     asked = with_measured_norm(asked, say=sayer(console))
                     material = _prepared(asked, data)
-                norm = ranks.tell(
-                    asked_of(asked)[1].max_norm
-                )  # measured, its last bits may be each rank's own
+                norm = ranks.tell(asked_of(asked)[1].max_norm)  # each rank may have measured another
                 asked = replace(asked, config=asked.config.model_copy(update={"max_norm": norm}))
                 job = Job.prepare(asked, material, ranks=ranks, fallback_from=replaced)
                 plain = math.isinf(job.config.epsilon)

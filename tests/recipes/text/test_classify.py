@@ -10,7 +10,7 @@ import reticent as rt
 from reticent.account import epsilon
 from reticent.account.ledger import read_ledger
 from reticent.errors import ConfigError, ReticentError
-from reticent.recipes import describe, request, run, with_measured_norm
+from reticent.recipes import describe, request, run, run_or_go_on, with_measured_norm
 from reticent.recipes._parts import build_model
 from reticent.recipes.text._adapt import adapt
 from reticent.recipes.text._fit import check_parts
@@ -307,7 +307,8 @@ def test_the_clipping_norm_is_measured_on_made_up_rows_not_on_the_files(tmp_path
     assert len({f"{of(norms):.2g}" for of in (torch.min, torch.median, torch.max)}) == 3
     found = with_measured_norm(asked)
     assert found.config.max_norm == float(f"{norms.median():.2g}") != asked.config.max_norm
-    run(asked, out=tmp_path / "run")
+    result = run(asked, out=tmp_path / "run")
+    assert run_or_go_on(asked, out=tmp_path / "run")["ledger_head"] == result["ledger_head"]
     texts = pairs_file.read_text()
     pairs_file.write_text(texts.replace("film", "b c b c b"))
     run(asked, out=tmp_path / "other")
