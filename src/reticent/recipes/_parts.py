@@ -180,7 +180,7 @@ def with_measured_norm(asked: Request, *, say: Callable[[str], None] = lambda te
         ConfigError[clip-norm]: made-up rows have no gradient, or one that is not finite.
     """
     recipe, config = asked_of(asked)
-    if not recipe.measures_norm(config) or math.isinf(config.epsilon):
+    if not recipe.measures_norm(config):
         return asked
     model = build_model(recipe, config)
     rows = recipe.random_rows(config, min(_MEASURED_ROWS, config.num_rows_at_once))

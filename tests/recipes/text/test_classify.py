@@ -182,12 +182,32 @@ def test_the_plan_is_told_without_data_with_what_was_chosen_and_why() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "frozen"),
+    [
+        ([], True),
+        (["freeze_embeddings=false"], False),
+        (["adaptation=lora"], False),
+        (["freeze_layers=1"], False),
+        (["init=random"], False),
+        (["model=smollm2", "objective=prompt"], False),
+    ],
+)
+def test_embeddings_stay_where_a_new_head_is_trained_in_full(settings, frozen) -> None:
+    asked = request("text-classify", settings)
+    assert asked.config.freeze_embeddings is frozen
+    chosen = TEXT_CLASSIFY.describe(asked)["chosen"]
+    assert ("freeze_embeddings" in chosen) is frozen
+
+
+@pytest.mark.parametrize(
     ("settings", "rate", "told"),
     [
         ([], 2e-3, "minilm's, measured"),
         (["adaptation=attention"], 5e-4, "as published"),
         (["model=mpnet"], 5e-4, "as published"),
         (["epsilon=inf"], 1e-4, "a fifth of the published"),
+        (["adaptation=lora"], 5e-3, "minilm's, measured"),
+        (["adaptation=lora", "epsilon=inf"], 1e-3, "minilm's, falling"),
     ],
 )
 def test_rates_are_the_published_ones_or_measured_and_the_twin_has_its_own(settings, rate, told) -> None:

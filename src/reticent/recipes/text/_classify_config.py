@@ -168,6 +168,10 @@ class TextClassifyConfig(TextConfig):
             delta=self.delta,
             adaptation=self.adaptation,
             model=self.model,
+            freeze_embeddings=self.adaptation == "full"
+            and not self.worded
+            and not self.freeze_layers  # which freezes them too
+            and self.init == "pretrained",
         )
 
     def completed(self, settings: Collection[str]) -> Self:

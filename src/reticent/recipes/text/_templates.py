@@ -39,18 +39,25 @@ class Preset:
     Args:
         mask: the masked-word template.
         prompt: the next-word template.
-        words: label's words.
+        words: the labels' words.
+        next_words: those of the next-word template, if others.
     """
 
     mask: str
     prompt: str
     words: tuple[str, ...]
+    next_words: tuple[str, ...] | None = None
 
 
 PRESETS: Final = MappingProxyType(
     {
         "sst-2": Preset(
-            mask="{text} It was {mask}.", prompt="{text} It was {mask}", words=("terrible", "great")
+            mask="{text} It was {mask}.",
+            # Untrained, smollm2 is right with it on 68 % of 300 training rows of rotten-tomatoes, and with
+            # "{text} It was {mask}" (terrible, great) on 54 %.
+            prompt="Review: {text}\nSentiment: {mask}",
+            words=("terrible", "great"),
+            next_words=("negative", "positive"),
         ),
         "mnli": Preset(
             mask="{text}? {mask}, {text_b}",

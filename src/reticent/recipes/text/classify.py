@@ -7,6 +7,7 @@ Sources:
         batches, C = 0.1, no weight decay.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -72,12 +73,12 @@ class TextClassifyRecipe(TrainingRecipe):
         assert isinstance(asked.config, TextClassifyConfig)
         found = asked.config.suggestion().reasons
         chosen = {*asked.chosen, *(("expected_batch_size",) if asked.config.batch_schedule else ())}
-        if not asked.config.measure_norm:
+        if not self.measures_norm(asked.config):
             chosen.add("max_norm")
         return {name: why for name, why in found.items() if name not in chosen}
 
     def measures_norm(self, config: TextClassifyConfig) -> bool:
-        return bool(config.measure_norm)
+        return bool(config.measure_norm) and math.isfinite(config.epsilon)
 
     def fetch(self, config: TextClassifyConfig, *, report: Callable[[str], None], progress: bool) -> Splits:
         need_transformers()
@@ -253,7 +254,8 @@ def prompt_of(config: TextClassifyConfig) -> Prompt:
     next_word = config.objective == "prompt"
     preset = PRESETS.get(named)
     template = named if preset is None else preset.prompt if next_word else preset.mask
-    words = config.label_words or (() if preset is None else preset.words)
+    known = () if preset is None else (next_word and preset.next_words) or preset.words
+    words = config.label_words or known
     if len(words) != _num_labels(config):
         raise ConfigError(
             f"There are {_num_labels(config)} labels and {len(words)} label words: give one for each, in "
