@@ -330,6 +330,27 @@ def test_half_precision_hides_no_coupling_and_its_rounding_is_none() -> None:
     assert 0 < oracle.norm_of(dict(got.total)) <= 5 * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_rows_in_half_precision_that_autocast_joins_with_the_weights_are_compared_too(share) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(5, 8)
+
+    def losses(batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = model(batch.to(torch.bfloat16))
+        per_row = y.float().square().sum(1)
+        return per_row + share * per_row.detach().mean()
+
+    if share:
+        with pytest.raises(CoupledExamples):
+            rt.clipped_sum(model, losses, x, max_norm=1.0)
+    else:
+        total, _ = oracle.loop_clipped_sum(model, losses, x, 1.0)
+        got = rt.clipped_sum(model, losses, x, max_norm=1.0)
+        assert oracle.distance(dict(got.total), total) <= 0.05 * len(x)
+
+
 # -- numbers at the edge of their type ------------------------------------------------------------------
 
 

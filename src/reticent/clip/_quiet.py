@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 _DROPOUTS = frozenset(
     getattr(F, name)
     for name in ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split())
 )
+_DEVICES = ("cpu", "cuda")
 _RECURRENT = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
 
 
@@ -35,8 +37,17 @@ class Quiet(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        cast = any(map(torch.is_autocast_enabled, _DEVICES))
         with _without_autocast():
-            return self._run(func, args, dict(kwargs or {}))
+            try:
+                return self._run(func, args, dict(kwargs or {}))
+            except RuntimeError:
+                if not cast:
+                    raise
+                # A loss that makes half precision itself leaves it to autocast to bring it together with
+                # float32 weights: here both become float32.
+                args, more = tree_map_only(Tensor, _in_single, (args, dict(kwargs or {})))
+                return self._run(func, args, more)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
@@ -66,8 +77,12 @@ class Quiet(TorchFunctionMode):
 
 @contextmanager
 def _without_autocast() -> Iterator[None]:
-    devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    devices = [d for d in _DEVICES if torch.is_autocast_enabled(d)]
     with ExitStack() as stack:
         for device in devices:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def _in_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
