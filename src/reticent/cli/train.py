@@ -87,7 +87,7 @@ def _print_plan(asked: "Request", *, as_json: bool) -> None:
         click.echo(json.dumps(shown, allow_nan=False))
         return
     click.echo(f"Recipe {asked.recipe.name}: {asked.recipe.summary}. Nothing was read, nothing spent.")
-    of_plan = {name: shown[name] for name in ("sampler", "expected_batch_size") if name in shown}
+    of_plan = {name: shown[name] for name in ("sampler", "expected_batch_size", "max_norm") if name in shown}
     rows = {**shown, **asked.config.public_dict(), **of_plan}
     width = max(map(len, rows)) + 2
     for name, value in rows.items():

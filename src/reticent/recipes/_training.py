@@ -173,6 +173,7 @@ class TrainingRecipe(Recipe):
             "neighbouring_relation": str(plan.relation),
             "unit": plan.unit,
             **available(*asked_of(asked)),
+            **({"max_norm": None} if self.measures_norm(asked.config) else {}),  # a run measures it
             **({"chosen": dict(reasons)} if (reasons := self.reasons(asked)) else {}),
         }
 
