@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from reticent.account.ledger import read_ledger
 from reticent.errors import ConfigError
 from reticent.recipes import request
 from reticent.recipes._training import settings_of
-from reticent.train import SilentWatcher, TrainSettings, fit
+from reticent.train import SilentWatcher, TrainSettings, fit, resume, train
 from reticent.train._loop import _set_rates, rate_share
-from tests.train.joint import cross_entropy, make_data, make_plan, make_private
+from tests.train.joint import cross_entropy, make_data, make_model, make_plan, make_private
 
 
 def test_linear_decay_starts_at_the_whole_rate_and_would_end_at_zero() -> None:
@@ -59,6 +60,40 @@ def test_a_recipe_s_schedule_is_relative_to_its_steps() -> None:
 def test_an_unknown_decay_is_refused() -> None:
     with pytest.raises(ConfigError, match="lr_decay must be 'linear' or 'cosine'"):
         TrainSettings(lr_decay="step")  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_has_the_rates_of_one_that_never_stopped(tmp_path: Any) -> None:
+    rates: list[tuple[int, float]] = []
+
+    def watched(optimizer: Any, *, stop_at: int) -> Any:
+        def losses(model: Any, batch: Any) -> Any:
+            step = read_ledger(tmp_path / "run" / "ledger.jsonl").num_steps
+            if step == stop_at:
+                raise KeyboardInterrupt
+            if (rate := (step, optimizer.param_groups[0]["lr"])) not in rates:
+                rates.append(rate)
+            return cross_entropy(model, batch)
+
+        return losses
+
+    def made() -> tuple[nn.Module, Any]:
+        model = make_model()
+        return model, torch.optim.SGD(model.parameters(), lr=1.0)
+
+    model, optimizer = made()
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            model, optimizer, plan=make_plan(num_steps=8), dataset=make_data(), out=tmp_path / "run",
+            loss_per_example=watched(optimizer, stop_at=6), check_batch=make_data()[:4],
+            settings=TrainSettings(lr_decay_steps=8, checkpoint_every=4),
+        )  # fmt: skip
+    model, optimizer = made()
+    resume(
+        model, optimizer, dataset=make_data(), out=tmp_path / "run", check_batch=make_data()[:4],
+        loss_per_example=watched(optimizer, stop_at=-1),
+    )  # fmt: skip
+    assert rates == [(k, 1 - k / 8) for k in range(8)]
+    assert optimizer.param_groups[0]["lr"] == 1.0
 
 
 def test_after_an_error_the_optimizer_has_its_own_rates_again(tmp_path: Any) -> None:

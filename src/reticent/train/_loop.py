@@ -245,11 +245,11 @@ def fit(
         CheckpointError[checkpoint-mismatch]: the checkpoint does not fit the model or the optimizer.
     """
     state = _State(ema=ema_start(trainable(stepper.model)) if settings.ema else {})
-    if checkpoint is None:
-        _save(stepper, state, folder)
-    else:
-        _restore(stepper, state, checkpoint)
     with _own_rates(stepper.optimizer) as rates, torch.random.fork_rng():
+        if checkpoint is None:
+            _save(stepper, state, folder)
+        else:
+            _restore(stepper, state, checkpoint)  # its rates are those of a step: `rates` stand
         for batch in batches:
             _set_rates(stepper.optimizer, rates, settings, batch.step)
             if companion is not None and not companion.before(stepper):
