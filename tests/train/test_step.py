@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from reticent.account.ledger import Ledger, read_ledger
 from reticent.errors import (
@@ -598,13 +599,23 @@ def test_the_self_check_runs_once_on_fixed_rows_or_on_the_public_ones_given(tmp_
     for batch in plan.batches(data):
         take(private, with_rows(batch, [40, 50]))
     assert len(engine.checked) == 1
-    assert torch.equal(engine.checked[0][0], data.tensors[0][:4])
+    spread = np.linspace(0, len(data) - 1, 16).astype(int)
+    assert torch.equal(engine.checked[0][0], data.tensors[0][spread[:4]])
 
     public = make_data(seed=9)[:3]
     engine = LoopEngine(model, 1.0)
     private = make_private(tmp_path / "b", model=model, plan=plan, engine=engine, check_batch=public)
     take(private, first(plan))
     assert engine.checked[0] is public
+
+
+def test_the_self_check_takes_rows_of_both_classes_where_they_are_sorted(tmp_path):
+    x, y = make_data().tensors
+    data = TensorDataset(x, y.sort().values)
+    engine = LoopEngine(model := make_model(), 1.0)
+    private = make_private(tmp_path, model=model, plan=(plan := make_plan()), engine=engine)
+    take(private, next(iter(plan.batches(data))))
+    assert len(engine.checked[0][1].unique()) == min(4, len(y.unique()))
 
 
 def jitter(rows, generator):

@@ -3,8 +3,17 @@
 Room: clip (floor 2). May import torch, `reticent.rules`, `reticent.bounded`, `reticent.errors`.
 """
 
+from reticent.clip._batch import varied_rows
 from reticent.clip._compiled import CompiledEngine
 from reticent.clip._engine import ClipEngine, clipped_sum
 from reticent.clip._refuse import FrozenBatchNorm, fix, refuse_unsupported
 
-__all__ = ["ClipEngine", "CompiledEngine", "FrozenBatchNorm", "clipped_sum", "fix", "refuse_unsupported"]
+__all__ = [
+    "ClipEngine",
+    "CompiledEngine",
+    "FrozenBatchNorm",
+    "clipped_sum",
+    "fix",
+    "refuse_unsupported",
+    "varied_rows",
+]

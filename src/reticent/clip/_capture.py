@@ -53,10 +53,13 @@ _SHAPERS = frozenset(
     (
         "view reshape expand expand_as repeat repeat_interleave tile unflatten broadcast_to zeros ones full "
         "empty arange new_zeros new_ones new_full new_empty rand randn randint randperm split chunk narrow "
-        "__getitem__ __setitem__ __mul__ __rmul__ __add__ __radd__ __sub__ __rsub__ __truediv__ __rtruediv__ "
-        "mul add sub div triu tril pad clamp masked_fill __eq__ __ne__ __lt__ __le__ __gt__ __ge__ "
+        "__getitem__ __setitem__ triu tril pad clamp masked_fill __eq__ __ne__ __lt__ __le__ __gt__ __ge__ "
         "cross_entropy nll_loss one_hot interpolate adaptive_avg_pool2d size item "
     ).split()
+)
+# Of their numbers, whether one is zero is the same in every batch (a term's weight that is not on yet).
+_ARITHMETIC = frozenset(
+    "__mul__ __rmul__ __add__ __radd__ __sub__ __rsub__ __truediv__ __rtruediv__ mul add sub div".split()
 )
 _UNTRACKED = frozenset(
     "detach data grad requires_grad_ retain_grad register_hook share_memory_ item tolist __repr__ __format__ "
@@ -75,15 +78,26 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _numbers(tree: Any) -> tuple[Any, ...]:
-    """The integers, truth values and words among a call's arguments: which axis, in training or not."""
+def _numbers(tree: Any, *, zeros: bool = False) -> tuple[Any, ...]:
+    """What else a call's proof holds for: integers, truth values and words (which axis, in training or not).
+
+    Args:
+        tree: the call's arguments.
+        zeros: of integers, as of other numbers always, only whether they are zero.
+    """
     found: list[Any] = []
     for leaf in tree if isinstance(tree, list | tuple) else tree.values():
         if isinstance(leaf, list | tuple | dict):
-            found += _numbers(leaf)
+            found += _numbers(leaf, zeros=zeros)
+        elif isinstance(leaf, float) or (zeros and isinstance(leaf, int)):
+            found.append(leaf == 0)
         elif isinstance(leaf, int | str):
             found.append(leaf)
     return tuple(found)
+
+
+def _numbers_of(name: str, args: Any) -> tuple[Any, ...]:
+    return () if name in _SHAPERS else _numbers(args, zeros=name in _ARITHMETIC)
 
 
 def _name(func: Callable[..., Any]) -> str:
@@ -167,7 +181,7 @@ class Capture(TorchFunctionMode):
             return func(*args, **kwargs)
         if self._in_forward:
             name = _name(func)
-            self.trace = hash((self.trace, name, () if name in _SHAPERS else _numbers((args, kwargs))))
+            self.trace = hash((self.trace, name, _numbers_of(name, (args, kwargs))))
         tensors = list(_tensors(args))
         if kwargs:
             tensors += _tensors(kwargs)

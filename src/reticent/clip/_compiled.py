@@ -6,6 +6,7 @@ Shape letters (this file): U units of the physical batch, padding included; R th
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +23,7 @@ from reticent.clip._guards import checked_units
 from reticent.clip._held import InPlace
 from reticent.clip._params import sizes, trainable
 from reticent.clip._programs import fingerprint
+from reticent.clip._proven import due_again
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import sum_dtype
 from reticent.clip._trace import Setting, prove, state_of, trace_sum, without_autocast
@@ -68,7 +70,8 @@ class CompiledEngine:
     Chunks smaller than the physical batch are padded with copies of their first row, which count nowhere;
     larger ones run in pieces. If a unit is not finite, the same graph runs again, with the same random
     draws, without it; a unit whose norm float32 cannot tell to 1e-4 is computed alone by `ClipEngine`. So
-    no unit decides how another is computed. (Where a kind of chunk runs eagerly, because there are more
+    no unit decides how another is computed. The 16th, 32nd, 64th, ... chunk of a kind runs eagerly and proves
+    anew. (Where a kind of chunk runs eagerly, because there are more
     than `max_graphs` or because no chunk so far proved enough, rounding differs: in half precision by up
     to some percent of a unit's share.)
 
@@ -115,6 +118,7 @@ class CompiledEngine:
         self._max_graphs = max_graphs
         self._programs: dict[Any, _Program] = {}
         self._unproven: dict[Any, int] = {}
+        self._times: Counter[Any] = Counter()
 
     def clipped_sum(
         self,
@@ -212,7 +216,11 @@ class CompiledEngine:
                 groups=call.groups,
             )
             self._compile(key, setting, row_tensors, units, tuple(alive), self._run_eager(call, part))
-        if key in self._programs:
+        self._times[key] += 1
+        again = due_again(self._times[key])
+        if again:
+            self._eager.forget()
+        if key in self._programs and not again:
             done = self._finite_sums(self._programs[key], call, row_tensors, at_once, units)
             if done is not None:
                 sums, norm_UL, doubt_U = done

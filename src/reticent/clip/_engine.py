@@ -11,6 +11,7 @@ Sources:
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -44,7 +45,15 @@ from reticent.clip._passes import (
 )
 from reticent.clip._planner import Planner, Planning
 from reticent.clip._probe import Fingerprints, Unseen, probe_weights, prove_layout
-from reticent.clip._proven import NotProven, Proven, is_proven, mixing_error, remember, reused
+from reticent.clip._proven import (
+    NotProven,
+    Proven,
+    due_again,
+    is_proven,
+    mixing_error,
+    remember,
+    reused,
+)
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import SumsOnDemand, sum_dtype
 from reticent.clipping import FlatClipping, StepClipping, sensitivity
@@ -132,6 +141,7 @@ class ClipEngine:
         self._rules = rules
         self._planner = Planner(memory_budget=memory_budget, planning=planning)
         self._layouts: dict[tuple[int, ...], Proven] = {}
+        self._times: Counter[tuple[int, ...]] = Counter()
         self._not_meetings: frozenset[Key] = frozenset()
         resolve(self.clipping, self.held.sizes(trainable(self.held)))
         refuse_unsupported(model)
@@ -204,8 +214,8 @@ class ClipEngine:
 
         Args:
             losses: as in `clipped_sum`.
-            batch: a tree of tensors; its first `max_units` units are used. With fewer than two
-                units nothing can be compared.
+            batch: a tree of tensors; `max_units` of its units are used, such as differ. With fewer than
+                two units nothing can be compared.
             num_units: as in `clipped_sum`.
             max_units: how many units are run alone.
 
@@ -215,7 +225,16 @@ class ClipEngine:
                 silenced, so nothing can be compared.
             UnsupportedModel[self-check]: the engine's clipped sum is not that of plain autograd.
         """
-        _isolation.check(self, self._model, losses, batch, num_units, max_units)
+        try:
+            _isolation.check(self, self._model, losses, batch, num_units, max_units)
+        finally:
+            self.forget()  # with random draws silenced, less may have met
+
+    def forget(self) -> None:
+        """Drop what is known of where the units lie: the next sum proves it anew."""
+        self._layouts.clear()
+        self._times.clear()
+        self._not_meetings = frozenset()
 
     def explain(self) -> Explanation:
         """How each parameter is clipped, as of the last sum: a table when printed.
@@ -252,8 +271,10 @@ class ClipEngine:
         if units == 0:
             return torch.zeros(0, len(work.groups), dtype=torch.float64)
         before.refuse_changes(work.params)
-        proven = self._proven_for(capture, loss_R.shape[0] // units, work.num_rows // units)
-        probe = units > 1 and (force or not all(is_proven(e, proven, units) for e in capture.entries))
+        context = (capture.trace, loss_R.shape[0] // units, work.num_rows // units)
+        proven = self._proven_for(context)
+        again = force or due_again(self._times[context])
+        probe = units > 1 and (again or not all(is_proven(e, proven, units) for e in capture.entries))
         probe = held.any_rank(probe)
         if held.apart and len(work.groups) > 1 and not work.norms_only:
             held.require_order(ready(work.groups, capture.entries))
@@ -283,6 +304,7 @@ class ClipEngine:
             refuse_unseen(capture)
         before.refuse_changes(work.params)
         all_norms = norms.all_norms()
+        self._times[context] += 1
         if not work.norms_only:
             finite_U = torch.isfinite(all_norms).all(1)
             self.refuse_spreading(work.losses, work.batch, finite_U if work.counts else finite_U | True)
@@ -343,11 +365,11 @@ class ClipEngine:
         size = loss_R.shape[0]
         return loss_R, size if num_units is None else checked_units(size, num_units)
 
-    def _proven_for(self, capture: Capture, losses_a_unit: int, rows_a_unit: int) -> Proven:
+    def _proven_for(self, context: tuple[int, ...]) -> Proven:
         """Proofs hold for the same operations in the same order, on as many rows a unit."""
-        context = (capture.trace, losses_a_unit, rows_a_unit)
         if context not in self._layouts and len(self._layouts) >= _MAX_CONTEXTS:
             self._layouts.clear()
+            self._times.clear()
         return self._layouts.setdefault(context, {})
 
     def _clip(
@@ -408,14 +430,14 @@ class ClipEngine:
         self, capture: Capture, loss_R: Tensor, units: int, proven: Proven, work: "_Work"
     ) -> dict[Key, dict[int, Layout | None]]:
         """Two backward passes: the layout of every output that receives a gradient."""
-        half = any(p.dtype == torch.float16 for p in work.params.values())
-        weights_U = probe_weights(units, half=half)
-        if self.held.same_rows is not None:  # one backward through all processes
-            weights_U = self.held.same_rows.agreed(weights_U)
         seed = int.from_bytes(os.urandom(7), "little")
         ones, scaled = Fingerprints(units, seed), Fingerprints(units, seed)
         capture.begin_backward(ones)
         run_backward(loss_R, torch.ones_like(loss_R), retain_graph=True)
+        half = torch.float16 in {*ones.dtypes.values(), *(p.dtype for p in work.params.values())}
+        weights_U = probe_weights(units, half=half)
+        if self.held.same_rows is not None:  # one backward through all processes
+            weights_U = self.held.same_rows.agreed(weights_U)
         capture.begin_backward(scaled)
         weights_R = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
         run_backward(loss_R, weights_R, retain_graph=True)

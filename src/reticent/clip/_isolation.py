@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from reticent.bounded import BoundedSum
-from reticent.clip._batch import num_rows, rows
+from reticent.clip._batch import num_rows, rows, varied_rows
 from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._quiet import Quiet
 from reticent.errors import CoupledExamples, UnsupportedModel
@@ -43,8 +43,8 @@ def check(
     if units < 2 or size % units:
         return
     k = size // units
+    few = varied_rows(batch, at_most=max_units, num_units=units)
     units = min(units, max_units)
-    few = rows(batch, 0, units * k)
     several = None if num_units is None else units
     held = engine.held
     params = {name: p for name, p in held.parameters().items() if p.requires_grad}

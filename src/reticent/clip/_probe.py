@@ -44,13 +44,15 @@ def probe_weights(num_units: int, *, half: bool = False) -> Tensor:
     Beyond, weights repeat: two units that mix with each other alone are missed if theirs are equal,
     with probability 1/64.
 
+    From 2^-8 up: of a unit that is fitted all but exactly, smaller ones would leave nothing.
+
     Returns:
         Shape (U,), float64, in random order.
     """
     generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
     span = 16 if half else 64
     rounds = [torch.randperm(span, generator=generator) for _ in range(0, num_units, span)]
-    return torch.pow(2.0, (torch.cat(rounds)[:num_units] - span // 2).double())
+    return torch.pow(2.0, (torch.cat(rounds)[:num_units] - 8).double())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

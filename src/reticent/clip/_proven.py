@@ -5,6 +5,7 @@ Room: clip. May import torch, `reticent.rules`, `reticent.errors`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 import torch
 
@@ -15,6 +16,18 @@ from reticent.rules import Layout
 
 # Proven layouts: meeting -> entries of one unit along the axis -> layout; 0: however many there are.
 Proven = dict[Key, dict[int, Layout]]
+
+
+_FIRST_AGAIN: Final = 16
+
+
+def due_again(times: int) -> bool:
+    """Whether what was used so many times without a proof of its own is proven anew: at 16, 32, 64, ...
+
+    What mixes examples only in some batches, or only later in training, may have been no part of the first
+    proof.
+    """
+    return times >= _FIRST_AGAIN and times & (times - 1) == 0
 
 
 class NotProven(Exception):

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from reticent.account.ledger import Ledger
 from reticent.bounded import BoundedSum
-from reticent.clip import ClipEngine, CompiledEngine
+from reticent.clip import ClipEngine, CompiledEngine, varied_rows
 from reticent.clipping import StepClipping, sensitivity
 from reticent.dist import ALONE, Ranks, RanksLedger, together
 from reticent.errors import ConfigError, StepError
@@ -40,6 +40,7 @@ from ._seeds import mix_seed
 from ._sums import Sums, destroy, norm_figures
 
 DEFAULT_PHYSICAL_BATCH_SIZE: Final = 256
+_NUM_LOOKED_AT: Final = 16
 _NUM_CHECKED_ROWS: Final = 4
 _ANY_ROW: Final = np.zeros(1, dtype=np.int64)
 
@@ -208,9 +209,9 @@ class PrivateStep:
         seed: of the transform's generator. Public, and unrelated to noise and sampling.
         transform: called as `transform(rows, generator)` on each chunk, e.g. to augment it; each row by
             itself (checked on a few rows before the first step).
-        check_batch: rows for the engine's self-check. Give public ones if you have them; by default the
-            first four rows of the data set are used, before the first step only, and an error from it
-            names parameters and no values.
+        check_batch: rows for the engine's self-check. Give public ones if you have them; by default four
+            rows of the data set are used, of 16 spread over it those that differ most, before the first
+            step only, and an error from it names parameters and no values.
         compile: clip in a compiled graph of one physical batch, `reticent.clip.CompiledEngine`: smaller
             chunks are padded, so that no batch compiles again. Worth it in runs of many steps.
         engine: clips gradients; by default one with the plan's clipping, compiled or not.
@@ -429,8 +430,10 @@ class PrivateStep:
             return
         rows = self._check_batch
         if rows is None:
-            first = np.arange(min(_NUM_CHECKED_ROWS, _rows.num_rows(batch.dataset)))
-            rows = _rows.move(_rows.fetch(batch.dataset, first), self._device())
+            last = _rows.num_rows(batch.dataset) - 1
+            spread = np.unique(np.linspace(0, last, _NUM_LOOKED_AT).astype(np.int64))
+            found = _rows.move(_rows.fetch(batch.dataset, spread), self._device())
+            rows = varied_rows(found, at_most=_NUM_CHECKED_ROWS)
         if self._transform is not None:
             _rows.refuse_mixing(rows, self._transform, seed=self._seed)
             rows = _rows.augment(rows, self._transform, torch.Generator().manual_seed(self._seed))
