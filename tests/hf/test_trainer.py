@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -297,6 +298,26 @@ def test_a_second_run_does_not_begin_from_the_weights_of_the_first(tmp_path):
     trainer = trainer_of(tmp_path / "a", callbacks=[Recorder(stop_after=1)])
     trainer.train()
     trainer.args.output_dir = str(tmp_path / "b")
-    with pytest.raises(ConfigError, match="in no ledger of a run in") as caught:
+    with pytest.raises(ConfigError, match="in no ledger of another run in") as caught:
         trainer.train()
     assert caught.value.code == "trainer-resume" and not (tmp_path / "b").exists()
+
+
+def test_nor_does_it_where_the_folder_of_the_first_was_removed(tmp_path):
+    trainer = trainer_of(tmp_path / "a", callbacks=[Recorder(stop_after=1)])
+    trainer.train()
+    shutil.rmtree(tmp_path / "a")
+    for make in (lambda: None, (tmp_path / "a").mkdir):
+        make()
+        with pytest.raises(ConfigError, match="in no ledger of another run in") as caught:
+            trainer.train()
+        assert caught.value.code == "trainer-resume"
+    assert not any((tmp_path / "a").iterdir())
+
+
+def test_the_same_trainer_goes_on_with_its_own_run(tmp_path):
+    stop = Recorder(stop_after=1)
+    trainer = trainer_of(tmp_path / "a", callbacks=[stop])
+    trainer.train()
+    stop.stop_after = None
+    assert trainer.train(resume_from_checkpoint=True).global_step == 3

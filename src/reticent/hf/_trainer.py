@@ -175,7 +175,7 @@ class PrivateTrainer(Trainer):
         Raises:
             ConfigError[out-exists]: `output_dir` holds something, and this is no resume.
             ConfigError[trainer-resume]: the run there has another plan, or this trainer's model was trained
-                by a run in another folder, whose cost would be in no ledger of this one.
+                by a run that this one does not go on with, and whose cost would be in no ledger of this one.
             DataError[trainer-rows]: rows are of different lengths.
             ReticentError: as `reticent.train`, before anything is spent.
         """
@@ -186,11 +186,12 @@ class PrivateTrainer(Trainer):
             )
         folder = Path(self.args.output_dir or "")
         going_on = _goes_on(resume_from_checkpoint, folder)
-        if self._began_in not in (None, folder.resolve()):
+        going_on_there = folder.resolve() if going_on else None
+        if self._began_in not in (None, going_on_there):  # also where that run's folder is empty again
             raise ConfigError(
                 f"The model of this trainer was trained by the run in '{self._began_in}'. What that run "
-                f"spent would be in no ledger of a run in '{folder}': begin with a new PrivateTrainer and "
-                "public weights.",
+                f"spent would be in no ledger of another run in '{folder}': begin with a new PrivateTrainer "
+                "and public weights.",
                 code="trainer-resume",
             )
         self._ignored_for_eval = ignore_keys_for_eval
