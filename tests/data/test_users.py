@@ -8,7 +8,19 @@ from reticent.errors import DataError
 
 @pytest.mark.parametrize(
     "other",
-    ["anna ", " anna", "\tanna\n", "an\u200bna", "anna\ufeff", "\uff41nna", "\u00a0anna"],
+    [
+        *("anna ", " anna", "\tanna\n", "an\u200bna", "anna\ufeff", "\uff41nna", "\u00a0anna"),
+        *("anna\x00", "an\x00na", "anna\x7f", "\x08anna", "anna\x85", "\x1b\x0eanna"),
+        *(
+            "anna\ufe0f",
+            "anna\u3164",
+            "\uffa0anna",
+            "an\u034fna",
+            "anna\u180b",
+            "anna\U000e0101",
+            "anna\ufff0",
+        ),
+    ],
 )
 def test_one_name_in_two_spellings_is_refused_without_showing_it(other):
     with pytest.raises(DataError, match="Two names of users differ in white space") as caught:
@@ -22,7 +34,7 @@ def test_composed_letters_inner_spaces_and_digits_are_one_name():
             check_user_names([one, other])
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "\t", "\u200b", "\u00a0"])
+@pytest.mark.parametrize("blank", ["", "  ", "\t", "\u200b", "\u00a0", "\x00", "\x7f \x08", "\u3164"])
 def test_a_name_of_nothing_but_white_space_is_nobodys(blank):
     with pytest.raises(DataError, match="nobody's") as caught:
         check_user_names(["anna", blank])
@@ -30,5 +42,6 @@ def test_a_name_of_nothing_but_white_space_is_nobodys(blank):
 
 
 def test_other_names_are_other_people():
-    check_user_names(["anna", "Anna", "anna", "ann a", "\u0430nna", 7, 77, "007", "7a"])
+    check_user_names(["anna", "Anna", "anna", "ann a", "\u0430nna", "ann\u0301a", 7, 77, "007", "7a"])
+    check_user_names(["\u3131", "\u1100\u1161", "\u2764", "\u4e00"])  # letters and signs that are seen
     check_user_names([])
