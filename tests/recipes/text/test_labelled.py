@@ -148,6 +148,8 @@ def test_a_larger_budget_asks_for_a_larger_batch_and_a_small_file_is_not_outgrow
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= 100_000 / 60 * 1.05
     tiny = suggest(num_examples=40, epsilon=8.0, delta=1e-5, adaptation="lora", model="m").values
     assert 1 <= tiny["expected_batch_size"] <= 40
+    whole = suggest(num_examples=555, epsilon=100.0, delta=1e-5, adaptation="lora", model="m").values
+    assert whole["expected_batch_size"] == 555, "two leading digits of it are 560"
 
 
 # Recipe, the noise multiplier that its code solves for at epsilon 3 (2 for images), and epsilon by PLD there.

@@ -135,7 +135,7 @@ def _drawn(num_examples: int, epsilon: float, delta: float, rows_each: int, most
     enough = mu / (_X * math.sqrt(steps))
     epochs = max(_MOST_EPOCHS, _MOST_ROWS / num_examples)
     prob = min(1.0, max(_PAPER_PROB, min(enough, epochs / steps)))
-    batch = _round(prob * num_examples)
+    batch = min(num_examples, _round(prob * num_examples))  # 555 of 555 would become 560
     at_most = "four epochs" if epochs == _MOST_EPOCHS else f"{_MOST_ROWS:,} rows in all"
     limit = at_most if enough > epochs / steps else "noise within 1.25 of the least"
     why = "1.5 % of N" if prob == _PAPER_PROB else limit
