@@ -12,7 +12,7 @@ from reticent.data import ArrayPair, load
 from reticent.errors import AuditError, ConfigError, DataError
 from reticent.recipes import _arrays as arrays_module
 from reticent.recipes import _training as training_module
-from reticent.recipes import audit_run, go_on, recipes, request, run
+from reticent.recipes import audit_run, go_on, recipes, request, run, run_or_go_on
 from reticent.recipes._parts import build_model
 from reticent.report import verify_run, write_report
 from reticent.train import _step as step_module
@@ -223,6 +223,28 @@ def test_unreachable_data_fall_back_to_digits_loudly(tmp_path, monkeypatch, caps
     assert about["data"]["fallback_from"] == "fashion-mnist"
     assert about["config"]["epsilon"] == 2
     assert about["config"]["noise_seed"] == 1
+
+
+def test_the_same_command_goes_on_with_a_run_that_fell_back(tmp_path, monkeypatch):
+    unreachable(monkeypatch)
+    monkeypatch.setitem(vars(training_module), "make_config", short_config)
+    out = tmp_path / "run"
+    first = run_or_go_on(request("fashion-mnist", ["epsilon=2", "lr=3"]), out=out)
+    ledger = (out / "ledger.jsonl").read_bytes()
+    monkeypatch.setattr(arrays_module, "load", load)  # also where the data can be had again
+    assert run_or_go_on(request("fashion-mnist", ["epsilon=2", "lr=3"]), out=out) == first
+    assert (out / "ledger.jsonl").read_bytes() == ledger
+    with pytest.raises(ConfigError, match="epsilon differ") as caught:
+        run_or_go_on(request("fashion-mnist", ["epsilon=3"]), out=out)
+    assert caught.value.code == "other-run"
+
+
+def test_the_same_command_goes_on_with_a_run_that_found_its_physical_batch(tmp_path, digits):
+    words = [*SHORT, "physical_batch_size=auto", "memory_budget=1GiB"]
+    first = run(request("digits", words), out=tmp_path / "run", data=digits)
+    assert run_or_go_on(request("digits", words), out=tmp_path / "run") == first
+    with pytest.raises(ConfigError, match="physical_batch_size differ"):
+        run_or_go_on(request("digits", [*SHORT, "physical_batch_size=7"]), out=tmp_path / "run")
 
 
 def short_config(kind, settings):

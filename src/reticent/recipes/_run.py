@@ -95,10 +95,14 @@ def run_or_go_on(asked: Request, *, out: Path, console: Console | None = None) -
         return run(asked, out=out, console=console)
     from reticent.train import read_run  # as above
 
+    from ._training import instead_of
+
     about: Mapping[str, Any] = read_run(out)
+    if about["data"].get("fallback_from") == asked.recipe.name:  # its data could not be reached then
+        asked = instead_of(asked) or asked
     mine, theirs = json.loads(json.dumps(asked.config.public_dict())), about["config"]
-    if mine.get("physical_batch_size") == "auto":
-        mine["physical_batch_size"] = theirs.get("physical_batch_size")
+    if mine.get("physical_batch_size") == "auto":  # that run found a number, and needs no budget for it
+        mine |= {name: theirs.get(name) for name in ("physical_batch_size", "memory_budget")}
     if mine.get("measure_norm"):  # that run measured it
         mine["max_norm"] = theirs.get("max_norm")
     other = ["recipe"] if about["recipe"] != asked.recipe.name else []

@@ -259,12 +259,11 @@ def _with_data(
     try:
         return asked, fetched_by(ranks, recipe, config, console), None
     except DataError as e:
-        if recipe.fallback is None or e.code != "data-sources" or ranks.size > 1:
+        new = instead_of(asked) if e.code == "data-sources" and ranks.size == 1 else None
+        if new is None:
             raise
-        instead = recipes()[recipe.fallback]
-        assert isinstance(instead, TrainingRecipe), "a fallback trains too"
-        kept = {key: value for key, value in asked.chosen.items() if key in TrainingConfig.carried}
-        left_out = sorted(asked.chosen.keys() - kept.keys())
+        instead, instead_config = asked_of(new)
+        left_out = sorted(asked.chosen.keys() - new.chosen.keys())
         say(str(e.args[0]))
         say(
             f"ATTENTION: no source of the data of '{recipe.name}' could be reached. Running the recipe "
@@ -272,9 +271,17 @@ def _with_data(
             + (f", without your settings {', '.join(left_out)}" if left_out else "")
             + "."
         )
-        new = Request(recipe=instead, config=make_config(instead.config, kept), chosen=kept)
-        fetched = instead.fetch(new.config, report=say, progress=False)
-        return new, fetched, recipe.name
+        return new, instead.fetch(instead_config, report=say, progress=False), recipe.name
+
+
+def instead_of(asked: Request) -> Request | None:
+    """What runs where no source of a recipe's data can be reached; None: nothing does."""
+    if not isinstance(asked.recipe, TrainingRecipe) or asked.recipe.fallback is None:
+        return None
+    instead = recipes()[asked.recipe.fallback]
+    assert isinstance(instead, TrainingRecipe), "a fallback trains too"
+    kept = {key: value for key, value in asked.chosen.items() if key in TrainingConfig.carried}
+    return Request(recipe=instead, config=make_config(instead.config, kept), chosen=kept)
 
 
 def _conclude(
