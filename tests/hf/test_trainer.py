@@ -287,6 +287,31 @@ def test_private_rows_are_not_scored_as_public_ones(tmp_path):
         assert caught.value.code == "trainer-rows"
 
 
+def test_private_rows_that_become_rows_to_score_later_are_refused(tmp_path):
+    mine, other = rows(), rows(TEXTS[:5])
+    trainer = trainer_of(tmp_path / "run", train_dataset=mine, eval_dataset={"public": other})
+    for scored in (mine, {"public": other, "train": mine}):
+        trainer.eval_dataset = scored
+        for call in (trainer.train, trainer.evaluate, lambda scored=scored: trainer.evaluate(scored)):
+            with pytest.raises(ConfigError, match="eval_dataset holds the train_dataset") as caught:
+                call()
+            assert caught.value.code == "trainer-rows"
+    with pytest.raises(ConfigError, match="eval_dataset holds the train_dataset"):
+        trainer.evaluate("train")  # by name, of those above
+    with pytest.raises(ConfigError, match="test_dataset holds the train_dataset"):
+        trainer.predict(mine)
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+    trainer.eval_dataset = {"public": other}
+    trainer.train_dataset = rows(TEXTS[:12])
+    with pytest.raises(ConfigError, match="holds the train_dataset"):
+        trainer.evaluate(trainer.train_dataset)
+    with pytest.raises(ConfigError, match="holds the train_dataset"):
+        trainer.evaluate(mine)  # they were to be trained on before
+    assert trainer.evaluate()["eval_public_loss"] > 0
+    assert trainer.predict(other).metrics["test_loss"] > 0
+
+
 def test_a_table_of_datasets_is_known_by_its_contents(tmp_path):
     made = pytest.importorskip("datasets").Dataset.from_list(rows())
     with pytest.raises(ConfigError, match="holds the train_dataset"):

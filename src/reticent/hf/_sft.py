@@ -130,7 +130,7 @@ class PrivateSFTTrainer(PrivateTrainer):
             problems.append("processing_class must be a tokenizer with a pad_token")
         if problems:
             raise ConfigError("PrivateSFTTrainer: " + "; ".join(problems) + ".", code="trainer-argument")
-        refuse_private_scores(train_dataset, eval_dataset)
+        refuse_private_scores([train_dataset], eval_dataset)
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -153,6 +153,7 @@ class PrivateSFTTrainer(PrivateTrainer):
             privacy=replace(privacy, max_length=args.max_length),
             loss_per_example=loss_per_example,
         )
+        self._private_rows.append(train_dataset)  # as they were given, beside what was made of them
 
 
 def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[[Any], str] | None) -> Any:

@@ -4,7 +4,7 @@ Room: hf. Imports transformers; may import torch and every room below.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from reticent.errors import ConfigError
 from reticent.plan import Plan
@@ -122,7 +122,8 @@ class PrivateTrainer(Trainer):
             args, self._uses
         )  # now: making TrainingArguments resets what `Trainer` sets up below
         _refuse_overridden(type(self))
-        refuse_private_scores(train_dataset, eval_dataset)
+        self._private_rows: list[Any] = [train_dataset]  # whatever `train_dataset` has been
+        refuse_private_scores(self._private_rows, eval_dataset)
         if model_init is not None or compute_loss_func is not None:
             raise ConfigError(
                 "model_init and compute_loss_func are not used by private training. Give the model "
@@ -176,6 +177,7 @@ class PrivateTrainer(Trainer):
             ConfigError[out-exists]: `output_dir` holds something, and this is no resume.
             ConfigError[trainer-resume]: the run there has another plan, or this trainer's model was trained
                 by a run that this one does not go on with, and whose cost would be in no ledger of this one.
+            ConfigError[trainer-rows]: `eval_dataset` now holds the private rows.
             DataError[trainer-rows]: rows are of different lengths.
             ReticentError: as `reticent.train`, before anything is spent.
         """
@@ -194,6 +196,8 @@ class PrivateTrainer(Trainer):
                 "and public weights.",
                 code="trainer-resume",
             )
+        self._private_rows.append(self.train_dataset)
+        refuse_private_scores(self._private_rows, self.eval_dataset)
         self._ignored_for_eval = ignore_keys_for_eval
         dataset, loss = self._rows_and_loss()
         num_steps, each = steps_of(self.args, len(dataset))
@@ -224,6 +228,48 @@ class PrivateTrainer(Trainer):
         metrics = {"train_runtime": result.seconds, **spent(result.epsilon)}
         companion.ended(dict(metrics))
         return TrainOutput(result.num_steps, companion.mean_loss, metrics)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As in `Trainer`, on PUBLIC rows: the scores are logged, and nothing protects them.
+
+        Args:
+            eval_dataset: rows, or several of them by name; by default those of the trainer.
+            ignore_keys: as in `Trainer`.
+            metric_key_prefix: as in `Trainer`.
+
+        Returns:
+            The scores by name.
+
+        Raises:
+            ConfigError[trainer-rows]: they are the rows that this trainer is to train on, or has trained on.
+        """
+        given = self.eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else eval_dataset
+        refuse_private_scores([*self._private_rows, self.train_dataset], given)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """As in `Trainer`, on PUBLIC rows: nothing protects what the model says of them.
+
+        Args:
+            test_dataset: rows.
+            ignore_keys: as in `Trainer`.
+            metric_key_prefix: as in `Trainer`.
+
+        Returns:
+            Predictions, labels and scores.
+
+        Raises:
+            ConfigError[trainer-rows]: as `evaluate`.
+        """
+        refuse_private_scores([*self._private_rows, self.train_dataset], test_dataset, name="test_dataset")
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def evaluate_for_callbacks(self) -> dict[str, float]:
         """Evaluate in the middle of training, and keep the best metric for callbacks."""
@@ -354,22 +400,32 @@ class PrivateTrainer(Trainer):
         )
 
 
-def refuse_private_scores(train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuse the training rows as rows to score on: `Trainer` takes several, one of which may be they.
+def refuse_private_scores(private: Sequence[Any], scored: Any, *, name: str = "eval_dataset") -> None:
+    """Refuse private rows as rows to score on: `Trainer` takes several, one of which may be they.
+
+    Args:
+        private: data sets whose rows are private; None: no data set.
+        scored: a data set, or several by name.
+        name: of the argument that they were given as.
 
     Raises:
         ConfigError[trainer-rows]: as said.
     """
-    if train_dataset is None:
-        return
-    mine = getattr(train_dataset, "_fingerprint", None)  # of `datasets`: a name for what a table holds
-    for scored in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-        if scored is train_dataset or (mine is not None and getattr(scored, "_fingerprint", None) == mine):
+    for given in scored.values() if isinstance(scored, dict) else [scored]:
+        if any(_same_rows(given, mine) for mine in private):
             raise ConfigError(
-                "eval_dataset holds the train_dataset: scores of private rows would be logged and written "
+                f"{name} holds the train_dataset: scores of private rows would be logged and written "
                 "down as those of public ones, and ε does not cover them. Give other rows.",
                 code="trainer-rows",
             )
+
+
+def _same_rows(one: Any, other: Any) -> bool:
+    """Whether they are one object, or tables of `datasets` with one name for what they hold."""
+    if one is None or other is None:
+        return False
+    made = getattr(one, "_fingerprint", None)
+    return one is other or (made is not None and made == getattr(other, "_fingerprint", None))
 
 
 def _refuse_overridden(kind: type[Trainer]) -> None:
