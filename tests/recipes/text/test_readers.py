@@ -5,6 +5,7 @@ import json
 import pytest
 
 from reticent.errors import DataError
+from reticent.recipes.text._answers import _read_jsonl
 from reticent.recipes.text._dialog import read_personachat
 from reticent.recipes.text._pairs import grouped, pairs
 from reticent.recipes.text._table_to_text import read_dart, read_e2e, read_webnlg
@@ -134,12 +135,17 @@ def test_dart_writes_triples_out(file):
     ("content", "match"),
     [
         ("{", "not JSON"),
+        (f"[{'7' * 5000}]", "not JSON that can be read"),
         ({}, "not a list"),
         ([], "no example"),
         ([{"tripleset": [["a", "b"]], "annotations": [{"text": "x"}]}], "entry 1"),
         ([{"tripleset": [["a", "b", "c"]], "annotations": []}], "entry 1"),
         ([{"tripleset": [["a", "b", "c"]], "annotations": [{"text": None}]}], "entry 1"),
         ([7], "entry 1"),
+        *(
+            ([{"tripleset": [["a", "b", "c"]], "annotations": notes}], "entry 1")
+            for notes in (5, True, {"text": "x"}, "x", 0.5, None)
+        ),
     ],
 )
 def test_dart_refuses_what_is_not_dart(file, content, match):
@@ -219,12 +225,17 @@ def test_history_is_cut_from_its_beginning(file, most, left):
         ("1 a\tb\n3 c\td\n", "line 2 does not follow"),
         ("1 hello\n", "line 1 has no reply"),
         ("[1]", "no list of dialogs"),
+        (f"[{'7' * 5000}]", "not JSON that can be read"),
         ({"train": [{"personality": ["x"]}]}, "dialog 1 lacks"),
         ({"train": [{"personality": ["x"], "utterances": [{"history": ["a"]}]}]}, "dialog 1 has a turn"),
     ],
 )
 def test_persona_chat_refuses_what_is_in_neither_format(file, content, match):
     refused(read_personachat, file(content), match)
+
+
+def test_prompts_with_an_integer_of_thousands_of_digits_are_refused(file):
+    refused(_read_jsonl, file(f'{{"source": {"7" * 5000}}}'), "line 1 is no object")
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path):

@@ -50,7 +50,7 @@ def _read_jsonl(path: str | Path) -> list[SourceTargets]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             row = None
         source = row.get("source") if isinstance(row, dict) else None
         found = row.get("targets", row.get("target", [])) if isinstance(row, dict) else None

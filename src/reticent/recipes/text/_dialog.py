@@ -10,11 +10,10 @@ Sources:
     [2] Wolf et al. 2019, "TransferTransfo", arXiv:1901.08149 (JSON format)
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._pairs import SourceTargets, bad_format, filled, read_text
+from ._pairs import SourceTargets, bad_format, filled, json_of, read_text
 
 _KIND = "Persona-Chat"
 _OWN, _OTHER = "your persona:", "partner's persona:"
@@ -88,10 +87,7 @@ def _from_lines(text: str, path: Path) -> list[_Reply]:
 
 def _from_json(text: str, path: Path, split: str) -> list[_Reply]:
     """`{"train": [{"personality": [...], "utterances": [{"history": [...], "candidates": [..., r]}]}]}`."""
-    try:
-        parts = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise bad_format(path, _KIND, f"it is not JSON ({error})") from error
+    parts = json_of(text, path, _KIND)
     dialogs = parts.get(split) if isinstance(parts, dict) else None
     if not isinstance(dialogs, list):
         raise bad_format(path, _KIND, f"it has no list of dialogs named '{split}'")

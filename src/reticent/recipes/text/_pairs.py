@@ -3,9 +3,11 @@
 Room: recipes.text. Standard library and `reticent.errors` only.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from reticent.errors import DataError
 
@@ -60,6 +62,14 @@ def read_text(path: str | Path, kind: str) -> tuple[Path, str]:
         raise bad_format(path, kind, f"it cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise bad_format(path, kind, f"byte {error.start} is not UTF-8") from error
+
+
+def json_of(text: str, path: Path, kind: str) -> Any:
+    """What a file's text says in JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, or an integer of thousands of digits
+        raise bad_format(path, kind, f"it is not JSON that can be read ({error})") from error
 
 
 def filled(texts: Sequence[object]) -> bool:

@@ -12,13 +12,12 @@ Sources:
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ._packages import missing
-from ._pairs import SourceTargets, bad_format, filled, grouped, read_text
+from ._pairs import SourceTargets, bad_format, filled, grouped, json_of, read_text
 
 _SLOT = re.compile(r"\s*(?P<name>[^\[\],]+)\[(?P<value>[^\[\]]*)\]\s*(?:,|$)")
 
@@ -95,17 +94,15 @@ def read_dart(path: str | Path) -> list[SourceTargets]:
     """
     kind = "DART"
     path, text = read_text(path, kind)
-    try:
-        entries = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise bad_format(path, kind, f"it is not JSON ({error})") from error
+    entries = json_of(text, path, kind)
     if not isinstance(entries, list):
         raise bad_format(path, kind, "its top level is not a list")
     examples = []
     for number, entry in enumerate(entries, start=1):
         triples = entry.get("tripleset") if isinstance(entry, dict) else None
         notes = entry.get("annotations") if isinstance(entry, dict) else None
-        texts = [n.get("text") if isinstance(n, dict) else None for n in notes or ()]
+        listed = notes if isinstance(notes, list) else []
+        texts = [n.get("text") if isinstance(n, dict) else None for n in listed]
         if not _are_triples(triples) or not texts or not filled(texts):
             raise bad_format(path, kind, f"entry {number} lacks a tripleset or annotations with texts")
         targets = tuple(str(text).strip() for text in texts)
