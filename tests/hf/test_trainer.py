@@ -196,6 +196,21 @@ def test_users_are_drawn_and_counted(tmp_path):
     assert steps == 3 and mechanism.sampling_prob == pytest.approx(8 / 12)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda row: {**row, "who": "x"}, "Row 0 .* 'author'.* Its columns: input_ids, attention_mask, who"),
+        (lambda row: (row["input_ids"], "x"), "Row 0 .* Its columns: none: it is a tuple"),
+    ],
+)
+def test_a_user_column_that_rows_lack_is_refused_by_name(tmp_path, change, text):
+    privacy = PrivacyArguments(**PRIVACY, user_column="author", rows_per_user=2)
+    with pytest.raises(DataError, match=text) as caught:
+        trainer_of(tmp_path / "run", privacy=privacy, train_dataset=[change(row) for row in rows()]).train()
+    assert caught.value.code == "data-column"
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
 def test_rows_of_different_lengths_are_refused_before_anything_is_spent(tmp_path):
     privacy = PrivacyArguments(noise_multiplier=2.0, target_delta=1e-3)
     with pytest.raises(DataError, match="max_length") as caught:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from reticent.errors import ConfigError
+from reticent.errors import ConfigError, DataError
 from reticent.plan import Plan
 from reticent.report import write_card, write_report
 from reticent.train import (
@@ -179,6 +179,7 @@ class PrivateTrainer(Trainer):
                 by a run that this one does not go on with, and whose cost would be in no ledger of this one.
             ConfigError[trainer-rows]: `eval_dataset` now holds the private rows.
             DataError[trainer-rows]: rows are of different lengths.
+            DataError[data-column]: rows have no `user_column`.
             ReticentError: as `reticent.train`, before anything is spent.
         """
         if trial is not None:
@@ -313,6 +314,7 @@ class PrivateTrainer(Trainer):
                 "train_dataset must have a length and items by index: a stream cannot be sampled by Poisson.",
                 code="trainer-argument",
             )
+        users = None if privacy.user_column is None else users_of(data, privacy.user_column)
         collate = fixed_length(self.data_collator, privacy.max_length)
         collate = self._get_collator_with_removed_columns(collate, description="training")
         rows = CollatedRows(data, collate, seed=self.args.seed)
@@ -326,9 +328,8 @@ class PrivateTrainer(Trainer):
             )
         if self.args.bf16:
             loss = _in_half(loss)
-        if privacy.user_column is None or privacy.rows_per_user is None:
+        if users is None or privacy.rows_per_user is None:
             return rows, loss
-        users = [data[k][privacy.user_column] for k in range(len(data))]
         return UserRows(rows, users, max_rows=privacy.rows_per_user), over_users(loss)
 
     def _prepare(self, plan: Plan, steps_per_epoch: int) -> None:
@@ -426,6 +427,30 @@ def _same_rows(one: Any, other: Any) -> bool:
         return False
     made = getattr(one, "_fingerprint", None)
     return one is other or (made is not None and made == getattr(other, "_fingerprint", None))
+
+
+def users_of(dataset: Any, column: str) -> list[Any]:
+    """Whose each row is.
+
+    Raises:
+        DataError[data-column]: rows have no such column, or no columns by name.
+    """
+    found = []
+    for k in range(len(dataset)):
+        row = dataset[k]
+        if not isinstance(row, Mapping) or column not in row:
+            has = (
+                ", ".join(map(str, row))
+                if isinstance(row, Mapping)
+                else f"none: it is a {type(row).__name__}"
+            )
+            raise DataError(
+                f"Row {k} of train_dataset has no column '{column}', which PrivacyArguments(user_column=...) "
+                f"names. Its columns: {has}.",
+                code="data-column",
+            )
+        found.append(row[column])
+    return found
 
 
 def _refuse_overridden(kind: type[Trainer]) -> None:
