@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 
 from reticent.account.ledger import read_run_ledger
-from reticent.errors import ConfigError
+from reticent.errors import ConfigError, DataError
 from reticent.hf import SFT_FIELDS, PrivacyArguments, PrivateSFTTrainer, PrivateTrainer
 from reticent.hf._sft import prepared
 from tests.recipes.text.models import character_tokenizer, gpt2
@@ -173,6 +173,51 @@ def test_the_weights_are_those_of_private_trainer_on_rows_made_by_hand(tmp_path)
     for (name, ours), theirs in zip(sft.model.named_parameters(), plain.model.parameters(), strict=True):
         assert not torch.equal(ours, start[name])
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_users_are_drawn_and_counted(tmp_path, removed):
+    rows = [{**talk, "who": f"user {k % 12}"} for k, talk in enumerate(TALKS)]
+    privacy = PrivacyArguments(**PRIVACY, user_column="who", rows_per_user=2)
+    args = config(tmp_path / "run", remove_unused_columns=removed, eval_strategy="steps", eval_steps=1)
+    public = Dataset.from_list(TALKS[:5])  # need no users
+    trainer = trainer_of(tmp_path / "run", rows, args=args, privacy=privacy, eval_dataset=public)
+    assert list(trainer.train_dataset["who"]) == [row["who"] for row in rows]
+    trainer.train()
+    ledger = read_run_ledger(tmp_path / "run")
+    assert ledger.public["unit"] == "user"
+    ((mechanism, steps),) = ledger.segments()
+    assert steps == 2 and mechanism.sampling_prob == pytest.approx(8 / 12)
+
+
+def test_users_are_as_given_where_trl_changes_their_column(tmp_path):
+    texts = Dataset.from_list([{"text": "abc"}, {"text": "de"}])  # TRL adds an end of text
+    made = prepared(texts, config(tmp_path / "a"), character_tokenizer(), None, user_column="text")
+    assert list(made["text"]) == ["abc", "de"] and made[0]["input_ids"] == [*ids_of("abc"), 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "error", "text"),
+    [
+        ("author", DataError, "no column 'author'.* Its columns: prompt, completion"),
+        ("labels", ConfigError, "holds tokens"),
+    ],
+)
+def test_a_column_that_names_no_users_is_refused(tmp_path, column, error, text):
+    privacy = PrivacyArguments(**PRIVACY, user_column=column, rows_per_user=2)
+    with pytest.raises(error, match=text):
+        trainer_of(tmp_path / "run", privacy=privacy)
+
+
+def test_rows_given_are_not_scored_as_public_ones_later(tmp_path):
+    given = Dataset.from_list([{"input_ids": ids_of("abc"), "labels": ids_of("abc")}] * 24)
+    trainer = PrivateSFTTrainer(
+        gpt2(), config(tmp_path / "run"), given, processing_class=character_tokenizer(),
+        privacy=PrivacyArguments(**PRIVACY),
+    )  # fmt: skip
+    for scored in (given, trainer.train_dataset):
+        with pytest.raises(ConfigError, match="holds the train_dataset"):
+            trainer.evaluate(scored)
 
 
 def test_adapters_half_precision_and_evaluation_work_together(tmp_path):

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reticent.errors import ConfigError
+from reticent.errors import ConfigError, DataError
 
 from ._fields import FIELDS, Use, refused_fields
 from ._privacy import PrivacyArguments
@@ -92,6 +92,7 @@ class PrivateSFTTrainer(PrivateTrainer):
     Raises:
         ConfigError[trainer-argument]: an argument or a field has no place here.
         ConfigError[trainer-rows]: as `PrivateTrainer`.
+        DataError[data-column]: `train_dataset` has no `user_column` of `privacy`.
     """
 
     _uses: ClassVar[Mapping[str, Use]] = MappingProxyType({**FIELDS, **SFT_FIELDS})
@@ -136,8 +137,10 @@ class PrivateSFTTrainer(PrivateTrainer):
 
             model = get_peft_model(model, peft_config)
         rows = [
-            None if given is None else prepared(given, args, processing_class, formatting_func)
-            for given in (train_dataset, eval_dataset)
+            None
+            if given is None
+            else prepared(given, args, processing_class, formatting_func, user_column=column)
+            for given, column in ((train_dataset, privacy.user_column), (eval_dataset, None))
         ]
         super().__init__(
             model=model,
@@ -156,7 +159,14 @@ class PrivateSFTTrainer(PrivateTrainer):
         self._private_rows.append(train_dataset)  # as they were given, beside what was made of them
 
 
-def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[[Any], str] | None) -> Any:
+def prepared(
+    dataset: Any,
+    args: Any,
+    tokenizer: Any,
+    formatting_func: Callable[[Any], str] | None,
+    *,
+    user_column: str | None = None,
+) -> Any:
     """Rows with `input_ids` and `labels`, at most `max_length` of them, as TRL's `SFTTrainer` makes them.
 
     Args:
@@ -164,12 +174,14 @@ def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[
         args: an `SFTConfig`.
         tokenizer: of the model.
         formatting_func: row -> text.
+        user_column: is kept as it is given, to say whose a row is.
 
     Returns:
-        As many rows as were given.
+        As many rows as were given, in their order.
 
     Raises:
         ConfigError[trainer-argument]: not a table of `datasets`, or the settings do not fit its columns.
+        DataError[data-column]: there is no `user_column`.
     """
     from datasets import Dataset
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
@@ -182,6 +194,7 @@ def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[
             code="trainer-argument",
         )
     _check_one_kind(dataset)
+    _check_user_column(dataset, user_column)
     asks_completion = {"prompt", "completion"} <= set(dataset.column_names)
     only_completion = asks_completion if args.completion_only_loss is None else args.completion_only_loss
     if only_completion and formatting_func is not None:
@@ -217,7 +230,22 @@ def prepared(dataset: Any, args: Any, tokenizer: Any, formatting_func: Callable[
         if args.truncation_mode == "keep_start"
         else slice(-args.max_length, None)
     )
-    return whole.map(_cut, fn_kwargs={"keep": (keep.start, keep.stop)}, remove_columns=whole.column_names)
+    made = whole.map(_cut, fn_kwargs={"keep": (keep.start, keep.stop)}, remove_columns=whole.column_names)
+    return made if user_column is None else made.add_column(user_column, list(dataset[user_column]))
+
+
+def _check_user_column(dataset: Any, column: str | None) -> None:
+    if column in ("input_ids", "labels"):
+        raise ConfigError(
+            f"PrivacyArguments(user_column='{column}'): it holds tokens, and no users. Name another.",
+            code="trainer-argument",
+        )
+    if column is not None and column not in dataset.column_names:
+        raise DataError(
+            f"train_dataset has no column '{column}', which PrivacyArguments(user_column=...) names. Its "
+            f"columns: {', '.join(dataset.column_names)}.",
+            code="data-column",
+        )
 
 
 def _check_one_kind(dataset: Any) -> None:
