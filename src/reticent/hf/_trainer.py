@@ -251,7 +251,7 @@ class PrivateTrainer(Trainer):
         """
         given = self.eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else eval_dataset
         refuse_private_scores([*self._private_rows, self.train_dataset], given)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return super().evaluate(cast(Any, eval_dataset), ignore_keys, metric_key_prefix)
 
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
