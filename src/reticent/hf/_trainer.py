@@ -6,7 +6,7 @@ Room: hf. Imports transformers; may import torch and every room below.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import torch
 from torch import Tensor, nn
