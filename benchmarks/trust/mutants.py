@@ -215,9 +215,9 @@ MUTANTS = [
     ),
     (
         "modules that mix the batch are accepted",
-        "clip/_engine.py",
-        "        if mixed:\n            raise mixing_error(capture, mixed, found)\n",
-        "        if mixed:\n            raise NotProven\n",
+        "clip/_proven.py",
+        "    if mixed:\n        raise mixing_error(capture, mixed, found)\n",
+        "    if mixed:\n        raise NotProven\n",
         "tests/clip/test_engine.py -k test_two_of_many_units_that_mix",
     ),
     (
@@ -300,6 +300,20 @@ MUTANTS = [
         "seen = bool(ones[fitting[0].axis].projections.any())",
         "seen = True",
         "tests/clip/test_refusals.py -k test_a_batch_that_shows_nothing_proves_nothing",
+    ),
+    (
+        "what the self-check proved, without random draws, counts in training",
+        "clip/_engine.py",
+        "            self.proofs.forget()",
+        "            pass",
+        "tests/clip/test_review.py -k test_what_was_proven_without_random_draws",
+    ),
+    (
+        "a term of the loss is switched on unseen",
+        "clip/_capture.py",
+        "found.append(leaf == 0)",
+        "pass",
+        "tests/clip/test_review.py -k test_a_term_that_is_switched_on",
     ),
 ]
 

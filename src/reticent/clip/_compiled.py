@@ -219,7 +219,7 @@ class CompiledEngine:
         self._times[key] += 1
         again = due_again(self._times[key])
         if again:
-            self._eager.forget()
+            self._eager.proofs.forget()
         if key in self._programs and not again:
             done = self._finite_sums(self._programs[key], call, row_tensors, at_once, units)
             if done is not None:

@@ -11,7 +11,6 @@ Sources:
 """
 
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -44,16 +43,8 @@ from reticent.clip._passes import (
     round_up,
 )
 from reticent.clip._planner import Planner, Planning
-from reticent.clip._probe import Fingerprints, Unseen, probe_weights, prove_layout
-from reticent.clip._proven import (
-    NotProven,
-    Proven,
-    due_again,
-    is_proven,
-    mixing_error,
-    remember,
-    reused,
-)
+from reticent.clip._probe import Fingerprints, Unseen, probe_weights
+from reticent.clip._proven import NotProven, Proofs, Proven, layouts_of, reused
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import SumsOnDemand, sum_dtype
 from reticent.clipping import FlatClipping, StepClipping, sensitivity
@@ -63,7 +54,6 @@ from reticent.rules import BUILTIN, Layout, OpRule
 Losses = Callable[..., Tensor]
 Method = Literal["book-keeping", "ghost", "loop"]
 METHODS: Final = ("book-keeping", "ghost", "loop")
-_MAX_CONTEXTS = 256
 
 
 def _cuda_devices(like: Tensor) -> list[int]:
@@ -140,9 +130,7 @@ class ClipEngine:
             )
         self._rules = rules
         self._planner = Planner(memory_budget=memory_budget, planning=planning)
-        self._layouts: dict[tuple[int, ...], Proven] = {}
-        self._times: Counter[tuple[int, ...]] = Counter()
-        self._not_meetings: frozenset[Key] = frozenset()
+        self.proofs: Proofs = Proofs()
         resolve(self.clipping, self.held.sizes(trainable(self.held)))
         refuse_unsupported(model)
 
@@ -228,13 +216,7 @@ class ClipEngine:
         try:
             _isolation.check(self, self._model, losses, batch, num_units, max_units)
         finally:
-            self.forget()  # with random draws silenced, less may have met
-
-    def forget(self) -> None:
-        """Drop what is known of where the units lie: the next sum proves it anew."""
-        self._layouts.clear()
-        self._times.clear()
-        self._not_meetings = frozenset()
+            self.proofs.forget()  # with random draws silenced, less may have met
 
     def explain(self) -> Explanation:
         """How each parameter is clipped, as of the last sum: a table when printed.
@@ -254,7 +236,7 @@ class ClipEngine:
             except NotProven as again:
                 if work.touched:  # or, held apart, other processes may have gone on
                     break
-                self._not_meetings |= again.not_meetings
+                self.proofs.not_meetings |= again.not_meetings
                 force = True
         raise UnsupportedModel(
             "The model does not run the same operations twice, so its gradients cannot be assigned to "
@@ -266,15 +248,14 @@ class ClipEngine:
         held = self.held
         before = State(held, work.params)
         everything = held.parameters().values() if held.apart else None
-        capture = Capture(work.params, self._model, self._rules, self._not_meetings, everything)
+        capture = Capture(work.params, self._model, self._rules, self.proofs.not_meetings, everything)
         loss_R, units = self._forward(capture, work)
         if units == 0:
             return torch.zeros(0, len(work.groups), dtype=torch.float64)
         before.refuse_changes(work.params)
         context = (capture.trace, loss_R.shape[0] // units, work.num_rows // units)
-        proven = self._proven_for(context)
-        again = force or due_again(self._times[context])
-        probe = units > 1 and (again or not all(is_proven(e, proven, units) for e in capture.entries))
+        proven = self.proofs.of(context)
+        probe = units > 1 and (force or self.proofs.needed(context, capture.entries, units))
         probe = held.any_rank(probe)
         if held.apart and len(work.groups) > 1 and not work.norms_only:
             held.require_order(ready(work.groups, capture.entries))
@@ -304,7 +285,7 @@ class ClipEngine:
             refuse_unseen(capture)
         before.refuse_changes(work.params)
         all_norms = norms.all_norms()
-        self._times[context] += 1
+        self.proofs.used(context)
         if not work.norms_only:
             finite_U = torch.isfinite(all_norms).all(1)
             self.refuse_spreading(work.losses, work.batch, finite_U if work.counts else finite_U | True)
@@ -364,13 +345,6 @@ class ClipEngine:
             checked_units(work.num_rows, num_units)
         size = loss_R.shape[0]
         return loss_R, size if num_units is None else checked_units(size, num_units)
-
-    def _proven_for(self, context: tuple[int, ...]) -> Proven:
-        """Proofs hold for the same operations in the same order, on as many rows a unit."""
-        if context not in self._layouts and len(self._layouts) >= _MAX_CONTEXTS:
-            self._layouts.clear()
-            self._times.clear()
-        return self._layouts.setdefault(context, {})
 
     def _clip(
         self, capture: Capture, loss_R: Tensor, layout_of: LayoutOf, norms: GroupNorms, work: "_Work"
@@ -441,56 +415,7 @@ class ClipEngine:
         capture.begin_backward(scaled)
         weights_R = weights_U.to(loss_R).repeat_interleave(loss_R.shape[0] // units)
         run_backward(loss_R, weights_R, retain_graph=True)
-        return self.layouts_of(capture, ones, scaled, weights_U, proven, has_batch=work.batch is not None)
-
-    def layouts_of(
-        self,
-        capture: Capture,
-        ones: Fingerprints,
-        scaled: Fingerprints,
-        weights_U: Tensor,
-        proven: Proven,
-        *,
-        has_batch: bool,
-    ) -> dict[Key, dict[int, Layout | None]]:
-        """The layout of every output that received a gradient, from the prints of two backward passes.
-
-        Raises:
-            CoupledExamples[gradient-mixes-examples]: no layout explains both.
-        """
-        found: dict[Key, dict[int, Layout | None]] = {}
-        for key, prints in ones.prints.items():
-            unique = True
-            found[key] = {}
-            for i, first in prints.items():
-                layout, only = prove_layout(
-                    ones.shapes[key][i], ones.dtypes[key], first, scaled.prints[key][i], weights_U
-                )
-                found[key][i] = layout
-                unique &= only
-            if unique:
-                remember(proven, key, found[key], ones.shapes[key], len(weights_U))
-        for entry in capture.entries:
-            if entry.key not in found:
-                proven.setdefault(entry.key, {})
-        self._refuse_mixing(capture, found, ones.entries, has_batch)
-        return found
-
-    def _refuse_mixing(
-        self,
-        capture: Capture,
-        found: Mapping[Key, Mapping[int, Layout | None]],
-        entries: Mapping[Key, Entry],
-        has_batch: bool,
-    ) -> None:
-        mixed = [key for key, layouts in found.items() if None in layouts.values()]
-        # Without the batch, what was looked up or expanded may be data: mixed, it is refused.
-        doubtful = {key for key in mixed if entries[key].optional}
-        optional = frozenset(key for key in doubtful if entries[key].constant or has_batch)
-        if optional and len(optional) == len(doubtful):
-            raise NotProven(optional)
-        if mixed:
-            raise mixing_error(capture, mixed, found)
+        return layouts_of(capture, ones, scaled, weights_U, proven, has_batch=work.batch is not None)
 
 
 @dataclass(slots=True, eq=False)

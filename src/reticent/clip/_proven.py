@@ -3,14 +3,17 @@
 Room: clip. May import torch, `reticent.rules`, `reticent.errors`.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from reticent.clip._capture import Capture
 from reticent.clip._entry import Entry, Key, describe
+from reticent.clip._probe import Fingerprints, prove_layout
 from reticent.errors import CoupledExamples
 from reticent.rules import Layout
 
@@ -18,6 +21,8 @@ from reticent.rules import Layout
 Proven = dict[Key, dict[int, Layout]]
 
 
+Context = tuple[int, ...]
+_MAX_CONTEXTS: Final = 256
 _FIRST_AGAIN: Final = 16
 
 
@@ -36,6 +41,39 @@ class NotProven(Exception):
     def __init__(self, not_meetings: frozenset[Key] = frozenset()) -> None:
         super().__init__()
         self.not_meetings = not_meetings
+
+
+class Proofs:
+    """What one engine knows of where the units lie in its model's recorded operations: no data.
+
+    A context is what proofs hold for: the same operations in the same order, on as many rows a unit.
+    """
+
+    def __init__(self) -> None:
+        self.not_meetings: frozenset[Key] = frozenset()  # optional ones that are none
+        self._layouts: dict[Context, Proven] = {}
+        self._times: Counter[Context] = Counter()
+
+    def of(self, context: Context) -> Proven:
+        """Proofs of one context, to read and to add to."""
+        if context not in self._layouts and len(self._layouts) >= _MAX_CONTEXTS:
+            self.forget()
+        return self._layouts.setdefault(context, {})
+
+    def needed(self, context: Context, entries: Sequence[Entry], units: int) -> bool:
+        """Whether something is not proven, or due to be proven anew."""
+        proven = self.of(context)
+        return due_again(self._times[context]) or not all(is_proven(e, proven, units) for e in entries)
+
+    def used(self, context: Context) -> None:
+        """Count a sum that rested on the proofs of a context."""
+        self._times[context] += 1
+
+    def forget(self) -> None:
+        """Prove everything anew."""
+        self._layouts.clear()
+        self._times.clear()
+        self.not_meetings = frozenset()
 
 
 def remember(
@@ -77,6 +115,56 @@ def reused(proven: Mapping[int, Layout], units: int, shape: Sequence[int]) -> La
         if fits and size in (0, shape[here.axis] // units):
             return here
     raise NotProven
+
+
+def layouts_of(
+    capture: Capture,
+    ones: Fingerprints,
+    scaled: Fingerprints,
+    weights_U: Tensor,
+    proven: Proven,
+    *,
+    has_batch: bool,
+) -> dict[Key, dict[int, Layout | None]]:
+    """The layout of every output that received a gradient, from the prints of two backward passes.
+
+    Raises:
+        CoupledExamples[gradient-mixes-examples]: no layout explains both.
+        NotProven: what may be no meeting is none.
+    """
+    found: dict[Key, dict[int, Layout | None]] = {}
+    for key, prints in ones.prints.items():
+        unique = True
+        found[key] = {}
+        for i, first in prints.items():
+            layout, only = prove_layout(
+                ones.shapes[key][i], ones.dtypes[key], first, scaled.prints[key][i], weights_U
+            )
+            found[key][i] = layout
+            unique &= only
+        if unique:
+            remember(proven, key, found[key], ones.shapes[key], len(weights_U))
+    for entry in capture.entries:
+        if entry.key not in found:
+            proven.setdefault(entry.key, {})
+    _refuse_mixing(capture, found, ones.entries, has_batch)
+    return found
+
+
+def _refuse_mixing(
+    capture: Capture,
+    found: Mapping[Key, Mapping[int, Layout | None]],
+    entries: Mapping[Key, Entry],
+    has_batch: bool,
+) -> None:
+    mixed = [key for key, layouts in found.items() if None in layouts.values()]
+    # Without the batch, what was looked up or expanded may be data: mixed, it is refused.
+    doubtful = {key for key in mixed if entries[key].optional}
+    optional = frozenset(key for key in doubtful if entries[key].constant or has_batch)
+    if optional and len(optional) == len(doubtful):
+        raise NotProven(optional)
+    if mixed:
+        raise mixing_error(capture, mixed, found)
 
 
 def mixing_error(

@@ -31,7 +31,7 @@ from reticent.clip._held import InPlace
 from reticent.clip._params import refuse_bypass, refuse_unseen
 from reticent.clip._passes import FormVisitor, round_up
 from reticent.clip._probe import Fingerprints, probe_weights
-from reticent.clip._proven import NotProven, Proven, reused
+from reticent.clip._proven import NotProven, Proven, layouts_of, reused
 from reticent.clip._sums import sum_dtype
 from reticent.errors import UnsupportedModel
 from reticent.rules import Form, Layout
@@ -140,9 +140,9 @@ def prove(setting: Setting, inputs: Sequence[Tensor]) -> tuple[Proven, int] | No
                     prints.visit(entry, index, (), next(grads))  # the real one
         proven: Proven = {}
         try:
-            engine.layouts_of(capture, ones, scaled, weights_U, proven, has_batch=True)
+            layouts_of(capture, ones, scaled, weights_U, proven, has_batch=True)
         except NotProven as again:
-            engine._not_meetings |= again.not_meetings
+            engine.proofs.not_meetings |= again.not_meetings
             continue
         return (proven, capture.trace) if all(proven.get(key) for key in ones.prints) else None
     return None
@@ -276,7 +276,7 @@ def _captured(
     with torch.enable_grad(), _reparametrize_module(model, state, tie_weights=True, stack_weights=True):
         trained: Any = {n: p for n, p in zip(param_names, params, strict=True) if n in trains}
         before = State(InPlace(model), trained)
-        capture = Capture(trained, model, setting.engine._rules, setting.engine._not_meetings)
+        capture = Capture(trained, model, setting.engine._rules, setting.engine.proofs.not_meetings)
         with capture:
             loss_R = setting.losses(batch)
         units = setting.num_units
