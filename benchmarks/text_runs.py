@@ -41,7 +41,7 @@ SUITES: Final[dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]] = {
         ],
     ),
     "imdb": (
-        {"model": "minilm", "data": "imdb", "max_length": 64, "num_steps": 25, "expected_batch_size": 400},
+        {"model": "minilm", "data": "imdb", "max_length": 64, "num_steps": 60, "expected_batch_size": 400},
         [{"adaptation": "full", "epsilon": e} for e in (3, 8, "inf")],
     ),
 }
