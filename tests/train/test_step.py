@@ -646,6 +646,25 @@ def test_a_transform_is_seeded_by_the_public_seed(tmp_path):
     assert not torch.equal(update("c", 1), update("d", 2))
 
 
+@pytest.mark.parametrize("secret", [True, False])
+def test_draws_by_place_are_secret_where_the_number_of_examples_is(tmp_path, secret):
+    plan = make_plan()
+    if secret:
+        plan = dataclasses.replace(plan, sampler=PoissonSampler(sampling_prob=0.2, expected_batch_size=10.0))
+    draws = set()
+    for folder in ("a", "b"):
+        last = []
+        private = make_private(
+            tmp_path / folder,
+            plan=plan,
+            transform=lambda rows, g, last=last: last.append(g) or rows,
+        )
+        take(private, first(plan))
+        draws.add(float(torch.rand((), generator=last[0], dtype=torch.float64)))
+    assert len(draws) == (2 if secret else 1)
+    assert len(private.salt) == secret
+
+
 @pytest.mark.parametrize("transform", [mixup, centre])
 def test_a_transform_that_mixes_examples_is_refused(tmp_path, transform):
     plan = make_plan()

@@ -7,6 +7,7 @@ Sources:
     [2] Andrew et al. 2019, arXiv:1905.03871 (adaptive clipping).
 """
 
+import secrets
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from reticent.dist import ALONE, Ranks, RanksLedger, together
 from reticent.errors import ConfigError, StepError
 from reticent.noise import CipherNoise, NoiseSource
 from reticent.plan import LogicalBatch, Plan, PlannedStep
-from reticent.records import EpsilonReport
+from reticent.records import EpsilonReport, NeighbouringRelation
 
 from . import _rows
 from ._adapt import ClipNorms
@@ -206,7 +207,8 @@ class PrivateStep:
         physical_batch_size: rows that go through the model at once. Changes memory and time, not the
             result (to rounding, and to the order in which random layers and transforms draw).
         noise: where noise comes from; by default a cipher with a fresh key from the operating system.
-        seed: of the transform's generator. Public, and unrelated to noise and sampling.
+        seed: of the transform's generator. Public, and unrelated to noise and sampling. Where the number of
+            examples is secret (add-or-remove-one), a secret of this step's own comes with it.
         transform: called as `transform(rows, generator)` on each chunk, e.g. to augment it; each row by
             itself (checked on a few rows before the first step).
         check_batch: rows for the engine's self-check. Give public ones if you have them; by default four
@@ -307,6 +309,9 @@ class PrivateStep:
             physical_batch_size=physical_batch_size,
             check_batch=check_batch,
         )
+        # One example less moves the others to other places: a public seed would give them other draws.
+        moves = plan.relation is NeighbouringRelation.ADD_OR_REMOVE and source.private
+        self.salt: Final[tuple[int, ...]] = (ranks.tell(secrets.randbits(63)),) if moves else ()
         self._norms: Final = ClipNorms(
             plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}
         )
@@ -418,7 +423,9 @@ class PrivateStep:
         rows = _rows.move(_rows.fetch(batch.dataset, indices), self._device())
         if self._transform is None:
             return rows
-        generator = torch.Generator().manual_seed(mix_seed(self._seed, "transform", batch.step, start))
+        generator = torch.Generator().manual_seed(
+            mix_seed(self._seed, "transform", batch.step, start, *self.salt)
+        )
         return _rows.augment(rows, self._transform, generator)
 
     def _device(self) -> torch.device:
