@@ -646,6 +646,47 @@ def test_a_transform_is_seeded_by_the_public_seed(tmp_path):
     assert not torch.equal(update("c", 1), update("d", 2))
 
 
+def grown(rows):
+    rows["x"], rows["y"] = rows["x"].repeat(3, 1), rows["y"].repeat(3)
+
+
+def mixed_in_place(rows):
+    rows["x"].sub_(rows["x"].mean(0))
+
+
+def mixed_unseen(rows):
+    x = rows["x"].numpy()
+    x -= x.mean(0)
+
+
+def replaced(rows):
+    rows["x"] = rows["x"].flip(0)
+
+
+@pytest.mark.parametrize("change", [grown, mixed_in_place, mixed_unseen, replaced])
+def test_a_chunk_that_was_changed_is_refused(tmp_path, change):
+    x, y = make_data().tensors
+    plan = make_plan()
+    batch = with_rows(next(iter(plan.batches({"x": x, "y": y}))), range(12))
+    private = make_private(tmp_path, plan=plan)
+
+    def use(step):
+        for chunk in step.chunks():
+            change(chunk)
+            step.backward(lambda model, rows: cross_entropy(model, (rows["x"], rows["y"])), chunk)
+
+    refused(private, batch, use, StepError, r"\[foreign-chunk\]")
+
+
+def test_a_loss_may_take_items_out_of_its_rows(tmp_path):
+    x, y = make_data().tensors
+    plan = make_plan()
+    batch = with_rows(next(iter(plan.batches({"x": x, "y": y}))), range(12))
+    private = make_private(tmp_path, plan=plan)
+    take(private, batch, lambda model, rows: cross_entropy(model, (rows.pop("x"), rows.pop("y"))))
+    assert private.num_steps == 1
+
+
 @pytest.mark.parametrize("secret", [True, False])
 def test_draws_by_place_are_secret_where_the_number_of_examples_is(tmp_path, secret):
     plan = make_plan()

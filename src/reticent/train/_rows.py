@@ -5,8 +5,10 @@ Room: train. May import torch and `reticent.errors`.
 A physical batch is a tensor, or a tuple or dict of tensors, with the example axis first.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -112,6 +114,42 @@ def augment(rows: Rows, transform: Transform, generator: torch.Generator) -> Row
             code="data-rows",
         )
     return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seal:
+    """What a physical batch was when it was handed out, to tell whether it was changed since.
+
+    Args:
+        names: of a dict's items.
+        tensors: the very tensors.
+        states: of each, shape, number of writes that torch counted, and sum of its bits.
+    """
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    states: tuple[tuple[Any, ...], ...]
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Seal":
+        """The seal of rows as they are now."""
+        tensors = leaves(rows)
+        return cls(tuple(rows) if isinstance(rows, dict) else (), tensors, tuple(map(_state, tensors)))
+
+    def holds_for(self, rows: Rows) -> bool:
+        """Whether these rows are unchanged."""
+        now = Seal.of(rows)
+        same = len(now.tensors) == len(self.tensors) and all(map(operator.is_, now.tensors, self.tensors))
+        return same and now.names == self.names and now.states == self.states
+
+
+_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _state(t: Tensor) -> tuple[Any, ...]:
+    bits = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
+    as_integers = bits.contiguous().view(_INTEGERS[bits.element_size()])
+    return tuple(t.shape), t._version, int(as_integers.sum(dtype=torch.int64))
 
 
 def refuse_mixing(rows: Rows, transform: Transform, *, seed: int) -> None:

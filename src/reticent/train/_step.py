@@ -78,6 +78,7 @@ class OpenStep:
         self._owner, self._batch = owner, batch
         self._state = "fresh"  # -> "chunking" -> "exhausted" -> "closed"
         self._pending: Rows | None = None
+        self._handed: _rows.Seal | None = None
         self._counts = True
         self._sums = Sums.empty(owner._holding.zeros(owner._watch.trainable), num_norms=len(owner.clip_norms))
 
@@ -115,7 +116,8 @@ class OpenStep:
             chunk: the very object that `chunks` yielded last.
 
         Raises:
-            StepError[foreign-chunk]: another object than the chunk yielded last, or one given twice.
+            StepError[foreign-chunk]: another object than the chunk yielded last, or one given twice; or its
+                tensors are others now, or hold something else.
             StepError[step-closed]: the step's block has been left.
             StepError[chunk-failed]: an earlier call raised, and the block was not left.
         """
@@ -123,16 +125,15 @@ class OpenStep:
             raise StepError("backward was called after the step's block was left.", code="step-closed")
         if self._state == "failed":
             self._require_used()
-        if self._pending is None or chunk is not self._pending:
+        same = self._pending is not None and chunk is self._pending
+        if not same or self._handed is None or not self._handed.holds_for(chunk):
             raise StepError(
                 "backward takes the chunk that step.chunks() yielded last, unchanged, once. Change rows with "
                 "PrivateStep(transform=...) or inside the loss instead.",
                 code="foreign-chunk",
             )
-        self._pending, self._state = (
-            None,
-            "failed",
-        )  # until all of it is in the sums: a retry would count twice
+        # Until all of it is in the sums: a retry would count twice.
+        self._pending, self._handed, self._state = None, None, "failed"
         self._owner._check_once(loss_per_example, self._batch)
         self._owner._add(loss_per_example, chunk, self._sums, counts=self._counts)
         self._state = "chunking"
@@ -147,6 +148,7 @@ class OpenStep:
             mine = share[start : start + size]
             self._counts = len(mine) > 0  # else any row, in a pass that other ranks need
             self._pending = self._owner._rows(self._batch, mine if len(mine) else _ANY_ROW, number)
+            self._handed = _rows.Seal.of(self._pending)
             yield self._pending
         self._require_used()
         self._state = "exhausted"
@@ -444,13 +446,15 @@ class PrivateStep:
         if self._transform is not None:
             _rows.refuse_mixing(rows, self._transform, seed=self._seed)
             rows = _rows.augment(rows, self._transform, torch.Generator().manual_seed(self._seed))
-        self._engine.check(lambda given: loss_per_example(self.model, given), rows)
+        self._engine.check(self._losses(loss_per_example), rows)
         self._checked = True
 
-    def _add(self, loss_per_example: LossPerExample, chunk: Rows, sums: Sums, *, counts: bool) -> None:
-        def losses(given: Rows) -> Tensor:
-            return loss_per_example(self.model, given)
+    def _losses(self, loss_per_example: LossPerExample) -> Callable[[Rows], Tensor]:
+        """The loss, on a dict of its own each time: it may take items out."""
+        return lambda given: loss_per_example(self.model, dict(given) if isinstance(given, dict) else given)
 
+    def _add(self, loss_per_example: LossPerExample, chunk: Rows, sums: Sums, *, counts: bool) -> None:
+        losses = self._losses(loss_per_example)
         now = self._norms.now()
         options: dict[str, Any] = {"clipping": now} if self._norms.adapt else {}
         if not counts:
