@@ -700,10 +700,20 @@ def test_draws_by_place_are_secret_where_the_number_of_examples_is(tmp_path, sec
             plan=plan,
             transform=lambda rows, g, last=last: last.append(g) or rows,
         )
-        take(private, first(plan))
-        draws.add(float(torch.rand((), generator=last[0], dtype=torch.float64)))
-    assert len(draws) == (2 if secret else 1)
-    assert len(private.salt) == secret
+
+        def loss(model, rows, last=last):
+            last.append(torch.default_generator.initial_seed())
+            return cross_entropy(model, rows)
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(42)
+            before = torch.get_rng_state()
+            take(private, first(plan), loss)
+            assert torch.equal(torch.get_rng_state(), before)
+        draws.add((last[0].initial_seed(), last[-1]))
+    transforms, layers = map(set, zip(*draws, strict=True))
+    assert len(transforms) == len(layers) == (2 if secret else 1)
+    assert (layers == {42}) is not secret
 
 
 @pytest.mark.parametrize("transform", [mixup, centre])

@@ -39,7 +39,6 @@ class PlainStep:
         self.num_steps = num_steps
         self.head = None
         self.clip_norms: tuple[float, ...] = ()
-        self.salt: tuple[int, ...] = ()
         self.last_not_private: dict[str, float] | None = None
         self.physical_batch_size = physical_batch_size
         self._transform, self._seed = transform, seed

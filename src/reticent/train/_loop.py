@@ -103,11 +103,6 @@ class Stepper(Protocol):
         ...
 
     @property
-    def salt(self) -> tuple[int, ...]:
-        """What makes the draws of random layers and transforms secret, where they must be; else ()."""
-        ...
-
-    @property
     def last_not_private(self) -> dict[str, float] | None:
         """Figures of the last step that are not private, if it was asked for them."""
         ...
@@ -357,7 +352,7 @@ def _take(
 def _layers_seed(stepper: Stepper, settings: TrainSettings, batch: LogicalBatch) -> int:
     """Of a step's random layers; another one on each rank that has other examples."""
     rank = stepper.ranks.data_rank
-    return mix_seed(settings.seed, "layers", batch.step, *((rank,) if rank else ()), *stepper.salt)
+    return mix_seed(settings.seed, "layers", batch.step, *((rank,) if rank else ()))
 
 
 @torch.no_grad()

@@ -313,7 +313,7 @@ class PrivateStep:
         )
         # One example less moves the others to other places: a public seed would give them other draws.
         moves = plan.relation is NeighbouringRelation.ADD_OR_REMOVE and source.private
-        self.salt: Final[tuple[int, ...]] = (ranks.tell(secrets.randbits(63)),) if moves else ()
+        self._salt: Final[tuple[int, ...]] = (ranks.tell(secrets.randbits(63)),) if moves else ()
         self._norms: Final = ClipNorms(
             plan.clipping, {n: p.numel() for n, p in self._watch.trainable.items()}
         )
@@ -399,7 +399,7 @@ class PrivateStep:
         opened = OpenStep(self, batch)
         self._is_open = True
         try:
-            with together(self.ranks, passing=True):
+            with together(self.ranks, passing=True), self._secret_draws(batch.step):
                 yield opened
                 opened._require_complete()
                 refuse_late(batch, num_steps=self.num_steps)
@@ -409,6 +409,16 @@ class PrivateStep:
         finally:
             self._is_open = False
             destroy(opened._close())
+
+    @contextmanager
+    def _secret_draws(self, step: int) -> Iterator[None]:
+        """With a salt, random layers draw by it, and torch's generator then goes on as it was."""
+        if not self._salt:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(mix_seed(self._seed, "layers", step, self.ranks.data_rank, *self._salt))
+            yield
 
     def _admit(self, batch: LogicalBatch) -> None:
         if self._is_open:
@@ -426,7 +436,7 @@ class PrivateStep:
         if self._transform is None:
             return rows
         generator = torch.Generator().manual_seed(
-            mix_seed(self._seed, "transform", batch.step, start, *self.salt)
+            mix_seed(self._seed, "transform", batch.step, start, *self._salt)
         )
         return _rows.augment(rows, self._transform, generator)
 

@@ -48,7 +48,6 @@ class StageStep:
     """
 
     clip_norms: tuple[float, ...] = ()
-    salt: tuple[int, ...] = ()
     last_not_private: dict[str, float] | None = None
     ranks = ALONE
 
