@@ -1,5 +1,6 @@
 """Checkpoints: nothing lost, nothing unpickled, nothing half written, damage noticed."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from reticent.errors import CheckpointError
+from reticent.train import _checkpoint as checkpoint_module
 from reticent.train._checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -84,6 +86,20 @@ def test_the_last_two_are_kept_and_no_other_file(tmp_path):
     files = sorted(p.name for p in tmp_path.iterdir())
     assert files == ["checkpoint-000020.safetensors", "checkpoint-000030.safetensors", "checkpoint.json"]
     assert load_checkpoint(tmp_path, say=silent).step == 30
+
+
+def test_a_listed_checkpoint_is_never_written_over(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, checkpoint(10))
+    save_checkpoint(tmp_path, checkpoint(20))
+    with monkeypatch.context() as patch:  # a crash once the file is whole, before it is listed
+        patch.setattr(checkpoint_module, "_list", lambda *_: None)
+        save_checkpoint(tmp_path, dataclasses.replace(checkpoint(20), updates=19))
+    told = []
+    assert load_checkpoint(tmp_path, say=told.append).updates == checkpoint(20).updates and not told
+    for updates in (18, 17, 16):
+        save_checkpoint(tmp_path, dataclasses.replace(checkpoint(20), updates=updates))
+        assert load_checkpoint(tmp_path, say=told.append).updates == updates
+    assert len(list(tmp_path.iterdir())) == 3 and not told
 
 
 def test_a_run_that_never_wrote_one_has_none(tmp_path):

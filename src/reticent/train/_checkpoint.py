@@ -43,7 +43,7 @@ from ._files import sync_folder, write_atomically, write_json
 _INDEX: Final = "checkpoint.json"
 _FORMAT: Final = 1
 _KEPT: Final = 2
-_FILE_NAME: Final = re.compile(r"checkpoint-\d+(\.safetensors)?")
+_FILE_NAME: Final = re.compile(r"checkpoint-\d+(-\d)?(\.safetensors)?")
 _PARTS: Final = "parts.json"
 
 
@@ -102,7 +102,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             nor JSON.
     """
     tensors, optimizer = checkpoint.flattened()
-    path = folder / f"checkpoint-{checkpoint.step:06d}.safetensors"
+    if _is_listed(folder, checkpoint):
+        return
+    path = _free_path(folder, checkpoint.step, ".safetensors")
     save_tensors(path, tensors, header={**checkpoint.about, "optimizer": optimizer})
     _list(folder, path, _sha256(path), checkpoint)
 
@@ -114,10 +116,10 @@ def save_in_parts(folder: Path, checkpoint: Checkpoint, ranks: Shards | TensorPa
         CheckpointError[checkpoint-parts]: the leader does not see what the others wrote.
     """
     tensors, optimizer = checkpoint.flattened()
-    path = folder / f"checkpoint-{checkpoint.step:06d}"
+    if ranks.tell(ranks.first(lambda: _is_listed(folder, checkpoint))):
+        return
+    path = folder / ranks.tell(ranks.first(lambda: _free_path(folder, checkpoint.step, "").name))
     beside = path.with_name(f".{path.name}.part")
-    if ranks.tell(ranks.first(lambda: _is_listed(folder, path.name, checkpoint))):
-        return  # a listed one is never written over: a crash would damage it
 
     def begin() -> None:
         shutil.rmtree(beside, ignore_errors=True)
@@ -179,12 +181,19 @@ def filled(
     )
 
 
-def _is_listed(folder: Path, name: str, checkpoint: Checkpoint) -> bool:
+def _free_path(folder: Path, step: int, suffix: str) -> Path:
+    """A name that is not listed: a crash while a listed one is written over would damage it."""
+    listed = {e["file"] for e in _read_index(folder)} if (folder / _INDEX).exists() else set()
+    names = (f"checkpoint-{step:06d}{again}{suffix}" for again in ("", "-2", "-3"))
+    return folder / next(name for name in names if name not in listed)
+
+
+def _is_listed(folder: Path, checkpoint: Checkpoint) -> bool:
     if not (folder / _INDEX).exists():
         return False
     newest = _read_index(folder)[0]
     same = ("step", "updates", "ledger_head")
-    return newest["file"] == name and all(newest[k] == checkpoint.about[k] for k in same)
+    return all(newest[k] == checkpoint.about[k] for k in same)
 
 
 def _list(folder: Path, path: Path, digest: str, checkpoint: Checkpoint) -> None:
