@@ -28,6 +28,7 @@ def scores(model, rows):
 
 def run(out, *, num_steps=6, model=None, plan=None, **options):
     model = model or make_model()
+    options.setdefault("evaluation", Evaluation(dataset=make_data(seed=1), scores=scores))
     options.setdefault("settings", TrainSettings(eval_every=2, checkpoint_every=2, ema=0.9))
     options.setdefault("loss_per_example", cross_entropy)
     options.setdefault("dataset", make_data())
@@ -36,7 +37,6 @@ def run(out, *, num_steps=6, model=None, plan=None, **options):
         torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9),
         plan=plan or make_plan(num_steps=num_steps),
         out=out,
-        evaluation=Evaluation(dataset=make_data(seed=1), scores=scores),
         **options,
     )
 
@@ -450,6 +450,16 @@ def test_a_checkpoint_that_is_not_listed_and_of_another_chain_is_noticed(tmp_pat
     (out / "result.json").unlink()
     with pytest.raises(LedgerError, match=r"no line.*\[ledger-mismatch\]"):
         go_on(out)
+
+
+@pytest.mark.parametrize("wrong", [0.5, torch.tensor(0.5), torch.zeros(7)])
+def test_scores_that_are_not_of_each_row_are_refused_before_anything_is_spent(tmp_path, wrong):
+    with pytest.raises(ConfigError, match=r"one value for each row.*\[scores\]"):
+        run(
+            tmp_path / "run",
+            evaluation=Evaluation(dataset=make_data(), scores=lambda *_: {"accuracy": wrong}),
+        )
+    assert not (tmp_path / "run").exists() or read_ledger(tmp_path / "run" / "ledger.jsonl").num_steps == 0
 
 
 def test_a_crash_between_a_checkpoint_and_its_list_is_no_cut(tmp_path):

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reticent.errors import ConfigError
+
 from . import _rows
 
 
@@ -45,6 +47,28 @@ def evaluate(model: nn.Module, evaluation: Evaluation) -> dict[str, float]:
             for name, values in evaluation.scores(model, rows).items():
                 sums[name] = sums.get(name, 0.0) + float(values.double().sum())
     return {name: total / num_rows for name, total in sums.items()}
+
+
+@torch.no_grad()
+def check_scores(model: nn.Module, evaluation: Evaluation) -> None:
+    """Score a row or two, so that a mistake in `scores` shows before anything is spent.
+
+    Raises:
+        DataError[data-rows]: the data set has no rows that can be read.
+        ConfigError[scores]: a score is no tensor of one value for each row.
+    """
+    size = min(2, _rows.num_rows(evaluation.dataset))
+    device = next(model.parameters()).device
+    with eval_mode(model):
+        rows = _rows.move(_rows.fetch(evaluation.dataset, np.arange(size)), device)
+        for name, values in evaluation.scores(model, rows).items():
+            if not isinstance(values, Tensor) or tuple(values.shape[:1]) != (size,):
+                got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise ConfigError(
+                    f"Evaluation.scores gave {got} for '{name}' of {size} rows: return a tensor of one value "
+                    "for each row, shape (B,).",
+                    code="scores",
+                )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from reticent.plan import LogicalBatch
 
 from ._checkpoint import Checkpoint, filled, save_checkpoint, save_in_parts, save_tensors
 from ._ema import Average, ema_start, ema_update
-from ._evaluate import Evaluation, evaluate
+from ._evaluate import Evaluation, check_scores, evaluate
 from ._files import append_line, finite
 from ._guards import trainable
 from ._progress import Watcher
@@ -243,8 +243,12 @@ def fit(
 
     Raises:
         CheckpointError[checkpoint-mismatch]: the checkpoint does not fit the model or the optimizer.
+        ConfigError[scores]: `evaluation.scores` does not give one value for each row.
     """
     state = _State(ema=ema_start(trainable(stepper.model)) if settings.ema else {})
+    if evaluation is not None and stepper.ranks.size == 1:
+        with torch.random.fork_rng():
+            check_scores(stepper.model, evaluation)
     with _own_rates(stepper.optimizer) as rates, torch.random.fork_rng():
         if checkpoint is None:
             _save(stepper, state, folder)
