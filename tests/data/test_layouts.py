@@ -139,6 +139,22 @@ def test_private_images_under_another_name_are_not_scored_as_public(folder, link
     assert e.value.code == "image-folder"
 
 
+@pytest.mark.parametrize("layout", ["folder", "table"])
+def test_single_private_images_are_not_scored_as_public(folder, layout):
+    if layout == "folder":
+        (folder / "val" / "cat" / "8.png").symlink_to(folder / "train" / "cat" / "1.png")
+        read, number, named = read_image_folder, "1 of 7", "cat/8.png"
+    else:
+        (folder / "train" / "labels.csv").write_text("file,a\ncat/1.png,1\ndog/1.png,0\n")
+        (folder / "val" / "labels.csv").write_text(
+            "file,a\ncat/1.png,1\n../train/cat/1.png,1\n../train/dog/1.png,0\n"
+        )
+        read, number, named = read_image_table, "2 of 3", "cat/1.png"
+    with pytest.raises(DataError, match=rf"{number} test images are training images too.*'{named}'") as e:
+        read(folder, side=8)
+    assert e.value.code == "image-folder"
+
+
 @pytest.mark.parametrize("damage", ["empty", "no-test", "other-classes", "one-class", "no-train"])
 def test_folders_that_are_no_classes_are_refused(folder, damage):
     match damage:

@@ -108,7 +108,7 @@ def read_image_folder(
 
     Raises:
         DataError[image-folder]: a split or class folder is missing or empty, there are not two, one is a link
-            to another, or there are too few images to hold a tenth out.
+            to another, an image is in both splits, or there are too few images to hold a tenth out.
         DataError[image-unreadable]: files cannot be decoded; names the first three and counts them.
         DataError[image-mixed]: modes or sizes differ; says which there are, and how often.
     """
@@ -201,9 +201,14 @@ def both_splits(
 ) -> tuple[ImageFolder, ImageFolder]:
     """Both splits of labelled files, each file opened and decoded once.
 
+    Guarantee:
+        No file, by any name or link, is in both.
+
     Raises:
+        DataError[image-folder]: one is.
         DataError[image-unreadable], DataError[image-mixed]: as `read_image_folder`.
     """
+    _refuse_shared(train, test)
     usual = None
     splits = []
     for files in (test, train):  # what is usual is said by the test images: training does not protect them
@@ -218,6 +223,18 @@ def both_splits(
             )
         )
     return splits[1], splits[0]
+
+
+def _refuse_shared(train: Sequence[tuple[Path, Label]], test: Sequence[tuple[Path, Label]]) -> None:
+    private = {path.resolve() for path, _ in train}
+    shared = [path for path, _ in test if path.resolve() in private]
+    if shared:
+        raise DataError(
+            f"{len(shared)} of {len(test)} test images are training images too, by another path or a link, "
+            f"e.g. '{shared[0].parent.name}/{shared[0].name}': those are private, and their scores are not "
+            "public. Take them out of either.",
+            code="image-folder",
+        )
 
 
 def _labelled(classes: Sequence[Path]) -> list[tuple[Path, Label]]:

@@ -46,7 +46,7 @@ def read_places(
 
     Raises:
         DataError[image-table]: a list is missing, malformed, names a file twice or one that is not there.
-        DataError[image-folder]: there is not one folder of each kind.
+        DataError[image-folder]: there is not one folder of each kind, or an image is in both.
         DataError[image-unreadable], DataError[image-mixed]: as `read_image_folder`.
     """
     names = _categories(folder / _CATEGORIES)

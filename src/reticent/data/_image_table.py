@@ -37,7 +37,7 @@ def read_image_table(
 
     Raises:
         DataError[image-table]: a table is missing, malformed, names a file twice or one that is not there.
-        DataError[image-folder]: there is not one folder of public images.
+        DataError[image-folder]: there is not one folder of public images, or an image is in both tables.
         DataError[image-unreadable], DataError[image-mixed]: as `read_image_folder`.
     """
     test_name = name_of_test(folder)
