@@ -8,6 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from reticent.data import read_cifar100, read_image_folder, read_image_table, read_places, read_svhn
+from reticent.data._image_folder import fitted
 from reticent.data._mat5 import read_mat5
 from reticent.errors import DataError
 
@@ -137,6 +138,33 @@ def test_private_images_under_another_name_are_not_scored_as_public(folder, link
     with pytest.raises(DataError, match="are one folder: those are the private images") as e:
         read(folder, side=8)
     assert e.value.code == "image-folder"
+
+
+@pytest.mark.parametrize("size", [(10, 8), (37, 53), (500, 333), (64, 48), (33, 2000), (7, 5), (31, 32)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_middle_is_as_of_the_whole_image_scaled(size, mode):
+    """To one level of 255: scaling rounds places in the image to single precision."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image, side = Image.fromarray(pixels), 32
+    scale = side / min(size)
+    wide, high = (max(side, round(n * scale)) for n in size)
+    left, top = (wide - side) // 2, (high - side) // 2
+    whole = image.convert(mode).resize((wide, high), Image.Resampling.BILINEAR)
+    expected = np.array(whole.crop((left, top, left + side, top + side))).astype(int)
+    assert np.abs(fitted(image, side, mode) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_no_more_of_a_long_image_is_scaled_than_its_middle(monkeypatch, size):
+    made, real = [], Image.Image.resize
+
+    def resize(image, size, *args, **named):
+        made.append(size)
+        return real(image, size, *args, **named) if max(size) < 1000 else image
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    assert fitted(Image.new("RGB", size, (1, 2, 3)), 224).tolist() == [[[1, 2, 3]] * 224] * 224
+    assert made == [(224, 224)]
 
 
 @pytest.mark.parametrize("layout", ["folder", "table"])
