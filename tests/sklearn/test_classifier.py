@@ -13,9 +13,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import reticent as rt
 from reticent.account.ledger import read_ledger
-from reticent.errors import ConfigError, DataError
+from reticent.errors import AccountingError, ConfigError, DataError
 from reticent.recipes.features import _rows_run
-from reticent.sklearn import PrivateClassifier
+from reticent.sklearn import PrivateClassifier, _classifier
 
 # Public numbers and labels are declared, noise is reproducible: scikit-learn's checks ask for equal results.
 CHECKED = PrivateClassifier(
@@ -76,6 +76,21 @@ def test_an_interrupted_fit_leaves_the_ledger_of_what_it_spent(tmp_path, monkeyp
         assert str(kept[0]) in caught.value.__notes__[0]
     model.fit(*digits())  # one that ends leaves nothing
     assert list(tmp_path.glob("reticent-fit-*/run/ledger.jsonl")) == kept
+
+
+def test_a_refit_without_an_epsilon_leaves_the_fit_before(tmp_path, monkeypatch):
+    def unaccounted(*args, **named):
+        raise AccountingError("no bound", code="accountants-disagree")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = given(method="least-squares").fit(*digits())
+    before = {name: value for name, value in vars(model).items() if name.endswith("_")}
+    model.epsilon = 1.0
+    monkeypatch.setattr(_classifier, "ledger_epsilon", unaccounted)
+    with pytest.raises(AccountingError) as caught:
+        model.fit(*digits())
+    assert all(getattr(model, name) is value for name, value in before.items())
+    assert str(next(tmp_path.glob("reticent-fit-*/run/ledger.jsonl"))) in caught.value.__notes__[0]
 
 
 def test_two_fits_differ_and_a_fitted_model_is_the_same_after_pickling():

@@ -136,9 +136,9 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
         rows = Split(self._scaled(x), labels)
         with _run_folder(self.folder) as folder:
             head, ledger = fit_rows(config, rows, num_classes=len(classes), folder=folder)
-            self.ledger_ = (folder / "ledger.jsonl").read_text(encoding="ascii")
-        self.head_, self.classes_ = head, classes
-        report = ledger_epsilon(ledger, final=True)
+            lines = (folder / "ledger.jsonl").read_text(encoding="ascii")
+            report = ledger_epsilon(ledger, final=True)  # before anything is set, and the ledger removed
+        self.head_, self.classes_, self.ledger_ = head, classes, lines
         self.epsilon_, self.delta_ = report.epsilon, report.delta
         self.private_ = math.isfinite(report.epsilon) and not ledger.reproducible
         return self
