@@ -204,7 +204,12 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
         return places.astype(np.int64), classes
 
     def _config(self, num_rows: int) -> LastLayerConfig:
-        settings = dict(self.settings or {})
+        try:
+            settings = dict(self.settings or {})
+        except (TypeError, ValueError) as e:
+            raise ConfigError(
+                "settings are (name, value) pairs, or a mapping of names to values.", code="estimator-public"
+            ) from e
         twice = [name for name in _OWN if name in settings]
         if twice:
             raise ConfigError(
@@ -224,22 +229,31 @@ class PrivateClassifier(ClassifierMixin, BaseEstimator):
     def _scaled(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.bounds is None:
             return x
-        least, greatest = (np.asarray(bound, dtype=np.float64) for bound in self.bounds)
-        fits = all(bound.shape in ((), x.shape[1:]) for bound in (least, greatest))
-        if not fits or not (
-            np.isfinite(least).all() and np.isfinite(greatest).all() and (least < greatest).all()
-        ):
+        pair = _pair(self.bounds, x.shape[1:])
+        if pair is None:
             raise DataError(
                 f"bounds are two finite numbers, or two for each of the {x.shape[1]} columns, the first "
                 "below the second.",
                 code="estimator-rows",
             )
+        least, greatest = pair
         return ((np.clip(x, least, greatest) - least) / (greatest - least) * 2.0 - 1.0).astype(np.float32)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.non_deterministic = self.noise_seed is None
         return tags
+
+
+def _pair(bounds: Any, columns: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """(least, greatest), finite and in order, of all columns or of each; None if they are not."""
+    try:
+        least, greatest = (np.asarray(bound, dtype=np.float64) for bound in bounds)
+    except (TypeError, ValueError, OverflowError):  # no two, or not of numbers
+        return None
+    if not all(bound.shape in ((), columns) and np.isfinite(bound).all() for bound in (least, greatest)):
+        return None
+    return (least, greatest) if (least < greatest).all() else None
 
 
 @contextmanager
