@@ -126,6 +126,14 @@ def test_a_network_that_does_not_exist_or_fit_is_refused(name, shape, code):
     assert e.value.code == code
 
 
+def test_a_crop_of_more_than_the_image_is_refused():
+    few = ["image_size=8", "augmult=1", "epsilon=8"]
+    with pytest.raises(ConfigError, match="mirrors more than an image of 8 pixels") as caught:
+        request("vision-scratch", [*few, "crop_pad=8"])
+    assert caught.value.code == "config"
+    assert request("vision-scratch", [*few, "crop_pad=7"]).config.crop_pad == 7
+
+
 def test_settings_that_would_be_ignored_are_refused():
     with pytest.raises(ConfigError, match="augmult is 0"):
         request("cifar10", ["flip=false"])

@@ -25,8 +25,8 @@ class Views:
 
     Args:
         multiplicity: K >= 1, views of each image.
-        pad: an image is cropped, at its own size, from itself mirrored by so many pixels at each edge;
-            0 crops nothing.
+        pad: an image is cropped, at its own size, from itself mirrored by so many pixels at each edge, fewer
+            than it has; 0 crops nothing.
         flip: whether half of the views are mirrored left to right.
         colour: brightness, contrast and, where there are colours, saturation are each multiplied by a factor
             from 1 - colour to 1 + colour; 0 changes nothing.

@@ -59,6 +59,11 @@ class FolderConfig(LocalConfig):
             problems.append("features: scattering is for data sets that fit in memory; leave it out here")
         if self.labels == "table" and self.label_smoothing:
             problems.append("label_smoothing is for one class each, and labels is 'table': leave it out")
+        if self.augmult and self.crop_pad >= self.image_size:
+            problems.append(
+                f"crop_pad = {self.crop_pad} mirrors more than an image of {self.image_size} pixels has: "
+                "set it below image_size"
+            )
         if self.validation:
             problems.append("validation: the folder has its own images to score on; leave it out here")
         return problems
