@@ -480,6 +480,13 @@ def test_features_of_another_number_are_refused(tmp_path):
     (tmp_path / "x.npy").write_bytes(b"nothing")
     with refused("predict-data", "as a NumPy file"):
         model.predict(tmp_path / "x.npy")
+    (tmp_path / "x.npy").write_bytes(b"PK\3\4 nothing")
+    with refused("predict-data", "as a NumPy file"):
+        model.predict(tmp_path / "x.npy")
+    np.savez(tmp_path / "x.npz", np.zeros((3, 64)))
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with refused("predict-data", "as a NumPy file"):
+        model.predict(tmp_path / "x.npy")
     with refused("predict-data", "no NumPy file"):
         model.predict(images_in(tmp_path / "images"))
 

@@ -168,6 +168,14 @@ def test_a_missing_or_damaged_store_is_refused(tmp_path):
     path.write_bytes(whole[:-8])
     with refused("store-damaged"):
         open_store(tmp_path / "s").split("train")
+    for content in (b"", b"PK\3\4 nothing"):
+        path.write_bytes(content)
+        with refused("store-damaged", "cannot be read"):
+            open_store(tmp_path / "s").split("train")
+    with path.open("wb") as stream:
+        np.savez(stream, X)
+    with refused("store-damaged", "cannot be read"):
+        open_store(tmp_path / "s").split("train")
     index = tmp_path / "s" / "store.json"
     index.write_text(index.read_text()[:40])
     with refused("store-damaged"):

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 
 from reticent.data import read_image_files
 from reticent.errors import DataError
@@ -135,10 +136,12 @@ def _of_file(
 
 def _array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as stream:
+            return npy.read_array(stream, allow_pickle=False)  # not numpy.load, which opens archives too
     except (OSError, ValueError, EOFError) as e:
         raise DataError(
-            f"'{path}' cannot be read as a NumPy file ({type(e).__name__}).", code="predict-data"
+            f"'{path}' cannot be read as a NumPy file ({type(e).__name__}). Save one array with numpy.save.",
+            code="predict-data",
         ) from e
 
 

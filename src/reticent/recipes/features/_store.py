@@ -386,7 +386,7 @@ def _write_rows(path: Path, rows: np.ndarray, start: int) -> None:
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = npy.open_memmap(path, mode="r")  # not numpy.load, which opens archives too
     except (OSError, ValueError) as e:
         raise _damaged(path, f"cannot be read ({type(e).__name__})") from e
     if mapped.shape != shape:
