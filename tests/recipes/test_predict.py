@@ -16,6 +16,7 @@ from reticent.data import _image_files as image_files
 from reticent.errors import ReticentError
 from reticent.recipes import load_model, recipes, request, run
 from reticent.recipes._arrays import ArrayRecipe
+from reticent.recipes._reader import text_lines
 from reticent.recipes.features import _columns, _new_rows, extract
 from reticent.recipes.features._backbones import Backbone
 from reticent.recipes.features._inputs import load_inputs
@@ -441,6 +442,12 @@ def test_data_of_another_kind_are_refused_before_anything_is_predicted(tmp_path,
     (tmp_path / "sets" / "test").mkdir()
     with refused("predict-data", "name one, e.g. '.*sets/test'"):
         model.predict(tmp_path / "sets")
+
+
+def test_a_folder_in_place_of_lines_of_text_is_refused(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    with refused("predict-data", "is a folder"):
+        text_lines(tmp_path / "x.txt")
 
 
 def test_images_that_cannot_be_predicted_are_refused_before_anything_is(tmp_path):

@@ -212,6 +212,7 @@ def text_lines(path: Path) -> tuple[list[str], list[str]]:
     Raises:
         DataError[data-missing], DataError[data-format], DataError[data-empty]: there is no such file, it is
             not UTF-8, or has no such line.
+        DataError[predict-data]: it is a folder, or cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -219,6 +220,9 @@ def text_lines(path: Path) -> tuple[list[str], list[str]]:
         raise DataError(f"There is no file or folder '{path}'.", code="data-missing") from e
     except UnicodeDecodeError as e:
         raise DataError(f"'{path}' is not UTF-8. Convert it first.", code="data-format") from e
+    except OSError as e:
+        said = "is a folder: name a file in it" if path.is_dir() else f"cannot be read ({e.strerror})"
+        raise DataError(f"'{path}' {said}.", code="predict-data") from e
     lines = [(str(k), line) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise DataError(f"'{path}' holds no text.", code="data-empty")
