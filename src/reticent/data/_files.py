@@ -7,6 +7,7 @@ Rows keep the file's order. Errors name the file, its columns and line numbers, 
 
 import csv
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_table(path: Path, *, split: str | None = None) -> Table:
         DataError[data-empty]: it holds no rows.
         DataError[data-needs-package]: pyarrow is needed and not installed.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # false of a name too long, too
         raise DataError(f"There is no file or folder '{path}'.", code="data-missing")
     reader = _read_folder if path.is_dir() else _READERS.get(path.suffix.lower())
     if reader is None:
@@ -86,7 +87,7 @@ def read_table(path: Path, *, split: str | None = None) -> Table:
 
 def has_split(path: Path, split: str) -> bool:
     """Whether `path` is a folder of several splits with this one among them."""
-    return (path / "dataset_dict.json").is_file() and (path / split).is_dir()
+    return os.path.isfile(path / "dataset_dict.json") and os.path.isdir(path / split)
 
 
 def _read_jsonl(path: Path) -> dict[str, list[Any]]:

@@ -44,7 +44,7 @@ def stamp_of(path: Path | str) -> Hashable:
     A name relative to another working directory, or a file written anew, is not taken for what was read.
     """
     place = Path(path).resolve()
-    if not place.is_dir():
+    if not os.path.isdir(place):  # false of a name too long, too
         return (str(place), *_times(place))
     return str(place), tuple((folder, *_times(Path(folder))) for folder, _, _ in sorted(os.walk(place)))
 

@@ -184,6 +184,26 @@ def test_private_rows_are_not_scored_as_public_ones(tmp_path, which) -> None:
 
 
 @pytest.mark.parametrize(
+    ("recipe", "more", "said"),
+    [
+        ("text-classify", ["labels=no,yes"], "is no file or folder"),
+        ("table", ["labels=no,yes"], "is no file or folder"),
+        ("text-generate", [], "There is no file or folder"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused_as_one_that_is_not_there(recipe, more, said) -> None:
+    with pytest.raises((ConfigError, DataError), match=said) as caught:
+        request(recipe, ["epsilon=8", f"data={'x' * 300}.csv", *more])
+    assert caught.value.code in ("config", "data-missing")
+
+
+def test_rows_to_score_on_under_such_a_name_are_refused(tmp_path) -> None:
+    settings = [f"data={written(tmp_path / 'rows.csv')}", "labels=no,yes", f"test_data={'x' * 300}.csv"]
+    with pytest.raises(DataError, match="There is no file or folder"):
+        request("text-classify", ["epsilon=8", *settings])
+
+
+@pytest.mark.parametrize(
     ("data", "test"),
     [
         ("", "test_data={}/train"),

@@ -5,6 +5,7 @@ Room: recipes. May import torch and the floors below.
 `last-layer`, on columns encoded by limits and values that the person states: what a column holds is private.
 """
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -82,7 +83,7 @@ class TableConfig(LastLayerConfig):
             problems.append("features is of last-layer: the rows of table are in data. Leave it out")
         if self.test_data is not None and "test_fraction" in settings:
             problems.append("test_fraction would be ignored: test_data is scored. Leave one out")
-        if self.data is None or not Path(self.data).exists():
+        if self.data is None or not os.path.exists(self.data):
             said = "is missing" if self.data is None else f"'{self.data}' is no file or folder"
             return [*problems, f"data: {said}. Name the file of your rows, e.g. data=patients.csv"]
         if self.test_data is not None and same_rows(self.data, self.test_data):

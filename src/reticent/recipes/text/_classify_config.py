@@ -4,6 +4,7 @@ Room: recipes.text. May import pydantic; no torch, no transformers.
 """
 
 import math
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -142,7 +143,7 @@ class TextClassifyConfig(TextConfig):
         problems += unread(settings, reads)
         if self.measure_norm and "max_norm" in settings:
             problems.append("max_norm and measure_norm = true exclude each other: leave one out")
-        if own and "data" in settings and not Path(self.data).exists():
+        if own and "data" in settings and not os.path.exists(self.data):  # false of a name too long, too
             problems.append(f"data: '{self.data}' is no file or folder, and none of {', '.join(KNOWN)}")
         if own and self.objective != "regression" and not self.labels:
             problems.append(
