@@ -44,15 +44,17 @@ def joined(*, parallel: Parallel = "none") -> Iterator[Ranks]:
     Raises:
         ConfigError[rank-timeout]: RETICENT_RANK_TIMEOUT, after which a rank gives another up, is no number
             of seconds.
+        ConfigError[no-process-group]: what torchrun sets in the environment, WORLD_SIZE or another, is no
+            such number.
     """
     make = {"fsdp2": Shards, "tp": TensorParallel}.get(parallel, Replicas)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _number("WORLD_SIZE", 1, least=1) == 1:
         yield ALONE
         return
     if dist.is_initialized():
         yield make()
         return
-    local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local, here = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1, least=1)
     on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= here
     if on_gpus:
         torch.cuda.set_device(local)
@@ -63,6 +65,22 @@ def joined(*, parallel: Parallel = "none") -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def _number(name: str, without: int, *, least: int = 0) -> int:
+    """A whole number that torchrun sets in the environment; `without` it, the other one."""
+    said = os.environ.get(name, str(without))
+    try:
+        number = int(said)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise ConfigError(
+            f"{name} is {said!r}, and must be a whole number, {least} or more. torchrun sets it: start with "
+            "torchrun, or unset it.",
+            code="no-process-group",
+        )
+    return number
+
+
 def _begin(backend: str) -> None:
     """`init_process_group`; after a restart under names of their own.
 
@@ -71,7 +89,7 @@ def _begin(backend: str) -> None:
     several, the environment must say TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
     timeout = _timeout()
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    attempt = _number("TORCHELASTIC_RESTART_COUNT", 0)
     if attempt == 0 or os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(backend, timeout=timeout)
         return

@@ -118,7 +118,8 @@ def run_or_go_on(asked: Request, *, out: Path, console: Console | None = None) -
 
 def _refuse_idle_ranks(asked: Request) -> None:
     """Refuse torchrun for a recipe that only one process can run."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    said = os.environ.get("WORLD_SIZE", "1")
+    size = int(said) if said.isdecimal() else 1  # what is no number, `reticent.dist.joined` refuses
     if size > 1 and not hasattr(asked.config, "parallel"):
         raise ConfigError(
             f"The recipe '{asked.recipe.name}' runs in one process, and this is one of {size} that would "
