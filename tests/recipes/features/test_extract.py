@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from reticent.cli import main
-from reticent.errors import ConfigError, DataError
+from reticent.errors import ConfigError, DataError, UnsupportedModel
 from reticent.recipes.features import Inputs, extract, open_store
 from reticent.recipes.features import _command as command_module
 from reticent.recipes.features._backbones import Backbone, load_backbone
-from reticent.recipes.features._extract import fingerprint_of
+from reticent.recipes.features._extract import NUM_CHECKED, fingerprint_of
 from reticent.recipes.features._inputs import load_inputs
 
 GENERATOR = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_an_interrupted_extraction_computes_only_what_is_missing(tmp_path):
     backbone = a_backbone(seen=seen)
 
     def dying(images):
-        if sum(map(len, seen)) > 30:
+        if sum(map(len, seen)) > 2 * NUM_CHECKED + 30:
             raise KeyboardInterrupt
         return backbone.encode(images)
 
@@ -84,7 +84,7 @@ def test_an_interrupted_extraction_computes_only_what_is_missing(tmp_path):
         open_store(tmp_path / "s")
     seen.clear()
     store = extract(backbone, INPUTS, out=tmp_path / "s", batch_size=8)
-    assert sum(map(len, seen)) == 1 + 18 + 20
+    assert sum(map(len, seen)) == 1 + 2 * NUM_CHECKED + 18 + 20
     for split in ("train", "test"):
         np.testing.assert_allclose(store.split(split).x, whole.split(split).x, rtol=1e-3, atol=1e-3)
 
@@ -199,6 +199,69 @@ def test_a_small_text_encoder_from_a_folder(tmp_path):
     assert together.shape == (2, 8)
     torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)  # padding changes nothing
     assert not backbone.model.training
+
+
+class PaddingLeft:
+    """A tokenizer that pads on the left whatever it is told."""
+
+    def __init__(self, tokenizer):
+        vars(self)["own"] = tokenizer
+        tokenizer.padding_side = "left"
+
+    def __getattr__(self, name):
+        return getattr(self.own, name)
+
+    def __call__(self, *args, **kwargs):
+        return self.own(*args, **kwargs)
+
+
+def a_decoder_that_was_saved_padding_left(folder):
+    pytest.importorskip("transformers")
+    from tests.recipes.text.models import byte_tokenizer, gpt2
+
+    gpt2().save_pretrained(folder)
+    byte_tokenizer(padding_side="left").save_pretrained(folder)
+    texts = ["short", "a text that is a good deal longer than the first", "one more"]
+    y = np.array([0, 1, 0])
+    inputs = Inputs(
+        name="toy", kind="texts", sha256="1" * 64, x={"train": texts, "test": texts[:1]},
+        y={"train": y, "test": y[:1]}, class_names=("a", "b"), licence="CC0",
+    )  # fmt: skip
+    return str(folder), inputs
+
+
+def test_a_long_text_does_not_move_the_features_of_others_in_its_batch(tmp_path):
+    folder, inputs = a_decoder_that_was_saved_padding_left(tmp_path / "model")
+    backbone = loading(folder, "texts", max_length=60)
+    texts = inputs.x["train"]
+    with torch.no_grad():
+        together, alone = backbone.encode(texts), torch.cat([backbone.encode([text]) for text in texts])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    extract(backbone, inputs, out=tmp_path / "s")
+    assert backbone.preprocess["padding"] == "right"
+
+
+def test_a_model_whose_rows_move_each_other_is_refused_before_anything_is_stored(tmp_path, monkeypatch):
+    folder, inputs = a_decoder_that_was_saved_padding_left(tmp_path / "model")
+    auto = pytest.importorskip("transformers").AutoTokenizer
+    real = auto.from_pretrained
+    monkeypatch.setattr(auto, "from_pretrained", lambda where: PaddingLeft(real(where)))
+    backbone = loading(folder, "texts", max_length=60)
+    with pytest.raises(UnsupportedModel, match=r"other rows share its batch.*\[backbone-output\]"):
+        extract(backbone, inputs, out=tmp_path / "s")
+    with pytest.raises(DataError, match=r"train 0 of 3.*\[store-incomplete\]"):
+        open_store(tmp_path / "s")
+
+
+def test_an_image_model_that_mixes_its_batch_is_refused(tmp_path):
+    backbone = a_backbone()
+
+    def centred(images):
+        features = backbone.encode(images)
+        return features - features.mean(0) if len(images) > 1 else features
+
+    with pytest.raises(UnsupportedModel, match="backbone-output"):
+        extract(dataclasses.replace(backbone, encode=centred), INPUTS, out=tmp_path / "s")
 
 
 def test_a_small_vision_encoder_from_a_folder(tmp_path):

@@ -213,6 +213,7 @@ def _text_model(name: str, max_length: int | None, *, report: Report, progress: 
             "together.",
             code="backbone-output",
         )
+    tokenizer.padding_side = "right"  # on the left, a longer text beside it would shift a text's positions
     length = max_length or min(512, tokenizer.model_max_length)
 
     def encode(texts: Sequence[str]) -> Tensor:
@@ -227,7 +228,7 @@ def _text_model(name: str, max_length: int | None, *, report: Report, progress: 
         mask = given["attention_mask"][..., None].to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1).clamp_min(1.0)
 
-    preprocess = {"max_length": length, "pooling": "mean over tokens"}
+    preprocess = {"max_length": length, "padding": "right", "pooling": "mean over tokens"}
     return Backbone(name=name, kind="texts", model=model, preprocess=preprocess, encode=encode)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from reticent.errors import ConfigError
+from reticent.errors import ConfigError, UnsupportedModel
 from reticent.train import silent_or_bar
 
 from .._origin import OWN_FOLDER, refuse_same_data
@@ -20,6 +20,7 @@ from ._backbones import Backbone, Kind
 from ._store import FeatureStore, Fingerprint, Precision, Shape, StoreWriter, open_store
 
 DEFAULT_BATCH_SIZE: Final = 32
+NUM_CHECKED: Final = 4  # rows encoded alone and together before anything is stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,9 +81,11 @@ def extract(
         console: where to draw progress.
 
     Guarantee:
-        The model is shown inputs only. A row's features depend on that row and the model alone.
+        The model is shown inputs only. A row's features depend on that row and the model alone: a few
+        rows are compared, alone and beside others, before anything is stored.
 
     Raises:
+        UnsupportedModel[backbone-output]: a row's features depend on the rows beside it.
         ConfigError[start-from]: the model lies in the folder of a run on this very data set.
         ConfigError[backbone-kind]: the model takes another kind of input.
         DataError: see `StoreWriter`.
@@ -109,6 +112,7 @@ def extract(
     )
     with StoreWriter.begin(out, fingerprint=fingerprint_of(backbone, inputs), shape=shape) as writer:
         if not writer.complete:
+            _check_apart(backbone, inputs)
             _fill(writer, backbone.encode, inputs.x, batch_size=batch_size, console=console)
             for split, y in inputs.y.items():
                 writer.put_labels(split, y)
@@ -121,6 +125,36 @@ def _dim(backbone: Backbone, inputs: Inputs) -> int:
     """D, from one input."""
     (first, *_) = inputs.x.values()
     return int(backbone.encode(first[:1]).shape[1])
+
+
+@torch.no_grad()
+def _check_apart(backbone: Backbone, inputs: Inputs) -> None:
+    """Refuse a model that gives a row other features when others share its batch.
+
+    A few rows spread over the first split are compared; of texts also a short one, and all beside one
+    that is longer than each, so that they are padded. Rows that are not finite are the store's to refuse.
+    """
+    (first, *_) = inputs.x.values()
+    spread = np.linspace(0, len(first) - 1, min(NUM_CHECKED, len(first))).astype(int).tolist()
+    given = [first[k : k + 1] for k in spread]
+    if backbone.kind == "texts":
+        texts = ["a", *(str(text) for rows in given for text in rows if str(text).strip())]
+        alone = [backbone.encode([text]) for text in texts]
+        together = backbone.encode([*texts, " ".join(2 * texts)])[:-1]
+    else:
+        alone = [backbone.encode(rows) for rows in given]
+        together = backbone.encode(np.concatenate(given))
+    alone_BD = torch.cat(alone)
+    rounding = max(1e-3, 8.0 * torch.finfo(alone_BD.dtype).eps)
+    norms = torch.linalg.vector_norm(alone_BD.double(), dim=1)
+    moved = torch.linalg.vector_norm(together.double() - alone_BD.double(), dim=1)
+    if (moved > rounding * norms).any():
+        raise UnsupportedModel(
+            f"'{backbone.name}' gives a row other features when other rows share its batch, so that one row "
+            "would change those of many. Features of each row must depend on that row alone: choose "
+            "another model, or one whose padding changes nothing.",
+            code="backbone-output",
+        )
 
 
 @torch.no_grad()
