@@ -114,6 +114,30 @@ def test_the_attack_finds_features_that_nobody_clipped(kind):
     assert max(found) > 2.0
 
 
+@pytest.mark.parametrize("kind", ["gram", "sums", "class_grams", "gradient", "hessians"])
+def test_a_row_among_very_many_moves_a_sum_by_no_more_than_its_bound(kind):
+    """Two features make blocks of half a million rows: their sums in float32 moved by 1.015 bounds."""
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(1 << 19, 2, generator=generator).abs()
+    y = torch.zeros(len(x_ND), dtype=torch.int64)
+    preparation = Preparation()
+    weight = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    chosen = {
+        "gram": gram(2, bound=1.0),
+        "sums": class_sums(2, 2, bound=1.0),
+        "class_grams": class_grams(2, 2, bound=1.0),
+        "gradient": gradient(weight, loss="softmax", bias=0.0, max_norm=0.1),
+        "hessians": hessians(weight, loss="softmax", bias=0.0, bound=1.0),
+    }[kind]
+    whole, less = (
+        sum_of([preparation.apply(x_ND[start:].clone(), y[start:])], {"s": chosen}).total["s"]
+        for start in (0, 1)
+    )
+    row = sum_of([preparation.apply(x_ND[:1].clone(), y[:1])], {"s": chosen}).total["s"]
+    torch.testing.assert_close(whole - less, row, rtol=0.0, atol=1e-6)
+    assert float((whole - less).norm()) <= 1.0 + 1e-5
+
+
 def test_norms_are_never_rounded_down():
     generator = torch.Generator().manual_seed(0)
     for scale in SCALES:

@@ -15,7 +15,7 @@ Sources:
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
@@ -37,7 +37,7 @@ class Statistic:
     Args:
         shape: its shape.
         bound: L2 norm that one example's term never exceeds.
-        add: adds a block's terms to a float64 total of that shape, in place.
+        add: adds a block's terms to a float64 total of that shape, in place; the block's `x` is float64 too.
         share: weight of this statistic in a release of several (see `sum_of`).
     """
 
@@ -53,14 +53,19 @@ def sum_of(blocks: Iterable[Block], statistics: Mapping[str, Statistic]) -> Boun
     A statistic of share s is scaled to bound sqrt(s / sum of shares): with the noise multiplier m of the
     whole, its own is m / sqrt(s / sum of shares), and 1/m^2 is the sum over the parts.
 
+    Everything is computed in float64: one row less changes which rows share a block, and sums of a block
+    in float32 would then be rounded otherwise, for each block, beyond what the row itself adds.
+
     Returns:
         The scaled totals, float64. `norms` is empty: terms are not kept.
 
     Guarantee:
-        Adding or removing one example moves `total` by at most 1 over all parts together, to rounding.
+        Adding or removing one example moves `total` by at most 1 over all parts together, to rounding:
+        that of its own row in float32, and of the sum in float64.
     """
     totals = {name: torch.zeros(s.shape, dtype=torch.float64) for name, s in statistics.items()}
-    for block in blocks:
+    for narrow in blocks:
+        block = replace(narrow, x=narrow.x.double())
         for name, statistic in statistics.items():
             statistic.add(totals[name], block)
     for name, factor in _factors(statistics).items():
@@ -143,7 +148,7 @@ def gradient(
         max_norm: clipping norm.
         share: as for `Statistic`.
     """
-    seen = weight.detach().float()
+    seen = weight.detach().double()
 
     def add(total: Tensor, block: Block) -> None:
         r = residuals(block.x @ seen.mT + bias, block.y, loss)
@@ -169,7 +174,7 @@ def hessians(weight: Tensor, *, loss: LossName, bias: float, bound: float, share
         bound: that of |x|.
         share: as for `Statistic`.
     """
-    seen = weight.detach().float()
+    seen = weight.detach().double()
     num_classes, dim = weight.shape
 
     def add(total: Tensor, block: Block) -> None:
