@@ -92,3 +92,10 @@ def test_on_digits_it_is_where_the_tuned_methods_are(tmp_path, epsilon, least):
 
 def test_without_privacy_it_finds_a_classifier_too(tmp_path):
     assert run(request("last-layer", ["epsilon=inf"]), out=tmp_path / "run")["test_accuracy"] > 0.93
+
+
+@pytest.mark.parametrize("value", ["1e-7", "1e7", "nan", "inf"])
+@pytest.mark.parametrize("setting", ["feature_norm", "max_norm", "intercept"])
+def test_norms_that_float32_rounds_to_few_bits_are_refused(setting, value):
+    with pytest.raises(ConfigError, match=rf"(?s){setting}.*(1e-06|0\.000001|1000000|finite).*\[config\]"):
+        request("last-layer", ["method=sgd", f"{setting}={value}"])

@@ -162,6 +162,29 @@ def test_curvature_never_exceeds_its_bound():
         assert largest <= curvature_bound("sigmoid", num_classes)
 
 
+@pytest.mark.parametrize("max_norm", [1e-6, 1e-3, 1.0, 1e6, 1e20])
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-30, 1.0, 1e30, 3e38])
+@pytest.mark.parametrize("scaling", ["normalise", "clip"])
+def test_rows_far_from_their_bound_are_brought_to_it_and_not_beyond(scaling, scale, max_norm):
+    x, y = torch.full((3, D), scale), torch.zeros(3, dtype=torch.int64)
+    x[1, 1:] = 0.0
+    block = Preparation(scaling=scaling, max_norm=max_norm).apply(x, y)
+    norms = block.x.double().norm(dim=1)
+    assert (norms <= block.norms).all() and (block.norms <= max_norm * (1 + 1e-12)).all()
+    assert (block.counts == 1).all()
+    if scale > 1e20 or (scaling == "normalise" and scale == 1.0):  # a longer row, or one given the norm
+        torch.testing.assert_close(norms, torch.full((3,), max_norm, dtype=norms.dtype), rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("max_norm", [1e-44, 1e-40, 1e-6])
+def test_a_gradient_is_clipped_to_the_smallest_of_norms(max_norm):
+    block = Preparation().apply(torch.ones(1, D), torch.zeros(1, dtype=torch.int64))
+    weight = torch.zeros(K, D, dtype=torch.float64)
+    chosen = {"g": gradient(weight, loss="softmax", bias=0.0, max_norm=max_norm)}
+    found = float(sum_of([block], chosen).total["g"].norm())
+    assert 1.0 - 1e-4 < found <= 1.0
+
+
 def test_a_row_that_is_no_number_counts_as_absent():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, D, generator=generator), torch.randint(K, (6,), generator=generator)

@@ -19,7 +19,11 @@ SAMPLED: Final = ("sgd", "adam", "lamb")
 
 CHOSEN_TOO: Final = ("centre", "centre_share", "intercept")  # by method=auto, beside those of READ_BY
 
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Features are float32, and what bounds them is far from its limits: only their scale would change with it.
+LEAST: Final = 1e-6
+LARGEST: Final = 1e6
+
+_Norm = Annotated[float, Field(ge=LEAST, le=LARGEST, allow_inf_nan=False)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
 
 # Setting -> the methods that read it; a setting that is not here, all do.
@@ -54,9 +58,10 @@ class LastLayerConfig(RecipeConfig):
         Literal["normalise", "clip"],
         Field(description="normalise: every row gets norm feature_norm; clip: only longer ones"),
     ] = "normalise"
-    feature_norm: Annotated[_Positive, Field(description="bound on a row's norm")] = 1.0
+    feature_norm: Annotated[_Norm, Field(description="bound on a row's norm")] = 1.0
     intercept: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="constant appended to each row as a feature")
+        float,
+        Field(ge=0, le=LARGEST, allow_inf_nan=False, description="constant appended as a feature; 0: none"),
     ] = 0.0
     centre: Annotated[
         Literal["none", "private"], Field(description="private: release the mean with noise, and subtract it")
@@ -77,7 +82,8 @@ class LastLayerConfig(RecipeConfig):
     max_norm: Annotated[
         float | None,
         Field(
-            gt=0,
+            ge=LEAST,
+            le=LARGEST,
             allow_inf_nan=False,
             description="clipping norm of one example's gradient; none: from feature_norm and loss",
         ),
@@ -121,6 +127,8 @@ class LastLayerConfig(RecipeConfig):
         if centred and self.whiten == "private":
             if self.centre_share + self.whiten_share >= 1.0:
                 raise ValueError("centre_share and whiten_share must leave some budget: their sum is below 1")
+        if 0.0 < self.intercept < LEAST:
+            raise ValueError(f"intercept must be 0, for none, or at least {LEAST:g}, got {self.intercept:g}")
         if math.isinf(self.epsilon) and self.twin:
             raise ValueError(
                 "twin is a run without privacy beside a private one; with epsilon = inf leave it out"

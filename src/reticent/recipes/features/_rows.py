@@ -22,6 +22,7 @@ from ._store import Split
 BLOCK_BYTES: Final = 1 << 22  # of one block in float32
 _EPS: Final = torch.finfo(torch.float32).eps
 _TINY: Final = torch.finfo(torch.float32).tiny
+_SAFE: Final = (1e-30, 1e30)  # factors that float32 holds with all its bits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +104,12 @@ class Preparation:
         factor = self.max_norm / norms.clamp_min(math.sqrt(_TINY))
         if self.scaling == "clip":
             factor = factor.clamp_max(1.0)
-        return x_BD.mul_(factor.to(x_BD.dtype)[:, None]), norms * factor, counts.double()
+        norms = norms * factor
+        outside = (factor < _SAFE[0]) | (factor > _SAFE[1])
+        if outside.any():  # float32 would round such a factor to few bits, to zero or to infinity
+            x_BD[outside] = (x_BD[outside].double() * factor[outside, None]).to(x_BD.dtype)
+            factor = factor.masked_fill(outside, 1.0)
+        return x_BD.mul_(factor.to(x_BD.dtype)[:, None]), norms, counts.double()
 
 
 def upper_norms(x_BD: Float32[Tensor, "B D"]) -> Tensor:
