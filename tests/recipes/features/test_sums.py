@@ -27,26 +27,26 @@ D, K, NUM_PAIRS = 7, 4, 200
 SCALES = (1e-30, 1e-6, 1.0, 1e4, 1e30, 3e38)
 
 
-def a_weight(generator):
-    return torch.randn(K, D + 1, generator=generator, dtype=torch.float64) * 3.0
+def a_weight(generator, dim=D + 1):
+    return torch.randn(K, dim, generator=generator, dtype=torch.float64) * 3.0
 
 
-def statistics(kind, bound, generator):
+def statistics(kind, bound, generator, dim=D + 1):
     """The statistics of every release that there is."""
-    w = a_weight(generator)
+    w = a_weight(generator, dim)
     return {
-        "sum": {"sum": feature_sum(D + 1, bound=bound)},
-        "gram": {"gram": gram(D + 1, bound=bound)},
-        "sums": {"sums": class_sums(K, D + 1, bound=bound)},
-        "class_grams": {"class_grams": class_grams(K, D + 1, bound=bound)},
+        "sum": {"sum": feature_sum(dim, bound=bound)},
+        "gram": {"gram": gram(dim, bound=bound)},
+        "sums": {"sums": class_sums(K, dim, bound=bound)},
+        "class_grams": {"class_grams": class_grams(K, dim, bound=bound)},
         "softmax": {"gradient": gradient(w, loss="softmax", bias=0.0, max_norm=0.3)},
         "sigmoid": {"gradient": gradient(w, loss="sigmoid", bias=-10.0, max_norm=0.05)},
         "softmax-hessians": {"hessians": hessians(w, loss="softmax", bias=0.0, bound=bound)},
         "sigmoid-hessians": {"hessians": hessians(0 * w, loss="sigmoid", bias=0.0, bound=bound)},
         "joint": {
-            "gram": gram(D + 1, bound=bound, share=0.3),
-            "sums": class_sums(K, D + 1, bound=bound, share=0.6),
-            "class_grams": class_grams(K, D + 1, bound=bound, share=0.1),
+            "gram": gram(dim, bound=bound, share=0.3),
+            "sums": class_sums(K, dim, bound=bound, share=0.6),
+            "class_grams": class_grams(K, dim, bound=bound, share=0.1),
         },
     }[kind]
 
@@ -185,15 +185,20 @@ def test_a_gradient_is_clipped_to_the_smallest_of_norms(max_norm):
     assert 1.0 - 1e-4 < found <= 1.0
 
 
-def test_a_row_that_is_no_number_counts_as_absent():
+@pytest.mark.parametrize("intercept", [0.0, 1.0])
+@pytest.mark.parametrize("whitening", [None, torch.eye(D)])
+def test_a_row_that_is_no_number_counts_as_absent(whitening, intercept):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, D, generator=generator), torch.randint(K, (6,), generator=generator)
     bad = x.clone()
     bad[3, 0] = math.nan
-    preparation = Preparation(mean=torch.ones(D), whitening=torch.eye(D), intercept=1.0)
+    preparation = Preparation(mean=torch.ones(D), whitening=whitening, intercept=intercept)
+    block = preparation.apply(bad.clone(), y)
+    assert block.counts.tolist() == [1, 1, 1, 0, 1, 1]
+    assert not block.x[3].any() and block.norms[3] == 0.0
     kept = [0, 1, 2, 4, 5]
     for kind in KINDS:
-        chosen = statistics(kind, preparation.bound, torch.Generator().manual_seed(1))
+        chosen = statistics(kind, preparation.bound, torch.Generator().manual_seed(1), dim=block.x.shape[1])
         found = sum_of([preparation.apply(bad.clone(), y)], chosen).total
         expected = sum_of([preparation.apply(x[kept], y[kept])], chosen).total
         for name in found:

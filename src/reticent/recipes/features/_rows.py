@@ -87,8 +87,10 @@ class Preparation:
             counts = counts * seen
         if self.intercept:
             x = torch.cat([x, torch.full((len(x), 1), self.intercept, dtype=x.dtype)], dim=1)
-            x.mul_(counts.to(x.dtype)[:, None])
-            norms = torch.hypot(norms, self.intercept * counts)
+            norms = torch.hypot(norms, torch.full_like(norms, self.intercept))
+        absent = counts == 0.0
+        if absent.any():  # an absent row less the mean, or with an intercept, is not zero
+            x, norms = x.masked_fill(absent[:, None], 0.0), norms.masked_fill(absent, 0.0)
         return Block(x, norms, y_B, counts)
 
     def _bounded(self, x_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
