@@ -38,18 +38,31 @@ def test_only_the_best_run_is_left_and_its_epsilon_pays_for_the_choice(tmp_path,
 
 
 def test_nothing_left_tells_of_the_number_of_runs(tmp_path, in_process, monkeypatch):
-    written = {}
+    """In no file of the folder that is left; the best run is the last."""
+    written, names = {}, set()
+    run_all = _choose.run_all
+
+    def spy(recipe, trials, **options):
+        names.update(trial.folder.name for trial in trials)
+        run_all(recipe, trials, **options)
+
+    monkeypatch.setattr(_choose, "run_all", spy)
     for count in (1, 5):
-        monkeypatch.setattr(Choice, "draw", lambda self, n, count=count: [0] * count)
+        monkeypatch.setattr(Choice, "draw", lambda self, n, count=count: [0] * (count - 1) + [1])
         out = tmp_path / f"out-{count}"
-        sweep(
-            asked("lr=1", more=["noise_seed=3"]),
-            out=out,
-            validation_public=True,
-            choice=Choice(trials=TRIALS),
-        )
-        written[count] = (out / "sweep.json").read_text().replace(str(out), "OUT")
-    assert written[1] == written[5]
+        sweep(asked(), out=out, validation_public=True, choice=Choice(trials=TRIALS))
+        found = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        for name, data in found.items():
+            assert not [word for word in (b"not-for-publication", *map(str.encode, names)) if word in data], (
+                name
+            )
+        assert "seconds" not in json.loads(found["best/result.json"])
+        assert json.loads(found["best/result.json"])["run"] == str(out / "best")
+        written[count] = found["sweep.json"].decode().replace(str(out), "OUT"), sorted(found)
+    assert len(names) == 6 and not [name for name in names if name.isdecimal()]
+    (one, files), (five, same_files) = written.values()
+    assert files == same_files
+    assert {**json.loads(one), "best": None} == {**json.loads(five), "best": None}
 
 
 def test_the_report_of_the_kept_run_states_the_choices_epsilon(tmp_path, in_process, four_runs):
@@ -101,6 +114,7 @@ def test_a_poisson_number_of_none_leaves_no_run_and_still_costs(tmp_path, in_pro
         (["epsilon=1,2"], [], True, "at one epsilon"),
         (["lr=1,2"], ["twin=true"], True, "leave out twin"),
         (["lr=1,2"], ["show_loss=true"], True, "leave out show_loss"),
+        (["lr=1,2"], ["log=mlflow"], True, "Leave out log=mlflow"),
         (["lr=1,-2"], [], True, "lr: input should be greater than 0"),
     ],
 )

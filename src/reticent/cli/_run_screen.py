@@ -85,7 +85,7 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             ("time", f"{result['seconds']:.1f} s, {twin['time_ratio']:.2f} x the run without privacy")
         )
-    else:
+    elif "seconds" in result:  # the best of several does not say its own
         rows.append(("time", f"{result['seconds']:.1f} s in steps"))
     lost = result.get("num_lost", 0)
     rows.append(("steps", str(result["num_steps"]) + (f", {lost} of them lost and spent" if lost else "")))

@@ -38,8 +38,8 @@ def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list
     """What a run of each candidate spends, from its plan.
 
     Raises:
-        ConfigError[sweep-choice]: a candidate varies epsilon or is no run; or the recipe cannot say
-            what it will spend.
+        ConfigError[sweep-choice]: a candidate varies epsilon or is no run; a tracker would be told of
+            each run; or the recipe cannot say what it will spend.
     """
     if any("epsilon" in grid and len(grid["epsilon"]) > 1 for grid in asked.grids):
         raise ConfigError(
@@ -56,6 +56,12 @@ def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list
         if shown:
             raise ConfigError(
                 f"What a choice leaves is meant to be published; leave out {', '.join(shown)}: not private.",
+                code="sweep-choice",
+            )
+        if (log := getattr(request.config, "log", "none")) != "none":
+            raise ConfigError(
+                "A tracker would keep the scores of the runs that were beaten, and their number. Leave out "
+                f"log={log}: a choice publishes its best run alone.",
                 code="sweep-choice",
             )
         segments = request.recipe.spends(request)

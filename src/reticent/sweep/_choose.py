@@ -3,11 +3,13 @@
 Room: sweep. May import rich and the rooms below.
 
 While it runs, `not-for-publication/` holds the number of runs and their outcomes; a run that was beaten
-is deleted at once, and the folder at the end. What is left is `best/` and `sweep.json`.
+is deleted at once, and the folder at the end. What is left is `best/` and `sweep.json`. Folders of runs have
+random names: the best run's files may hold the name that it ran under.
 """
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,8 +65,8 @@ def choose(
         return json.loads((out / "sweep.json").read_text(encoding="utf-8"))
     drawn = _drawn(hidden, wanted, choice, len(candidates))
     trials = [
-        Trial(index=k, settings=candidates[c], private=True, folder=hidden / f"{k:06d}")
-        for k, c in enumerate(drawn)
+        Trial(index=k, settings=candidates[c], private=True, folder=hidden / name)
+        for k, (c, name) in enumerate(drawn)
     ]
 
     def compare(trial: Trial) -> None:
@@ -83,8 +85,10 @@ def choose(
     return _conclude(trials, spends, choice, wanted, out, score, delta)
 
 
-def _drawn(hidden: Path, wanted: dict[str, Any], choice: Choice, num_candidates: int) -> list[int]:
-    """The candidates of the runs, drawn once and for all before the first of them."""
+def _drawn(
+    hidden: Path, wanted: dict[str, Any], choice: Choice, num_candidates: int
+) -> list[tuple[int, str]]:
+    """Each run's candidate and the random name of its folder, drawn once and for all before the first."""
     from reticent.train import write_json
 
     path = hidden / "drawn.json"
@@ -95,15 +99,19 @@ def _drawn(hidden: Path, wanted: dict[str, Any], choice: Choice, num_candidates:
                 f"'{hidden.parent}' holds another sweep. Choose another folder, or ask for the same sweep.",
                 code="sweep",
             )
-        return found["candidates"]
+        candidates = found["candidates"]  # one that an older version began numbered its folders
+        return list(
+            zip(candidates, found.get("names", [f"{k:06d}" for k in range(len(candidates))]), strict=True)
+        )
     if hidden.parent.exists() and any(p.name != hidden.name for p in hidden.parent.iterdir()):
         raise ConfigError(
             f"'{hidden.parent}' exists and is not empty. Choose another folder.", code="out-exists"
         )
     hidden.mkdir(parents=True, exist_ok=True)
     candidates = choice.draw(num_candidates)
-    write_json(path, {"wanted": wanted, "candidates": candidates})
-    return candidates
+    names = [secrets.token_hex(16) for _ in candidates]
+    write_json(path, {"wanted": wanted, "candidates": candidates, "names": names})
+    return list(zip(candidates, names, strict=True))
 
 
 def _best(trials: Sequence[Trial], score: str) -> Trial | None:
@@ -161,7 +169,7 @@ def _conclude(
     selection = {**wanted["choice"], **privacy, "candidates": [_plain(s) for s in [*spends, *entered]]}
     if folder is not None:
         write_json(folder / "selection.json", selection)
-        _restate(folder, privacy)
+        _restate(folder, privacy, run=out / "best")
         if folder != out / "best":
             os.replace(folder, out / "best")
     result = {
@@ -183,13 +191,17 @@ def _conclude(
     return result
 
 
-def _restate(folder: Path, privacy: dict[str, Any]) -> None:
-    """Let the kept run's result state what the choice costs: its own epsilon is no longer the whole truth."""
+def _restate(folder: Path, privacy: dict[str, Any], *, run: Path) -> None:
+    """Let the kept run's result state what the choice costs: its own epsilon is no longer the whole truth.
+
+    It names the folder that is left, and no time: not where the run took place, nor how long it took.
+    """
     from reticent.train import write_json
 
     path = folder / "result.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**result, **privacy, "chosen": True})
+    result.pop("seconds", None)
+    write_json(path, {**result, **privacy, "run": str(run), "chosen": True})
 
 
 def _plain(segments: Segments) -> list[list[Any]]:

@@ -328,11 +328,8 @@ def _check_unedited(folder: Path, method: Method, about: Mapping[str, Any]) -> N
 
 def _finished(folder: Path, method: Method, *, run_id: str) -> dict[str, Any] | None:
     """The result of a run that is over, its privacy read from the ledger again; None if it is not over."""
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(result, dict) or not {"recipe", "weights", "seconds", "num_steps"} <= result.keys():
+    result = read_result(folder, concluded=True)
+    if result is None:
         return None
     if not math.isfinite(method.config.epsilon):
         return {**result, "run": str(folder), "private": False, "epsilon": None}
