@@ -7,6 +7,7 @@ import pytest
 from reticent.account import RandomTrials, choice_epsilon
 from reticent.account.ledger import read_ledger
 from reticent.errors import ConfigError
+from reticent.recipes import go_on
 from reticent.report import read_run, state
 from reticent.sweep import Choice, _choose, read_sweep, sweep
 from tests.sweep.test_sweep import QUICK
@@ -71,6 +72,27 @@ def test_the_report_of_the_kept_run_states_the_choices_epsilon(tmp_path, in_proc
     assert statement.report.epsilon == pytest.approx(result["privacy"]["epsilon"], rel=1e-9)
     assert "best of a random number of runs" in statement.warnings[0]
     assert statement.curve == ()
+
+
+@pytest.mark.parametrize("result_lost", [False, True])
+def test_the_kept_run_gone_on_with_states_the_choices_epsilon(tmp_path, in_process, four_runs, result_lost):
+    """Also where its result is made again: then no smaller epsilon is written down."""
+    result = sweep(asked(), out=tmp_path / "out", validation_public=True, choice=Choice(trials=TRIALS))
+    best = tmp_path / "out" / "best"
+    if result_lost:
+        (best / "result.json").unlink()
+    again = go_on(best)
+    assert again["epsilon"] == pytest.approx(result["privacy"]["epsilon"], rel=1e-12)
+    assert again["accountant"] == result["privacy"]["accountant"]
+    assert again["chosen"] and "seconds" not in again
+    assert json.loads((best / "result.json").read_text()) == again
+
+
+def test_without_what_the_others_spent_the_kept_run_states_nothing(tmp_path, in_process, four_runs):
+    sweep(asked(), out=tmp_path / "out", validation_public=True, choice=Choice(trials=TRIALS))
+    (tmp_path / "out" / "best" / "selection.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"\[run-folder\]"):
+        go_on(tmp_path / "out" / "best")
 
 
 def test_beaten_runs_are_deleted_as_soon_as_they_are(tmp_path, in_process, four_runs, monkeypatch):

@@ -10,10 +10,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from reticent.account import RandomTrials, choice_epsilon
 from reticent.account.ledger import read_run_ledger
 from reticent.clipping import Clipping
 from reticent.errors import ConfigError
 from reticent.plan import Plan
+from reticent.records import Mechanism, SamplingScheme
 from reticent.train import TrainSettings, check_ledger, finite, ledger_epsilon
 
 from ._clipping import clipping_of
@@ -100,16 +102,64 @@ def finished(
     check_ledger(view, plan, reproducible=config.noise_seed is not None, run_id=run_id)
     if view.num_steps < view.planned_steps:
         return None
+    return as_chosen(
+        folder,
+        {
+            **result,
+            "run": str(folder),
+            "private": not view.reproducible,
+            "epsilon": finite(ledger_epsilon(view).epsilon),
+            "delta": view.delta,
+            "neighbouring_relation": str(view.relation),
+            "num_steps": view.num_steps,
+            "num_lost": view.num_lost,
+        },
+    )
+
+
+def as_chosen(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """A run's result; of one kept as the best of several, see `reticent sweep`, with the choice's epsilon.
+
+    Its ledger holds its own steps only: their epsilon is less than was spent.
+
+    Raises:
+        ConfigError[run-folder]: `selection.json`, which says what the others spent, is damaged.
+        LedgerError: the ledger is missing or damaged.
+    """
+    path = folder / "selection.json"
+    if not path.exists():
+        return result
+    view = read_run_ledger(folder)
+    try:
+        selection = json.loads(path.read_text(encoding="utf-8"))
+        trials = RandomTrials(distribution=selection["distribution"], mean=selection["mean"])
+        candidates = [[_phase(*phase) for phase in one] for one in selection["candidates"]]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ConfigError(
+            f"'{path}' is damaged ({type(e).__name__}): without it the epsilon of the choice that kept this "
+            "run cannot be stated. Restore it.",
+            code="run-folder",
+        ) from e
+    report = choice_epsilon(
+        [*candidates, view.segments()], trials=trials, delta=view.delta, relation=view.relation
+    )
     return {
-        **result,
-        "run": str(folder),
-        "private": not view.reproducible,
-        "epsilon": finite(ledger_epsilon(view).epsilon),
-        "delta": view.delta,
-        "neighbouring_relation": str(view.relation),
-        "num_steps": view.num_steps,
-        "num_lost": view.num_lost,
+        **{name: value for name, value in result.items() if name != "seconds"},
+        "epsilon": None if view.reproducible else finite(report.epsilon),
+        "delta": report.delta,
+        "neighbouring_relation": str(report.neighbouring_relation),
+        "accountant": report.accountant,
+        "chosen": True,
     }
+
+
+def _phase(
+    scheme: str, sampling_prob: float, noise_multiplier: float, num_steps: int
+) -> tuple[Mechanism, int]:
+    mechanism = Mechanism(
+        scheme=SamplingScheme(scheme), sampling_prob=sampling_prob, noise_multiplier=noise_multiplier
+    )
+    return mechanism, num_steps
 
 
 def read_result(folder: Path, *, concluded: bool) -> dict[str, Any] | None:

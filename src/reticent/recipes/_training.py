@@ -30,7 +30,7 @@ from reticent.train import (
 )
 
 from ._config import make_config, restore_config
-from ._going_on import check_unedited, finished
+from ._going_on import as_chosen, check_unedited, finished
 from ._job import Job, sayer, train_private
 from ._origin import refuse_same_data
 from ._parts import (
@@ -305,6 +305,7 @@ def _conclude(
     result |= job.recipe.assess(job.config, model, job.material.test)
     result |= job.recipe.finish(job.config, model, out, console=console)
     result["weights_sha256"] = weights_sha256(out, result["weights"])
+    result = as_chosen(out, result)
     write_json(out / "result.json", result)
     return result
 
