@@ -1,5 +1,6 @@
 """The model card: made from the ledger, beside every kept model, and silent about paths."""
 
+import hashlib
 import json
 import math
 
@@ -8,7 +9,7 @@ import yaml
 
 from reticent.account import epsilon
 from reticent.account.ledger import read_ledger
-from reticent.report import write_report
+from reticent.report import verify_run, write_report
 from tests.report.runs import make_run
 
 
@@ -46,8 +47,39 @@ def test_the_card_does_not_believe_the_result_file(tmp_path):
     wrong = json.loads((folder / "result.json").read_text()) | {"epsilon": 0.0123}
     (folder / "result.json").write_text(json.dumps(wrong))
     card = card_of(folder)
-    assert "| ε | 0.0123 |" not in card
-    assert "result.json says" in card  # and it says that they disagree
+    assert "0.0123" not in card and "| ε |" not in card
+    assert "do not agree" in card  # of two numbers that differ, none is stated
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+@pytest.mark.parametrize("what", ["changed", "added", "outside", "missing"])
+def test_a_card_states_no_epsilon_for_weights_that_the_run_did_not_leave(tmp_path, kind, what):
+    folder = with_model(make_run(tmp_path / "run"), kind)
+    weights = folder / kind / "x.safetensors"
+    weights.write_bytes(b"as trained")
+    noted = {f"{kind}/x.safetensors": hashlib.sha256(b"as trained").hexdigest()}
+    key = "weights_sha256" if kind == "model" else "adapter_sha256"
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {key: noted}))
+    assert "| ε |" in card_of(folder, kind) and "model" in verify_run(folder).checks
+    match what:
+        case "changed":
+            weights.write_bytes(b"of another run")
+        case "added":
+            (folder / kind / "y.safetensors").write_bytes(b"of another run")
+        case "outside":
+            more = {"../x.safetensors": "0" * 64}
+            (folder / "result.json").write_text(json.dumps(result | {key: noted | more}))
+        case "missing":
+            weights.unlink()
+            assert "not there" in verify_run(folder).left_out["model"] and verify_run(folder).sound
+            return
+    written = write_report(folder)
+    assert any(problem.startswith("model: ") for problem in written.verification.problems)
+    assert "states no ε until they do" in written.path.read_text(encoding="utf-8")
+    card = (folder / kind / "README.md").read_text(encoding="utf-8")
+    assert "| ε |" not in card and "no privacy guarantee" in card
+    assert "differential-privacy" not in front_matter(card)["tags"]
 
 
 @pytest.mark.parametrize(

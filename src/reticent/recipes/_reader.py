@@ -134,7 +134,16 @@ def weights_sha256(folder: Path, weights: str) -> dict[str, str]:
         folder: the run's.
         weights: "last" or "ema".
     """
-    files = sorted((folder / "model").glob("*.safetensors")) or [folder / FILES[weights]]
+    return _digests(folder, sorted((folder / "model").glob("*.safetensors")) or [folder / FILES[weights]])
+
+
+def adapter_sha256(folder: Path) -> dict[str, dict[str, str]]:
+    """The same of adapters kept beside the model, as `adapter_sha256`; nothing where there are none."""
+    found = _digests(folder, sorted((folder / "adapter").glob("*.safetensors")))
+    return {"adapter_sha256": found} if found else {}
+
+
+def _digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
     found = {}
     for path in files:
         if path.is_file():

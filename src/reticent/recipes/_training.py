@@ -45,7 +45,7 @@ from ._parts import (
 )
 from ._plain_run import resume_plain, train_plain, train_twin
 from ._ranks import fetched_by, ranks_of
-from ._reader import weights_sha256
+from ._reader import adapter_sha256, weights_sha256
 from ._recipe import Recipe, Request
 from ._table import recipes
 from ._training_config import TrainingConfig
@@ -305,6 +305,7 @@ def _conclude(
     result |= job.recipe.assess(job.config, model, job.material.test)
     result |= job.recipe.finish(job.config, model, out, console=console)
     result["weights_sha256"] = weights_sha256(out, result["weights"])
+    result |= adapter_sha256(out)
     result = as_chosen(out, result)
     write_json(out / "result.json", result)
     return result

@@ -5,6 +5,7 @@ carries the privacy statement, and what it does not say.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +24,36 @@ from reticent.report._statement import (
     state,
     unit_of,
 )
+from reticent.report._verify import Verification, verify_read
 
 MODEL_FOLDERS = ("model", "adapter")  # inside a run's folder, each complete for `from_pretrained`
 CARD = "README.md"
+_UNSOUND = (
+    "The files of this run do not agree with each other: these weights may not be those that its ledger "
+    "speaks of. `reticent verify RUN` says what is wrong."
+)
 
 
-def write_cards(run: Run, statement: Statement) -> tuple[Path, ...]:
+def write_cards(run: Run, statement: Statement, verification: Verification) -> tuple[Path, ...]:
     """Write a card into each Hugging Face model folder of a run; none if there is none.
 
     Args:
         run: the run, as `read_run` returned it.
         statement: what its ledger allows to be said.
+        verification: what `verify_read` found in it.
 
     Returns:
         The cards written.
 
     Guarantee:
-        Every figure is of the ledger or of the plan. Paths and names that the settings give for data are
-        left out: a card is published.
+        A card states an epsilon only if the run is sound; a card from before is replaced by one that says
+        that none can be stated. Every figure is of the ledger or of the plan. Paths and names that the
+        settings give for data are left out: a card is published.
 
     Raises:
         ConfigError[report-not-writable]: a card cannot be written.
     """
-    written = []
+    statement, written = _if_sound(statement, verification), []
     for name in MODEL_FOLDERS:
         folder = run.folder / name
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
@@ -67,7 +75,13 @@ def write_card(run: str | Path, folder: Path) -> Path:
     """
     read = read_run(run)
     kind = "adapter" if (folder / "adapter_config.json").is_file() else "model"
-    return _write(read, state(read), folder, kind=kind)
+    return _write(read, _if_sound(state(read), verify_read(read)), folder, kind=kind)
+
+
+def _if_sound(statement: Statement, verification: Verification) -> Statement:
+    if verification.sound:
+        return statement
+    return replace(statement, private=False, why_not=_UNSOUND, curve=(), warnings=())
 
 
 def _write(run: Run, statement: Statement, folder: Path, *, kind: str) -> Path:

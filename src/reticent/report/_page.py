@@ -88,7 +88,7 @@ def write_report(folder: str | Path) -> Report:
             "Make it writable, or copy the folder.",
             code="report-not-writable",
         ) from error
-    cards = write_cards(run, statement)
+    cards = write_cards(run, statement, verification)
     return Report(path=path, cards=cards, run=run, statement=statement, verification=verification)
 
 

@@ -6,12 +6,13 @@ Room: report. May import `reticent.{account,plan}` and the floors below; never t
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from reticent.account import cross_check, epsilon, first_steps, verify_traces
@@ -26,6 +27,7 @@ from reticent.report._statement import Statement, state
 
 _CLOSE: Final = 1e-6
 _PARTS: Final = "parts.json"
+_NOTED: Final = ("weights_sha256", "adapter_sha256")  # in a result: file -> its SHA-256
 _DAMAGE: Final = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError),
     *(RecursionError, OverflowError, struct.error),
@@ -102,6 +104,7 @@ def verify_run(folder: str | Path) -> Verification:
     | settings | noise that repeats, and rows shown without noise, are noted in the ledger |
     | checkpoints | SHA-256, header, and their place in the ledger's chain |
     | weights | the released weights, and their average, are those of the last checkpoint, byte for byte |
+    | model | every file of weights that the result notes is the one noted, by its SHA-256; none was added |
     | result | its epsilon, delta, steps and place in the chain are the ledger's |
     | epsilon | RDP in closed form, a PLD on a second grid, a contour integral |
 
@@ -146,6 +149,8 @@ def verify_read(run: Run) -> Verification:
         _check_checkpoints(folder, ledger, found)
     with found.part("weights"):
         _check_weights(folder, ledger, found)
+    with found.part("model"):
+        _check_noted(folder, found)
     if statement is None:
         return _verification(folder, found, private=False, report=None, statement=None)
     with found.part("result"):
@@ -354,6 +359,33 @@ def _check_weights(folder: Path, ledger: LedgerView, found: _Findings) -> None:
             "those of the last checkpoint",
             "ema.safetensors does not hold the average of the last checkpoint.",
         )
+
+
+def _check_noted(folder: Path, found: _Findings) -> None:
+    """The files that a result notes by their digests: what `predict` and transformers load."""
+    kept = folder / "result.json"
+    if not kept.exists():
+        found.left_out["model"] = "the run has not ended"
+        return
+    result = json.loads(text_of(kept))
+    noted = {name: digest for key in _NOTED for name, digest in result.get(key, {}).items()}
+    if not noted:
+        found.left_out["model"] = "the result notes no files of weights"
+        return
+    if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in noted):
+        raise ValueError("a file outside the run's folder")
+    there = [name for name in noted if os.path.lexists(folder / name)]
+    for beside in sorted({PurePosixPath(name).parent for name in noted} - {PurePosixPath(".")}):
+        files = (path.relative_to(folder).as_posix() for path in (folder / beside).glob("*.safetensors"))
+        found.problems += [
+            f"model: '{name}' is no file that the run left." for name in sorted(set(files) - noted.keys())
+        ]
+    changed = [name for name in there if sha256_of(folder / name) != noted[name]]
+    found.problems += [f"model: the SHA-256 of '{name}' is not the one noted." for name in changed]
+    if missing := sorted(noted.keys() - set(there)):
+        found.left_out["model"] = f"not there: {', '.join(missing)}"
+    elif not changed:
+        found.checks["model"] = f"{len(noted)} of its files of weights, each as noted"
 
 
 def _check_result(folder: Path, ledger: LedgerView, statement: Statement, found: _Findings) -> None:

@@ -161,6 +161,8 @@ def test_a_private_run_ends_with_model_card_and_texts(folder, rows, tmp_path):
     assert result["private"] and result["epsilon"] == pytest.approx(stated) and stated <= 8
     assert book.num_steps == 2
     assert result["kept"] == {"model": "model", "adapter": "adapter"}
+    assert [*result["adapter_sha256"]] == ["adapter/adapter_model.safetensors"]
+    assert [*result["weights_sha256"]] == ["model/model.safetensors"]
     assert result["test_perplexity"] > 0 and result["pretrained_perplexity"] > 0
     assert write_report(out).cards == (out / "model" / "README.md", out / "adapter" / "README.md")
     assert "| δ | 1e-05 |" in (out / "model" / "README.md").read_text()
