@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import nbinom
 
-from reticent.account import RandomTrials, TrialsDistribution, choice_epsilon, epsilon
+from reticent.account import RandomTrials, TrialsDistribution, _select, choice_epsilon, epsilon
 from reticent.errors import ConfigError
 from reticent.records import Mechanism, SamplingScheme
 
@@ -101,6 +102,27 @@ def test_the_drawn_numbers_have_the_stated_mean(distribution):
     assert abs(drawn.mean() - 4.0) < 5 * error
     assert 5 * error < 0.8
     assert (drawn.min() == 0) == (distribution is TrialsDistribution.POISSON)
+
+
+@pytest.mark.parametrize("distribution", ["geometric", "negative-binomial", "logarithmic"])
+@pytest.mark.parametrize("mean", [1, 1 + 1e-14, 1 + 1e-9])
+def test_a_mean_of_one_draws_one_run_and_at_once(distribution, mean):
+    """At 1 + 1e-9, two runs or more in 300 draws: at most 3e-7 likely."""
+    trials = RandomTrials(distribution=distribution, mean=mean)
+    rng = np.random.default_rng(7)
+    assert {trials.draw(rng) for _ in range(300)} == {1}
+
+
+@pytest.mark.parametrize(("distribution", "shape"), [("geometric", 1.0), ("negative-binomial", 0.5)])
+def test_few_runs_are_drawn_with_their_probabilities(distribution, shape):
+    """Where 0 is most of the negative binomial; 20,000 draws, each number within 5 standard errors."""
+    trials = RandomTrials(distribution=distribution, mean=1.04)
+    rng, gamma = np.random.default_rng(7), _select._gamma(shape, 1.04)
+    assert gamma > 0.9
+    drawn = np.array([trials.draw(rng) for _ in range(20_000)])
+    for k in (1, 2, 3):
+        true = nbinom.pmf(k, shape, gamma) / (1 - nbinom.pmf(0, shape, gamma))
+        assert abs((drawn == k).mean() - true) < 5 * math.sqrt(true * (1 - true) / len(drawn))
 
 
 @pytest.mark.parametrize("mean", [0.5, math.nan, math.inf, 1e7, "ten"])

@@ -99,10 +99,25 @@ class RandomTrials:
         gamma = _gamma(self.shape, self.mean)
         if self.shape == 0.0:
             return int(rng.logseries(1.0 - gamma))
+        if gamma > 0.9:  # most draws would be 0
+            return _first_trials(rng, self.shape, gamma)
         while True:  # the negative binomial, given that it is not 0
             drawn = int(rng.negative_binomial(self.shape, gamma))
             if drawn:
                 return drawn
+
+
+def _first_trials(rng: np.random.Generator, shape: float, gamma: float) -> int:
+    """The negative binomial, given that it is not 0, by its cumulative sums; for few expected runs."""
+    if gamma >= 1.0 - 1e-12:  # the mean is 1
+        return 1
+    left, k = rng.random(), 1
+    prob = shape * (1.0 - gamma) * gamma**shape / -math.expm1(shape * math.log(gamma))
+    while left >= prob > 0.0:
+        left -= prob
+        prob *= (1.0 - gamma) * (k + shape) / (k + 1)
+        k += 1
+    return k
 
 
 @cache
