@@ -48,6 +48,29 @@ def test_no_best_run_is_named_unless_the_scores_are_of_public_data(tmp_path, in_
     assert any("--validation public" in note for note in result["notes"])
 
 
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        (["sampler=poisson,fixed-size"], "neighbouring relation .*replace-one, zero-out-one"),
+        (["sampler=fixed-size", "epsilon=1,4"], "together with other steps"),
+    ],
+)
+def test_runs_without_an_epsilon_together_are_refused_before_the_first(tmp_path, in_process, grid, says):
+    asked = read_sweep("digits", ["num_steps=2", "expected_batch_size=100"], grid)
+    with pytest.raises(ConfigError, match=says) as refused:
+        sweep(asked, out=tmp_path / "out")
+    assert refused.value.code == "sweep"
+    assert in_process == [] and not (tmp_path / "out").exists()
+
+
+def test_runs_that_compose_are_swept_together(tmp_path, in_process):
+    asked = read_sweep("digits", ["num_steps=2", "expected_batch_size=100"],
+                       ["sampler=fixed-size", "lr=1,2"])  # fmt: skip
+    result = sweep(asked, out=tmp_path / "out", plain=False)
+    assert result["trials"]["done"] == 2
+    assert result["privacy"]["epsilon_all"] > result["privacy"]["epsilon_one"]
+
+
 def test_bad_trials_are_recorded_and_the_rest_goes_on(tmp_path, in_process, monkeypatch):
     build = digits.DIGITS.make
 

@@ -26,6 +26,7 @@ from ._choice import Choice, what_each_spends
 from ._pool import run_all
 from ._spec import Sweep, asked_for
 from ._table import as_printed, score_of
+from ._together import check_together
 from ._trial import Trial
 
 _FORMAT = 1
@@ -54,6 +55,7 @@ def choose(
             "sampler = poisson, or full-batch.",
             code="sweep",
         )
+    check_together(asked)
     hidden = out / "not-for-publication"
     wanted = {
         "format": _FORMAT,

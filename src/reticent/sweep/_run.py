@@ -23,6 +23,7 @@ from ._cost import cost_of_everything, ledgers_under
 from ._pool import default_jobs, run_all
 from ._spec import Sweep, asked_for, json_settings
 from ._table import as_printed, average_over_seeds, curves, lines, score_of, varied
+from ._together import check_together
 from ._trial import Trial
 
 FORMAT = 1
@@ -74,7 +75,8 @@ def sweep(
         that of releasing only what the folder holds at the end: the best run, its settings and its score.
 
     Raises:
-        ConfigError[sweep]: no combination of the grid can run, or the folder is another sweep's.
+        ConfigError[sweep]: no combination of the grid can run, the private runs have no epsilon together,
+            or the folder is another sweep's.
         ConfigError[sweep-choice]: a choice needs one epsilon, public scores and no runs beside it.
     """
     jobs = default_jobs() if jobs is None else jobs
@@ -86,6 +88,7 @@ def sweep(
                 code="sweep-choice",
             )
         return choose(asked, choice, out=out, score=score, jobs=jobs, threads=threads, console=console)
+    check_together(asked)
     trials = _trials(asked, out, plain=plain)
     _open_folder(asked, out, plain=plain)
     left = [trial for trial in trials if trial.record() is None and not _refused(asked, trial)]
