@@ -471,7 +471,7 @@ def guards(_, folder):
         model, plan, ranks = sharded(make_model()), make_plan(), Shards()
         sgd = torch.optim.SGD(model.parameters(), lr=1.0)
         ledger = folder / f"guards-{len(found)}"
-        private = PrivateStep(model, sgd, plan=plan, ledger=ledger, ranks=ranks)
+        private = PrivateStep(model, sgd, plan=plan, ledger=ledger, ranks=ranks, check_batch=(x[:4], y[:4]))
         batch = with_rows(next(iter(plan.batches((x, y)))), np.arange(2, 10))
         try:
             take(private, batch, loss=loss)
