@@ -80,7 +80,7 @@ def varied_rows(batch: Any, *, at_most: int, num_units: int | None = None) -> An
         chosen.append(best)
         left.remove(best)
     at = torch.tensor([u * k + i for u in sorted(chosen) for i in range(k)])
-    few = tree_map_only(Tensor, lambda t: t[at.to(t.device)], batch)
+    few = tree_map_only(Tensor, lambda t: t.detach()[at.to(t.device)].requires_grad_(t.requires_grad), batch)
     if len(chosen) > 1 and len({kinds[u] for u in chosen}) == 1:
         few = tree_map_only(Tensor, _roughened, few)
     return few
@@ -90,7 +90,8 @@ def _roughened(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         return x
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return x + ((1 + x.detach().abs()) * noise.to(x.device)).to(x.dtype)
+    made = x.detach() + ((1 + x.detach().abs()) * noise.to(x.device)).to(x.dtype)
+    return made.requires_grad_(x.requires_grad)
 
 
 def _bytes(t: Tensor) -> bytes:
