@@ -25,7 +25,7 @@ from reticent.account._other_samplers import (
 )
 from reticent.account._risk import Risk, risk
 from reticent.account._runs import compose_runs
-from reticent.account._select import RandomTrials, TrialsDistribution, choice_epsilon
+from reticent.account._select import RandomTrials, TrialsDistribution, choice_epsilon, recorded_choice_epsilon
 from reticent.account._split import split_noise
 from reticent.account._traces import verify_traces
 
@@ -51,6 +51,7 @@ __all__ = [
     "noise_multiplier_for",
     "num_steps_for",
     "participation_epsilon",
+    "recorded_choice_epsilon",
     "risk",
     "split_noise",
     "truncated_poisson_epsilon",

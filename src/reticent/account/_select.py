@@ -12,11 +12,12 @@ Sources:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -33,7 +34,7 @@ from reticent.account._events import (
     num_performed,
 )
 from reticent.errors import ConfigError
-from reticent.records import EpsilonReport, NeighbouringRelation, check_delta
+from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme, check_delta
 
 
 class TrialsDistribution(StrEnum):
@@ -222,6 +223,33 @@ def choice_epsilon(
             f"{trials.mean:g}; only the best run may be released.",
         ),
     )
+
+
+def recorded_choice_epsilon(
+    selection: Mapping[str, Any], segments: Segments, *, delta: float, relation: NeighbouringRelation
+) -> EpsilonReport:
+    """`choice_epsilon` of a run that was kept, from what its `selection.json` says of the others.
+
+    Args:
+        selection: `distribution`, `mean`, and `candidates`: of each, the phases that its run would spend, as
+            (scheme, sampling probability, noise multiplier, number of steps).
+        segments: what the kept run itself spent, from its ledger.
+        delta: of the ledger.
+        relation: of the ledger.
+
+    Raises:
+        KeyError, TypeError, ValueError: the record is not such a one.
+        AccountingError, ConfigError: as `choice_epsilon`.
+    """
+    trials = RandomTrials(distribution=TrialsDistribution(selection["distribution"]), mean=selection["mean"])
+    candidates = [
+        [
+            (Mechanism(scheme=SamplingScheme(scheme), sampling_prob=q, noise_multiplier=sigma), num_steps)
+            for scheme, q, sigma, num_steps in phases
+        ]
+        for phases in selection["candidates"]
+    ]
+    return choice_epsilon([*candidates, segments], trials=trials, delta=delta, relation=relation)
 
 
 def _rdp_of_selection(merged: Sequence[tuple], trials: RandomTrials, delta: float) -> float:

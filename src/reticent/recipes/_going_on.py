@@ -10,12 +10,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from reticent.account import RandomTrials, choice_epsilon
-from reticent.account.ledger import read_run_ledger
+from reticent.account import recorded_choice_epsilon
+from reticent.account.ledger import LedgerView, read_run_ledger
 from reticent.clipping import Clipping
 from reticent.errors import ConfigError
 from reticent.plan import Plan
-from reticent.records import Mechanism, SamplingScheme
 from reticent.train import TrainSettings, check_ledger, finite, ledger_epsilon
 
 from ._clipping import clipping_of
@@ -102,19 +101,25 @@ def finished(
     check_ledger(view, plan, reproducible=config.noise_seed is not None, run_id=run_id)
     if view.num_steps < view.planned_steps:
         return None
-    return as_chosen(
-        folder,
-        {
-            **result,
-            "run": str(folder),
-            "private": not view.reproducible,
-            "epsilon": finite(ledger_epsilon(view).epsilon),
-            "delta": view.delta,
-            "neighbouring_relation": str(view.relation),
-            "num_steps": view.num_steps,
-            "num_lost": view.num_lost,
-        },
-    )
+    return restated(folder, result, view)
+
+
+def restated(folder: Path, result: dict[str, Any], view: LedgerView) -> dict[str, Any]:
+    """The result of a run that is over, with what its ledger says of its privacy in place of what it says.
+
+    Raises:
+        ConfigError, LedgerError: as `as_chosen`.
+    """
+    said = {
+        "run": str(folder),
+        "private": not view.reproducible,
+        "epsilon": finite(ledger_epsilon(view).epsilon),
+        "delta": view.delta,
+        "neighbouring_relation": str(view.relation),
+        "num_steps": view.num_steps,
+        "num_lost": view.num_lost,
+    }
+    return as_chosen(folder, {**result, **said})
 
 
 def as_chosen(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -131,18 +136,18 @@ def as_chosen(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
         return result
     view = read_run_ledger(folder)
     try:
-        selection = json.loads(path.read_text(encoding="utf-8"))
-        trials = RandomTrials(distribution=selection["distribution"], mean=selection["mean"])
-        candidates = [[_phase(*phase) for phase in one] for one in selection["candidates"]]
+        report = recorded_choice_epsilon(
+            json.loads(path.read_text(encoding="utf-8")),
+            view.segments(),
+            delta=view.delta,
+            relation=view.relation,
+        )
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ConfigError(
             f"'{path}' is damaged ({type(e).__name__}): without it the epsilon of the choice that kept this "
             "run cannot be stated. Restore it.",
             code="run-folder",
         ) from e
-    report = choice_epsilon(
-        [*candidates, view.segments()], trials=trials, delta=view.delta, relation=view.relation
-    )
     return {
         **{name: value for name, value in result.items() if name != "seconds"},
         "epsilon": None if view.reproducible else finite(report.epsilon),
@@ -151,15 +156,6 @@ def as_chosen(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
         "accountant": report.accountant,
         "chosen": True,
     }
-
-
-def _phase(
-    scheme: str, sampling_prob: float, noise_multiplier: float, num_steps: int
-) -> tuple[Mechanism, int]:
-    mechanism = Mechanism(
-        scheme=SamplingScheme(scheme), sampling_prob=sampling_prob, noise_multiplier=noise_multiplier
-    )
-    return mechanism, num_steps
 
 
 def read_result(folder: Path, *, concluded: bool) -> dict[str, Any] | None:

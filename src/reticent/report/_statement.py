@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reticent.account import RandomTrials, TrialsDistribution, choice_epsilon, epsilon, first_steps
+from reticent.account import epsilon, first_steps, recorded_choice_epsilon
 from reticent.account.ledger import LedgerView
-from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation, SamplingScheme
+from reticent.records import EpsilonReport, Mechanism, NeighbouringRelation
 from reticent.report._run import Run
 
 Segment = tuple[Mechanism, int]
@@ -73,17 +73,8 @@ def _report(run: Run, ledger: LedgerView, segments: Sequence[Segment]) -> Epsilo
     """Of the run's steps; of the choice, if it was kept as the best of a random number of runs."""
     if run.selection is None:
         return epsilon(segments, delta=ledger.delta, relation=ledger.relation)
-    chosen = run.selection
-    candidates = [
-        [
-            (Mechanism(scheme=SamplingScheme(scheme), sampling_prob=q, noise_multiplier=sigma), count)
-            for scheme, q, sigma, count in candidate
-        ]
-        for candidate in chosen.candidates
-    ]
-    trials = RandomTrials(distribution=TrialsDistribution(chosen.distribution), mean=chosen.mean)
-    return choice_epsilon(
-        [*candidates, segments], trials=trials, delta=ledger.delta, relation=ledger.relation
+    return recorded_choice_epsilon(
+        run.selection.model_dump(), segments, delta=ledger.delta, relation=ledger.relation
     )
 
 

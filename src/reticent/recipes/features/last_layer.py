@@ -43,7 +43,7 @@ from reticent.train import (
 )
 
 from .._config import restore_config
-from .._going_on import as_chosen, read_result
+from .._going_on import as_chosen, read_result, restated
 from .._reader import Given, Reader, Watch, weights_sha256, with_weights
 from .._recipe import Recipe, Request
 from ._config import LastLayerConfig
@@ -339,17 +339,7 @@ def _finished(folder: Path, method: Method, *, run_id: str) -> dict[str, Any] | 
     check_stage_ledger(view, method.plan, reproducible=reproducible, run_id=run_id)
     if view.num_steps < view.planned_steps:
         return None
-    return as_chosen(
-        folder,
-        {
-            **result,
-            "run": str(folder),
-            "private": not view.reproducible,
-            "epsilon": finite(ledger_epsilon(view).epsilon),
-            "num_steps": view.num_steps,
-            "num_lost": view.num_lost,
-        },
-    )
+    return restated(folder, result, view)
 
 
 def _result(
