@@ -102,6 +102,16 @@ def test_a_listed_checkpoint_is_never_written_over(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 3 and not told
 
 
+def test_a_run_without_a_ledger_that_went_back_from_a_damaged_file_keeps_the_next(tmp_path):
+    for step in (10, 20):
+        save_checkpoint(tmp_path, dataclasses.replace(checkpoint(step), ledger_head=None))
+    (tmp_path / "checkpoint-000020.safetensors").write_bytes(b"torn")
+    told = []
+    assert load_checkpoint(tmp_path, say=told.append).step == 10 and told
+    save_checkpoint(tmp_path, dataclasses.replace(checkpoint(20), ledger_head=None))
+    assert load_checkpoint(tmp_path, say=silent).step == 20
+
+
 def test_a_run_that_never_wrote_one_has_none(tmp_path):
     assert load_checkpoint(tmp_path, say=silent) is None
 

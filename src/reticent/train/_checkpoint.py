@@ -193,7 +193,11 @@ def _is_listed(folder: Path, checkpoint: Checkpoint) -> bool:
         return False
     newest = _read_index(folder)[0]
     same = ("step", "updates", "ledger_head")
-    return all(newest[k] == checkpoint.about[k] for k in same)
+    if any(newest[k] != checkpoint.about[k] for k in same):
+        return False
+    # With a ledger, no other has this head. Without, a run that went back from a damaged file comes again.
+    path = folder / newest["file"]
+    return checkpoint.ledger_head is not None or (path.is_file() and _sha256(path) == newest["sha256"])
 
 
 def _list(folder: Path, path: Path, digest: str, checkpoint: Checkpoint) -> None:
