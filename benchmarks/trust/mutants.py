@@ -306,14 +306,14 @@ MUTANTS = [
         "clip/_engine.py",
         "            self.proofs.forget()",
         "            pass",
-        "tests/clip/test_review.py -k test_what_was_proven_without_random_draws",
+        "tests/clip/test_proven.py -k test_what_was_proven_without_random_draws",
     ),
     (
         "a term of the loss is switched on unseen",
         "clip/_capture.py",
         "found.append(leaf == 0)",
         "pass",
-        "tests/clip/test_review.py -k test_a_term_that_is_switched_on",
+        "tests/clip/test_proven.py -k test_a_term_that_is_switched_on",
     ),
 ]
 

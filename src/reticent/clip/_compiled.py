@@ -70,10 +70,10 @@ class CompiledEngine:
     Chunks smaller than the physical batch are padded with copies of their first row, which count nowhere;
     larger ones run in pieces. If a unit is not finite, the same graph runs again, with the same random
     draws, without it; a unit whose norm float32 cannot tell to 1e-4 is computed alone by `ClipEngine`. So
-    no unit decides how another is computed. The 16th, 32nd, 64th, ... chunk of a kind runs eagerly and proves
-    anew. (Where a kind of chunk runs eagerly, because there are more
-    than `max_graphs` or because no chunk so far proved enough, rounding differs: in half precision by up
-    to some percent of a unit's share.)
+    no unit decides how another is computed. The 16th, 32nd, 64th, ... chunk of a graph runs eagerly and is
+    proven anew. (Where a kind of chunk runs eagerly, for that reason, because there are more than
+    `max_graphs` or because no chunk so far proved enough, rounding differs: in half precision by up to some
+    percent of a unit's share.)
 
     Not every change is seen: what a list, dict or other object that `losses` closes over holds is fixed
     at the first call. Pass another object, or make a new engine, to change it. How long a call takes, and
@@ -216,8 +216,10 @@ class CompiledEngine:
                 groups=call.groups,
             )
             self._compile(key, setting, row_tensors, units, tuple(alive), self._run_eager(call, part))
-        self._times[key] += 1
-        again = due_again(self._times[key])
+        again = False
+        if key in self._programs and units > 1:
+            self._times[key] += 1
+            again = due_again(self._times[key])
         if again:
             self._eager.proofs.forget()
         if key in self._programs and not again:

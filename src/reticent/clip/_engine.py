@@ -285,7 +285,8 @@ class ClipEngine:
             refuse_unseen(capture)
         before.refuse_changes(work.params)
         all_norms = norms.all_norms()
-        self.proofs.used(context)
+        if units > 1:
+            self.proofs.used(context)
         if not work.norms_only:
             finite_U = torch.isfinite(all_norms).all(1)
             self.refuse_spreading(work.losses, work.batch, finite_U if work.counts else finite_U | True)

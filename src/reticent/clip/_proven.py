@@ -1,6 +1,8 @@
 """Which rows belong to which unit at a meeting: proofs, kept and used again.
 
 Room: clip. May import torch, `reticent.rules`, `reticent.errors`.
+
+Shape letters (this file): U units.
 """
 
 from collections import Counter
@@ -19,15 +21,14 @@ from reticent.rules import Layout
 
 # Proven layouts: meeting -> entries of one unit along the axis -> layout; 0: however many there are.
 Proven = dict[Key, dict[int, Layout]]
-
-
+# What proofs hold for: operations by name, in order; losses and rows of a unit.
 Context = tuple[int, ...]
 _MAX_CONTEXTS: Final = 256
 _FIRST_AGAIN: Final = 16
 
 
 def due_again(times: int) -> bool:
-    """Whether what was used so many times without a proof of its own is proven anew: at 16, 32, 64, ...
+    """Whether the use of this number, from 1, is proven anew: the 16th, 32nd, 64th, ...
 
     What mixes examples only in some batches, or only later in training, may have been no part of the first
     proof.
@@ -44,10 +45,7 @@ class NotProven(Exception):
 
 
 class Proofs:
-    """What one engine knows of where the units lie in its model's recorded operations: no data.
-
-    A context is what proofs hold for: the same operations in the same order, on as many rows a unit.
-    """
+    """What one engine knows of where the units lie in its model's recorded operations: no data."""
 
     def __init__(self) -> None:
         self.not_meetings: frozenset[Key] = frozenset()  # optional ones that are none
@@ -63,10 +61,10 @@ class Proofs:
     def needed(self, context: Context, entries: Sequence[Entry], units: int) -> bool:
         """Whether something is not proven, or due to be proven anew."""
         proven = self.of(context)
-        return due_again(self._times[context]) or not all(is_proven(e, proven, units) for e in entries)
+        return due_again(self._times[context] + 1) or not all(is_proven(e, proven, units) for e in entries)
 
     def used(self, context: Context) -> None:
-        """Count a sum that rested on the proofs of a context."""
+        """Count a sum of several units that rested on the proofs of a context."""
         self._times[context] += 1
 
     def forget(self) -> None:

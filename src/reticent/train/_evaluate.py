@@ -58,6 +58,8 @@ def check_scores(model: nn.Module, evaluation: Evaluation) -> None:
         ConfigError[scores]: a score is no tensor of one value for each row.
     """
     size = min(2, _rows.num_rows(evaluation.dataset))
+    if size == 0:
+        return
     device = next(model.parameters()).device
     with eval_mode(model):
         rows = _rows.move(_rows.fetch(evaluation.dataset, np.arange(size)), device)

@@ -138,9 +138,10 @@ class Seal:
 
     def holds_for(self, rows: Rows) -> bool:
         """Whether these rows are unchanged."""
-        now = Seal.of(rows)
-        same = len(now.tensors) == len(self.tensors) and all(map(operator.is_, now.tensors, self.tensors))
-        return same and now.names == self.names and now.states == self.states
+        now = leaves(rows)
+        same = len(now) == len(self.tensors) and all(map(operator.is_, now, self.tensors))
+        names = tuple(rows) if isinstance(rows, dict) else ()
+        return same and names == self.names and tuple(map(_state, self.tensors)) == self.states
 
 
 _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

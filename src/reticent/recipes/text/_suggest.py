@@ -4,7 +4,7 @@ Room: recipes.text. Standard library only; reads no data.
 
     steps    N / 333, from 120 to 1200. [1] trains SST-2, QNLI, QQP and MNLI (N = 67 to 393 thousand) for 203,
              315, 1092 and 1179 updates: N / 332, 333, 333, 333. With minilm on 7,464 rows 120 updates of 750
-             came out 2 points above 60 of 1500. To generate, N / 100, from 60 to 1400: E2E
+             did better on training rows held out than 60 of 1500. To generate, N / 100, from 60 to 1400: E2E
              and DART (N = 42 and 93 thousand) have 411 and 1366 updates, N / 102 and N / 68.
     batch    q N. [1] has q = 1.5 to 1.9 % on the same four, 2.4 and 1.1 % on the other two. Smaller data
              need more: a larger q, as long as that lowers the noise of the mean gradient by much, and for no

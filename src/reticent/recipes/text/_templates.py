@@ -53,8 +53,7 @@ PRESETS: Final = MappingProxyType(
     {
         "sst-2": Preset(
             mask="{text} It was {mask}.",
-            # Untrained, smollm2 is right with it on 68 % of 300 training rows of rotten-tomatoes, and with
-            # "{text} It was {mask}" (terrible, great) on 54 %.
+            # Untrained, smollm2 is right more often with it than with "{text} It was {mask}".
             prompt="Review: {text}\nSentiment: {mask}",
             words=("terrible", "great"),
             next_words=("negative", "positive"),
