@@ -12,7 +12,7 @@ import pytest
 
 from reticent.account import epsilon
 from reticent.account.ledger import read_ledger
-from reticent.train._checkpoint import load_tensors
+from reticent.train._checkpoint import load_checkpoint
 
 NUM_STEPS = 60
 RUN = """
@@ -131,9 +131,10 @@ def check_end(out, log):
     assert result["num_lost"] == view.num_lost
     spent = epsilon(view.segments(), delta=view.delta, relation=view.relation)
     assert result["epsilon"] == spent.epsilon <= 8.0
-    tensors, header = load_tensors(out / f"checkpoint-{NUM_STEPS:06d}.safetensors")
-    assert header["updates"] == NUM_STEPS - view.num_lost
-    assert all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
+    checkpoint = load_checkpoint(out, say=pytest.fail)
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.updates) == (NUM_STEPS, NUM_STEPS - view.num_lost)
+    assert all(bool(t.isfinite().all()) for t in checkpoint.model.values() if t.is_floating_point())
     drawn = noise(log)
     assert len(set(drawn)) == len(drawn), "noise was used twice"
     assert len(drawn) >= updates(log)
