@@ -6,7 +6,8 @@ What an optimizer makes of a noised gradient is post-processing: it costs nothin
 reads nothing else that depends on the private rows.
 """
 
+from ._agc import clip_units
 from ._lamb import Lamb
 from ._sgd import decayed_sgd
 
-__all__ = ["Lamb", "decayed_sgd"]
+__all__ = ["Lamb", "clip_units", "decayed_sgd"]

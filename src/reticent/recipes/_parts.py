@@ -14,7 +14,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from reticent.clip import ClipEngine
 from reticent.errors import ConfigError
-from reticent.optim import Lamb, decayed_sgd
+from reticent.optim import Lamb, clip_units, decayed_sgd
 from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.train import ClipNorms, TrainSettings, largest_physical_batch_size, mix_seed
@@ -90,6 +90,12 @@ def build_model(recipe: "TrainingRecipe", config: TrainingConfig) -> nn.Module:
 
 
 def optimizer_of(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
+    """What updates the weights that are trained, as the settings ask for it."""
+    optimizer = _plain_optimizer(model, config, lr=lr)
+    return clip_units(optimizer, config.agc) if config.agc else optimizer
+
+
+def _plain_optimizer(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     decay = config.weight_decay
     match config.optimizer:

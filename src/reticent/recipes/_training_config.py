@@ -105,6 +105,14 @@ class TrainingConfig(RecipeConfig):
             description="decoupled: an update takes lr times it off each weight; default 0, adamw 0.01",
         ),
     ] = None
+    agc: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="a unit's noised gradient is at most this share of its weights' norm; 0: off",
+        ),
+    ] = 0.0
     lr_decay: Annotated[
         Literal["none", "linear", "cosine"],
         Field(description="how the learning rate falls to zero by the last step"),
@@ -240,6 +248,11 @@ class TrainingConfig(RecipeConfig):
             raise ValueError(
                 f"parallel = {self.parallel} takes neither compile = true nor physical_batch_size = auto, "
                 "which need the whole model in one process: leave them out, or set parallel = ddp"
+            )
+        if self.parallel in ("fsdp2", "tp") and self.agc:
+            raise ValueError(
+                f"agc needs whole weights, and parallel = {self.parallel} leaves a part to each process: "
+                "leave agc out, or set parallel = ddp"
             )
         if (self.max_batch_size is None) == (self.sampler == "truncated-poisson"):
             raise ValueError(

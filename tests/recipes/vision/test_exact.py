@@ -51,6 +51,12 @@ NETWORKS = {
         3,
         8,
     ),
+    "wrn-10-1, GLU": (lambda: WideResNet(10, 1, 3, norm="layer", activation="glu"), 3, 8),
+    "nf-resnet, gated": (
+        lambda: NFResNet((1,), widths=(16,), num_classes=3, stem=8, squeeze_excite=True),
+        3,
+        16,
+    ),
     "nf-resnet": (lambda: NFResNet((1, 1), widths=(16, 32), num_classes=3, stem=8), 3, 32),
     "tanh-cnn": (lambda: tanh_cnn(1, 28, 3), 1, 28),
     "deep-tanh-cnn": (lambda: deep_tanh_cnn(3, 3), 3, 32),

@@ -8,11 +8,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reticent.clip import fix
+from reticent.clip import ClipEngine, fix
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.recipes import request
 from reticent.recipes.vision._augment import Views, recoloured
-from reticent.recipes.vision._layers import ACTIVATIONS, Pixels, Scaled, WSConv2d, variance_gain
+from reticent.recipes.vision._layers import (
+    ACTIVATIONS,
+    Pixels,
+    Scaled,
+    SqueezeExcite,
+    StochasticDepth,
+    WSConv2d,
+    variance_gain,
+)
 from reticent.recipes.vision._networks import network
 from reticent.recipes.vision._start import start
 from reticent.train._rows import refuse_mixing
@@ -113,6 +121,12 @@ def test_scaled_activations_have_variance_one_on_standard_normal_numbers():
         ("wrn-16-4-nonsense", (3, 32, 32), "unknown-model"),
         ("wrn-16-4-nonorm-layernorm", (3, 32, 32), "unknown-model"),
         ("wrn-16-4-gelu-tanh", (3, 32, 32), "unknown-model"),
+        ("wrn-16-4-glu", (3, 32, 32), "unknown-model"),
+        ("wrn-16-4-logsoftmax-scaled", (3, 32, 32), "unknown-model"),
+        ("wrn-16-4-dropout1.0", (3, 32, 32), "unknown-model"),
+        ("wrn-16-4-dropout0.1-dropout0.2", (3, 32, 32), "unknown-model"),
+        ("nf-resnet-50-dropout2", (3, 64, 64), "unknown-model"),
+        ("nf-resnet-50-gelu", (3, 64, 64), "unknown-model"),
         ("wrn-16-4-plain-plain", (3, 32, 32), "unknown-model"),
         ("resnet", (3, 32, 32), "unknown-model"),
         ("tanh-cnn", (3, 16, 16), "model-input"),
@@ -121,7 +135,7 @@ def test_scaled_activations_have_variance_one_on_standard_normal_numbers():
     ],
 )
 def test_a_network_that_does_not_exist_or_fit_is_refused(name, shape, code):
-    with pytest.raises(ConfigError, match=r"depth|No network|reads") as e:
+    with pytest.raises(ConfigError, match=r"depth|No network|reads|Add -layernorm|Leave -scaled") as e:
         network(name, shape=shape, num_classes=10)
     assert e.value.code == code
 
@@ -166,6 +180,46 @@ def test_a_wide_resnet_s_parts_are_left_out_by_name():
     )
     bare = kinds("wrn-10-1-nonorm-plain-skipinit")
     assert not bare & {"WSConv2d", "GroupNorm"} and "SkipGain" in bare
+
+
+def test_layers_that_draw_at_random_are_asked_for_by_name():
+    plain = network("wrn-10-1", shape=(3, 8, 8), num_classes=2)
+    dropped = network("wrn-10-1-dropout0.3", shape=(3, 8, 8), num_classes=2)
+    assert [m.p for m in dropped.modules() if isinstance(m, torch.nn.Dropout)] == [0.3] * 3
+    assert dropped.state_dict().keys() != plain.state_dict().keys()  # their places moved by one
+    assert sum(p.numel() for p in dropped.parameters()) == sum(p.numel() for p in plain.parameters())
+    deep = network("nf-resnet-50-se-stochdepth0.16-dropout0.25", shape=(3, 32, 32), num_classes=2)
+    rates = [m.rate for m in deep.modules() if isinstance(m, StochasticDepth)]
+    assert rates == pytest.approx([0.01 * place for place in range(16)])
+    assert [m.p for m in deep.modules() if isinstance(m, torch.nn.Dropout)] == [0.25]
+    assert sum(isinstance(m, SqueezeExcite) for m in deep.modules()) == 16
+
+
+def test_stochastic_depth_leaves_out_whole_images_and_keeps_the_mean():
+    torch.manual_seed(0)
+    layer, x = StochasticDepth(0.25), torch.randn(4000, 2, 1, 3).double()
+    y = layer(x)
+    kept = (y != 0).all((1, 2, 3))
+    assert bool(((y == 0).all((1, 2, 3)) | kept).all())
+    torch.testing.assert_close(y[kept], x[kept] / 0.75)
+    assert float(kept.double().mean()) == pytest.approx(0.75, abs=0.03)
+    assert layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1-dropout0.3", "nf-resnet-50-se-stochdepth0.5-dropout0.25"])
+def test_layers_that_draw_at_random_keep_images_apart(name):
+    torch.manual_seed(0)
+    model = network(name, shape=(3, 32, 32), num_classes=3).train()
+    rows = (torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
+
+    def losses(batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    engine = ClipEngine(model, max_norm=1e-3)
+    engine.check(losses, rows)
+    answer = engine.clipped_sum(losses, rows)
+    size = sum(float(g.double().square().sum()) for g in answer.total.values()) ** 0.5
+    assert 0 < size <= 4e-3 * (1 + 1e-5)
 
 
 def test_a_network_of_a_library_that_is_missing_says_how_to_get_it(monkeypatch):

@@ -8,6 +8,8 @@ Sources:
     [1] De et al. 2022, arXiv:2204.13650 (what works in private training).
     [2] Brock et al. 2021, arXiv:2101.08692 (scaled weight standardisation, with gain).
     [3] De, Smith 2020, arXiv:2002.10444 (skip-init).
+    [4] Huang et al. 2016, arXiv:1603.09382 (stochastic depth).
+    [5] Hu et al. 2017, arXiv:1709.01507 (squeeze and excitation).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +61,43 @@ class SkipGain(nn.Module):
         return x * self.gain
 
 
+class StochasticDepth(nn.Module):
+    """In training, each image's branch is left out with some probability, else scaled up by what is kept [4].
+
+    Args:
+        rate: probability of leaving it out, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept_B111 = F.dropout(x.new_ones(len(x), 1, 1, 1), self.rate)
+        return x * kept_B111
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times twice a gate in (0, 1), which an image's means over its channels decide [5] [2].
+
+    Args:
+        channels: in and out.
+        share: hidden units, of the channels.
+    """
+
+    def __init__(self, channels: int, share: float = 0.5) -> None:
+        super().__init__()
+        hidden = max(1, round(channels * share))
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate_BC = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        return 2.0 * gate_BC[:, :, None, None] * x
+
+
 ACTIVATIONS: Final[Mapping[str, Callable[[], nn.Module]]] = MappingProxyType(
     {
         "celu": nn.CELU,
@@ -76,6 +115,11 @@ ACTIVATIONS: Final[Mapping[str, Callable[[], nn.Module]]] = MappingProxyType(
         "softsign": nn.Softsign,
         "tanh": nn.Tanh,
     }
+)
+
+# These mix an image's channels, so that no constant gives them variance 1; GLU halves the channels too.
+ACROSS_CHANNELS: Final[Mapping[str, Callable[[], nn.Module]]] = MappingProxyType(
+    {"glu": lambda: nn.GLU(dim=1), "logsoftmax": lambda: nn.LogSoftmax(dim=1)}
 )
 
 

@@ -11,15 +11,16 @@ from torch import nn
 from reticent.errors import ConfigError
 
 from ._foreign import foreign, is_foreign
-from ._layers import ACTIVATIONS, Pixels
+from ._layers import ACROSS_CHANNELS, ACTIVATIONS, Pixels
 from ._nf_resnet import nf_resnet
 from ._small import SmallCNN, cnn_on_features, deep_tanh_cnn, linear_on_features, mlp, tanh_cnn
 from ._wide_resnet import WideResNet
 
 KNOWN: Final = (
     "wrn-DEPTH-WIDTH (16-4, 40-4, 28-10, ...; behind it -nonorm or -layernorm, -plain filters, -skipinit or "
-    "-noskip, an activation such as -gelu or -tanh, -scaled), nf-resnet-50 (101, 152, 200, 288, 600), "
-    "tanh-cnn, deep-tanh-cnn, small-cnn, mlp-WIDTH, timm:NAME, transformers:FOLDER; linear and cnn on "
+    "-noskip, an activation such as -gelu or -tanh, -scaled, -dropout0.3), nf-resnet-50 (101, 152, 200, 288, "
+    "600; behind it -se, -stochdepth0.1, -dropout0.25), tanh-cnn, "
+    "deep-tanh-cnn, small-cnn, mlp-WIDTH, timm:NAME, transformers:FOLDER; linear and cnn on "
     "scattering features"
 )
 
@@ -61,13 +62,22 @@ def network(
         body = SmallCNN(channels, num_classes)
     elif match := re.fullmatch(r"mlp-(\d{1,5})", name):
         body = mlp(channels * side * shape[2], int(match[1]), num_classes)
-    elif match := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})((?:-[a-z0-9]+)*)", name):
+    elif match := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})((?:-[a-z0-9.]+)*)", name):
         body = _wide_resnet(name, int(match[1]), int(match[2]), match[3], channels, num_classes)
-    elif match := re.fullmatch(r"nf-resnet-(50|101|152|200|288|600)", name):
+    elif match := re.fullmatch(r"nf-resnet-(50|101|152|200|288|600)((?:-[a-z0-9.]+)*)", name):
+        said, rates = _options(name, match[2], ("dropout", "stochdepth"))
+        if set(said) - {"se"}:
+            raise _unknown(name)
         if channels != 3:
             raise _unfit(name, shape, "colour images")
         _at_least(name, shape, 32)
-        body = nf_resnet(int(match[1]), num_classes)
+        body = nf_resnet(
+            int(match[1]),
+            num_classes,
+            squeeze_excite="se" in said,
+            stochastic_depth=rates.get("stochdepth", 0.0),
+            dropout=rates.get("dropout", 0.0),
+        )
     else:
         raise _unknown(name)
     return nn.Sequential(Pixels(), body)
@@ -78,12 +88,24 @@ def _wide_resnet(
 ) -> nn.Module:
     if depth < 10 or (depth - 4) % 6 or widen < 1:
         raise ConfigError(f"A Wide ResNet's depth is 10, 16, 22, 28, ...; got {name}.", code="unknown-model")
-    said = options.split("-")[1:]
-    activations = [option for option in said if option in ACTIVATIONS]
+    said, rates = _options(name, options, ("dropout",))
+    activations = [option for option in said if option in ACTIVATIONS | ACROSS_CHANNELS]
     unknown = set(said) - {"nonorm", "layernorm", "plain", "skipinit", "noskip", "scaled"} - set(activations)
     clash = {"nonorm", "layernorm"} <= set(said) or {"skipinit", "noskip"} <= set(said)
-    if unknown or clash or len(activations) > 1 or len(set(said)) < len(said):
+    if unknown or clash or len(activations) > 1:
         raise _unknown(name)
+    across = activations[0] if activations and activations[0] in ACROSS_CHANNELS else None
+    if across and "scaled" in said:
+        raise ConfigError(
+            f"{name}: {across} mixes channels, so no constant gives it variance 1. Leave -scaled out.",
+            code="unknown-model",
+        )
+    if across == "glu" and not {"nonorm", "layernorm"} & set(said):
+        raise ConfigError(
+            f"{name}: glu leaves 8 of the stem's 16 channels, too few for 16 groups. Add -layernorm or "
+            "-nonorm.",
+            code="unknown-model",
+        )
     return WideResNet(
         depth,
         widen,
@@ -95,7 +117,22 @@ def _wide_resnet(
         skip="noskip" not in said,
         activation=activations[0] if activations else "relu",
         scaled="scaled" in said,
+        dropout=rates.get("dropout", 0.0),
     )
+
+
+def _options(name: str, text: str, rated: tuple[str, ...]) -> tuple[list[str], dict[str, float]]:
+    """What stands behind a network's name: plain words, and those of `rated` with their rates in [0, 1)."""
+    said, rates = [], {}
+    for option in text.split("-")[1:]:
+        match = re.fullmatch(rf"({'|'.join(rated)})(0(?:\.\d+)?)", option)
+        if option in said or (match and match[1] in rates):
+            raise _unknown(name)
+        if match:
+            rates[match[1]] = float(match[2])
+        else:
+            said.append(option)
+    return said, rates
 
 
 def _on_features(

@@ -16,7 +16,7 @@ from typing import Final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._layers import SkipGain, WSConv2d
+from ._layers import SkipGain, SqueezeExcite, StochasticDepth, WSConv2d
 
 _BLOCKS: Final = {
     50: (3, 4, 6, 3),
@@ -39,6 +39,10 @@ class NFResNet(nn.Module):
         stem: channels of the 7 x 7 stem.
         alpha: how much variance each block adds.
         skip_gain: a learnt factor at the end of each branch, from 1 as in [2], or None.
+        squeeze_excite: whether a branch's channels are gated by their means.
+        stochastic_depth: how often the last block's branch is left out in training; earlier ones less, in
+            proportion to their place.
+        dropout: rate of dropout before the head.
     """
 
     def __init__(
@@ -50,6 +54,9 @@ class NFResNet(nn.Module):
         stem: int = 64,
         alpha: float = 0.2,
         skip_gain: float | None = 1.0,
+        squeeze_excite: bool = False,
+        stochastic_depth: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         made, wide_in, variance = [], stem, 1.0
@@ -65,6 +72,8 @@ class NFResNet(nn.Module):
                         beta=math.sqrt(variance),
                         opens=opens,
                         skip_gain=skip_gain,
+                        squeeze_excite=squeeze_excite,
+                        left_out=stochastic_depth * len(made) / sum(blocks),
                     )
                 )
                 variance = (1.0 if opens else variance) + alpha**2
@@ -72,13 +81,14 @@ class NFResNet(nn.Module):
         self.stem = WSConv2d(3, stem, 7, stride=2, padding=3)
         self.pool = nn.MaxPool2d(3, 2, padding=1)
         self.blocks = nn.Sequential(*made)
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(wide_in, num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.blocks(self.pool(self.stem(x)))
-        return self.head(_activate(h).mean((2, 3)))
+        return self.head(self.dropout(_activate(h).mean((2, 3))))
 
 
 class _Bottleneck(nn.Module):
@@ -94,6 +104,8 @@ class _Bottleneck(nn.Module):
         beta: float,
         opens: bool,
         skip_gain: float | None,
+        squeeze_excite: bool,
+        left_out: float,
     ) -> None:
         super().__init__()
         narrow = wide_out // 4
@@ -101,6 +113,8 @@ class _Bottleneck(nn.Module):
         self.first = WSConv2d(wide_in, narrow, 1)
         self.second = WSConv2d(narrow, narrow, 3, stride=stride, padding=1)
         self.third = WSConv2d(narrow, wide_out, 1)
+        self.excite = SqueezeExcite(wide_out) if squeeze_excite else nn.Identity()
+        self.depth = StochasticDepth(left_out)
         self.gain = SkipGain(skip_gain) if skip_gain is not None else nn.Identity()
         self.shrink = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.skip = WSConv2d(wide_in, wide_out, 1) if opens else None
@@ -108,14 +122,27 @@ class _Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = _activate(x) / self.beta
         beside = x if self.skip is None else self.skip(self.shrink(h))
-        h = self.third(_activate(self.second(_activate(self.first(h)))))
-        return beside + self.alpha * self.gain(h)
+        h = self.excite(self.third(_activate(self.second(_activate(self.first(h))))))
+        return beside + self.alpha * self.gain(self.depth(h))
 
 
 def _activate(x: Tensor) -> Tensor:
     return F.relu(x) * _SCALED_RELU
 
 
-def nf_resnet(depth: int, num_classes: int) -> nn.Module:
+def nf_resnet(
+    depth: int,
+    num_classes: int,
+    *,
+    squeeze_excite: bool = False,
+    stochastic_depth: float = 0.0,
+    dropout: float = 0.0,
+) -> nn.Module:
     """NF-ResNet of a published depth: 50, 101, 152, 200, 288 or 600."""
-    return NFResNet(_BLOCKS[depth], num_classes=num_classes)
+    return NFResNet(
+        _BLOCKS[depth],
+        num_classes=num_classes,
+        squeeze_excite=squeeze_excite,
+        stochastic_depth=stochastic_depth,
+        dropout=dropout,
+    )

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ._layers import ACTIVATIONS, Scaled, SkipGain, WSConv2d
+from ._layers import ACROSS_CHANNELS, ACTIVATIONS, Scaled, SkipGain, WSConv2d
 
 Norm = Literal["group", "layer", "none"]
 
@@ -33,8 +33,9 @@ class WideResNet(nn.Module):
         standardise: whether filters are standardised; otherwise plain convolutions.
         skip_gain: whether residual branches end in a learnt factor that starts at 0.
         skip: whether there is a way past the branches; without it blocks are their branches alone.
-        activation: name of one of `ACTIVATIONS`.
+        activation: name of one of `ACTIVATIONS` or `ACROSS_CHANNELS`.
         scaled: whether it is scaled to variance 1.
+        dropout: rate of dropout before each branch's second convolution [1].
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class WideResNet(nn.Module):
         skip: bool = True,
         activation: str = "relu",
         scaled: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         assert (depth - 4) % 6 == 0, "depth is 6 n + 4"
@@ -62,6 +64,7 @@ class WideResNet(nn.Module):
             skip=skip,
             activation=activation,
             scaled=scaled,
+            dropout=dropout,
         )
         self.stem = make.conv(channels, 16, 3, 1)
         blocks, wide_in = [], 16
@@ -72,7 +75,7 @@ class WideResNet(nn.Module):
                 wide_in = wide_out
         self.blocks = nn.Sequential(*blocks)
         self.end = make.activate(wide_in)
-        self.head = nn.Linear(wide_in, num_classes)
+        self.head = nn.Linear(make.after(wide_in), num_classes)
         _small_head(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,15 +89,16 @@ class _Block(nn.Module):
         super().__init__()
         self.branch = nn.Sequential(
             make.activate(wide_in),
-            make.conv(wide_in, wide_out, 3, stride),
+            make.conv(make.after(wide_in), wide_out, 3, stride),
             make.activate(wide_out),
-            make.conv(wide_out, wide_out, 3, 1),
+            *([nn.Dropout(make.dropout)] if make.dropout else []),
+            make.conv(make.after(wide_out), wide_out, 3, 1),
             *([SkipGain()] if make.skip_gain else []),
         )
         self.skip = None
         if make.skip:
             self.skip = (
-                nn.Sequential(make.activate(wide_in), make.conv(wide_in, wide_out, 1, stride))
+                nn.Sequential(make.activate(wide_in), make.conv(make.after(wide_in), wide_out, 1, stride))
                 if opens
                 else nn.Identity()
             )
@@ -114,15 +118,20 @@ class _Maker:
     skip: bool
     activation: str
     scaled: bool
+    dropout: float
 
     def conv(self, wide_in: int, wide_out: int, size: int, stride: int) -> nn.Module:
         kind = WSConv2d if self.standardise else nn.Conv2d
         return kind(wide_in, wide_out, size, stride=stride, padding=size // 2)
 
     def activate(self, channels: int) -> nn.Module:
-        made = ACTIVATIONS[self.activation]()
+        made = (ACTIVATIONS | ACROSS_CHANNELS)[self.activation]()
         made = Scaled(made) if self.scaled else made
-        return nn.Sequential(made, nn.GroupNorm(self.groups, channels)) if self.norm else made
+        return nn.Sequential(made, nn.GroupNorm(self.groups, self.after(channels))) if self.norm else made
+
+    def after(self, channels: int) -> int:
+        """Channels that an activation leaves."""
+        return channels // 2 if self.activation == "glu" else channels
 
 
 @torch.no_grad()
