@@ -29,7 +29,15 @@ from reticent.plan import Plan, StagedSampler
 from reticent.train import ledger_epsilon, load_tensors, read_run
 
 from ._config import RecipeConfig, restore_config
-from ._parts import asked_of, build_model, losses_of, optimizer_of, plan_of, settings_of, with_measured_norm
+from ._parts import (
+    asked_of,
+    build_model,
+    losses_of,
+    plan_of,
+    private_optimizer_of,
+    settings_of,
+    with_measured_norm,
+)
 from ._recipe import Recipe, Request
 from ._table import recipes
 from ._training import TrainingRecipe
@@ -167,7 +175,7 @@ def _subject(found: _Found) -> Subject:
         build=lambda: build_model(recipe, config),
         losses=losses_of(recipe, config),
         rows=lambda num_rows: recipe.random_rows(config, num_rows),
-        optimizer=lambda model: optimizer_of(model, config, lr=config.step_lr),
+        optimizer=lambda model: private_optimizer_of(model, config),
         physical_batch_size=at_once if isinstance(at_once, int) else _ROWS_AT_ONCE,
     )
 

@@ -19,7 +19,7 @@ from reticent.plan import Plan
 from reticent.train import Evaluation, RunDescription, train
 
 from ._memory import clipping_costs
-from ._parts import asked_of, available, build_model, losses_of, optimizer_of, plan_of, settings_of
+from ._parts import asked_of, available, build_model, losses_of, plan_of, private_optimizer_of, settings_of
 from ._recipe import Request
 from ._training_config import TrainingConfig
 
@@ -55,7 +55,7 @@ class Job:
             model = build_model(recipe, config)
         if isinstance(ranks, Shards | TensorParallel):
             ranks.shard(model)
-        optimizer = optimizer_of(model, config, lr=config.step_lr)
+        optimizer = private_optimizer_of(model, config)
         if isinstance(ranks, TensorParallel):  # some parameters are slices, others whole: not in one list
             for group in optimizer.param_groups:
                 group |= {"foreach": False} if "foreach" in group else {}

@@ -89,15 +89,29 @@ def build_model(recipe: "TrainingRecipe", config: TrainingConfig) -> nn.Module:
         return recipe.build(config)
 
 
-def optimizer_of(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
-    """What updates the weights that are trained, as the settings ask for it."""
-    optimizer = _plain_optimizer(model, config, lr=lr)
-    return clip_units(optimizer, config.agc) if config.agc else optimizer
+def private_optimizer_of(model: nn.Module, config: TrainingConfig) -> Optimizer:
+    """What updates the weights that are trained from the noised means of clipped gradients."""
+    return optimizer_of(model, config, lr=config.lr, scale=config.gradient_scale)
 
 
-def _plain_optimizer(model: nn.Module, config: TrainingConfig, *, lr: float) -> Optimizer:
+def optimizer_of(model: nn.Module, config: TrainingConfig, *, lr: float, scale: float = 1.0) -> Optimizer:
+    """What updates the weights that are trained, as the settings ask for it.
+
+    Args:
+        model: holds the weights.
+        config: names the optimizer.
+        lr: learning rate for gradients over `scale`.
+        scale: only sgd depends on it, and `agc`.
+    """
+    decay = None if config.weight_decay is None else config.weight_decay * scale
+    optimizer = _plain_optimizer(model, config, lr=lr / scale, decay=decay)
+    return clip_units(optimizer, config.agc * scale) if config.agc else optimizer
+
+
+def _plain_optimizer(
+    model: nn.Module, config: TrainingConfig, *, lr: float, decay: float | None
+) -> Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
-    decay = config.weight_decay
     match config.optimizer:
         case "sgd":
             return decayed_sgd(trained, lr=lr, momentum=config.momentum, weight_decay=decay or 0.0)
@@ -143,7 +157,7 @@ def step_memory(asked: Request) -> dict[str, int]:
     with torch.random.fork_rng(devices=[]):
         return measure_memory(
             model,
-            optimizer_of(model, config, lr=config.step_lr),
+            private_optimizer_of(model, config),
             lambda rows: losses(model, rows),
             rows,
             clipping=clipping_of(config),

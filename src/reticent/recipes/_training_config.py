@@ -204,9 +204,9 @@ class TrainingConfig(RecipeConfig):
     carried: ClassVar[tuple[str, ...]] = (*RecipeConfig.carried, "twin", "show_loss", "show_norms", "log")
 
     @property
-    def step_lr(self) -> float:
-        """The learning rate as the optimizer is given it."""
-        return self.lr
+    def gradient_scale(self) -> float:
+        """A step's gradients are this times those that `lr`, `weight_decay` and `agc` are meant for."""
+        return 1.0
 
     @property
     def batch_sizes(self) -> tuple[tuple[float, float], ...]:

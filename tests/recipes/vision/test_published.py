@@ -20,7 +20,7 @@ ROWS = [
 @pytest.mark.parametrize(("name", "settings", "rdp", "pld"), ROWS)
 def test_published_settings_spend_what_is_published(name, settings, rdp, pld):
     shown = describe(request(name, settings))
-    assert shown["epsilon_rdp"] == pytest.approx(rdp, rel=2e-3)
+    assert shown["epsilon_rdp"] == pytest.approx(rdp, rel=1e-4)
     assert shown["epsilon_pld"] == pytest.approx(pld, rel=2e-3)
     assert shown["epsilon"] == min(shown["epsilon_rdp"], shown["epsilon_pld"])
     assert shown["epsilon"] <= shown["config"]["epsilon"]

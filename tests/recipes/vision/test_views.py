@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from reticent.clip import ClipEngine, fix
 from reticent.errors import ConfigError, UnsupportedModel
-from reticent.recipes import request
+from reticent.recipes import request, run
+from reticent.recipes._parts import asked_of, build_model, private_optimizer_of
 from reticent.recipes.vision._augment import Views, recoloured
 from reticent.recipes.vision._layers import (
     ACTIVATIONS,
@@ -193,6 +194,42 @@ def test_layers_that_draw_at_random_are_asked_for_by_name():
     assert rates == pytest.approx([0.01 * place for place in range(16)])
     assert [m.p for m in deep.modules() if isinstance(m, torch.nn.Dropout)] == [0.25]
     assert sum(isinstance(m, SqueezeExcite) for m in deep.modules()) == 16
+
+
+@pytest.mark.parametrize("side", [33, 40, 100])
+def test_an_nf_resnet_reads_images_of_any_size_from_32(side):
+    made = network("nf-resnet-50", shape=(3, side, side), num_classes=2)
+    assert made(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape == (1, 2)
+
+
+def updated(max_norm, **settings):
+    """Weights after one update of a gradient of norm `max_norm` times a unit one."""
+    given = [f"{name}={value}" for name, value in settings.items()]
+    recipe, config = asked_of(request("mnist", [f"max_norm={max_norm}", "momentum=0.5", "lr=0.3", *given]))
+    model = build_model(recipe, config)
+    optimizer = private_optimizer_of(model, config)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 0.01 * max_norm)
+    optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_rescaled_updates_do_not_depend_on_the_clipping_norm():
+    settings = {"rescale": "true", "weight_decay": 0.5, "agc": 0.02}
+    one, other = updated(1.0, **settings), updated(0.01, **settings)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(one, updated(0.01, **settings | {"rescale": "false"}), atol=1e-5)
+
+
+def test_rescaling_updates_of_adam_is_refused():
+    with pytest.raises(ConfigError, match="rescale is a setting of sgd"):
+        request("cifar10-wrn-16-4-eps1", ["optimizer=adam"])
+
+
+def test_a_fine_tuning_run_needs_weights(tmp_path):
+    with pytest.raises(ConfigError, match="fine-tunes public weights") as caught:
+        run(request("cifar100-wrn-28-10-eps1", [f"data={tmp_path}"]), out=tmp_path / "run")
+    assert caught.value.code == "start-from"
 
 
 def test_stochastic_depth_leaves_out_whole_images_and_keeps_the_mean():

@@ -56,7 +56,7 @@ class VisionConfig(TrainingConfig):
         float, Field(ge=0, lt=1, description="share of the target spread over all classes")
     ] = 0.0
     rescale: Annotated[
-        bool, Field(description="divide the learning rate by max_norm, so that the two decouple")
+        bool, Field(description="take gradients over max_norm, so that lr does not depend on it")
     ] = False
     validation: Annotated[
         int,
@@ -74,12 +74,17 @@ class VisionConfig(TrainingConfig):
     ] = "*"
 
     @property
-    def step_lr(self) -> float:
-        """Divided by the clipping norm where `rescale` asks for it; not without privacy."""
-        return self.lr / self.max_norm if self.rescale and math.isfinite(self.epsilon) else self.lr
+    def gradient_scale(self) -> float:
+        """The clipping norm where `rescale` asks for gradients of norm 1; not without privacy."""
+        return self.max_norm if self.rescale and math.isfinite(self.epsilon) else 1.0
 
     def ignored(self, settings: Collection[str]) -> list[str]:
         problems = super().ignored(settings)
+        if self.rescale and self.optimizer != "sgd":
+            problems.append(
+                f"rescale is a setting of sgd: updates of {self.optimizer} do not depend on the size of "
+                "gradients. Set rescale = false"
+            )
         if not self.augmult:
             problems += [
                 f"{name} would be ignored: augmult is 0, so no views are made. Set augmult, or leave it out"

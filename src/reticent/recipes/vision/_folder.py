@@ -88,11 +88,19 @@ class LocalRecipe(VisionRecipe):
 
     Args:
         read: the layout's reader.
+        fine_tunes: whether the recipe is one of public weights, without which it does not begin.
     """
 
     read: Callable[[Path], _Splits]
+    fine_tunes: bool = False
 
     def fetch(self, config: Any, *, report: Callable[[str], None], progress: bool) -> _Splits:
+        if self.fine_tunes and config.start_from is None and not config.pretrained:
+            raise ConfigError(
+                f"'{self.name}' fine-tunes public weights: set start_from = FILE, the .safetensors of "
+                "another run.",
+                code="start-from",
+            )
         return self.read(_folder_of(config, self.name))
 
     def prepare(self, config: Any, fetched: Any) -> Material:

@@ -116,12 +116,11 @@ class _Bottleneck(nn.Module):
         self.excite = SqueezeExcite(wide_out) if squeeze_excite else nn.Identity()
         self.depth = StochasticDepth(left_out)
         self.gain = SkipGain(skip_gain) if skip_gain is not None else nn.Identity()
-        self.shrink = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
-        self.skip = WSConv2d(wide_in, wide_out, 1) if opens else None
+        self.skip = WSConv2d(wide_in, wide_out, 1, stride=stride) if opens else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = _activate(x) / self.beta
-        beside = x if self.skip is None else self.skip(self.shrink(h))
+        beside = x if self.skip is None else self.skip(h)
         h = self.excite(self.third(_activate(self.second(_activate(self.first(h))))))
         return beside + self.alpha * self.gain(self.depth(h))
 

@@ -61,9 +61,9 @@ class SmallCNN(nn.Module):
 
 
 def mlp(num_inputs: int, hidden: int, num_classes: int) -> nn.Module:
-    """One hidden layer of tanh."""
+    """One hidden layer of ReLU."""
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(num_inputs, hidden), nn.Tanh(), nn.Linear(hidden, num_classes)
+        nn.Flatten(), nn.Linear(num_inputs, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
     )
 
 

@@ -10,12 +10,14 @@ Sources:
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ._layers import ACROSS_CHANNELS, ACTIVATIONS, Scaled, SkipGain, WSConv2d
+
+_TRUNCATED: Final = 0.87962566103423978  # deviation of a standard normal number cut at -2 and 2
 
 Norm = Literal["group", "layer", "none"]
 
@@ -76,7 +78,7 @@ class WideResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.end = make.activate(wide_in)
         self.head = nn.Linear(make.after(wide_in), num_classes)
-        _small_head(self.head)
+        _begin(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.end(self.blocks(self.stem(x))).mean((2, 3)))
@@ -121,8 +123,11 @@ class _Maker:
     dropout: float
 
     def conv(self, wide_in: int, wide_out: int, size: int, stride: int) -> nn.Module:
-        kind = WSConv2d if self.standardise else nn.Conv2d
-        return kind(wide_in, wide_out, size, stride=stride, padding=size // 2)
+        if self.standardise:
+            return WSConv2d(wide_in, wide_out, size, stride=stride, padding=size // 2)
+        made = nn.Conv2d(wide_in, wide_out, size, stride=stride, padding=size // 2)
+        _begin(made)
+        return made
 
     def activate(self, channels: int) -> nn.Module:
         made = (ACTIVATIONS | ACROSS_CHANNELS)[self.activation]()
@@ -135,8 +140,9 @@ class _Maker:
 
 
 @torch.no_grad()
-def _small_head(head: nn.Linear) -> None:
-    """Truncated normal of variance 1 / fan-in, and no bias: the head's start in [2]'s code."""
-    std = head.in_features**-0.5
-    nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std)
-    nn.init.zeros_(head.bias)
+def _begin(layer: nn.Linear | nn.Conv2d) -> None:
+    """Truncated normal of variance 1 / fan-in, and no bias: how layers start in [2]'s code."""
+    std = layer.weight[0].numel() ** -0.5 / _TRUNCATED
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    assert layer.bias is not None, "every layer has one"
+    nn.init.zeros_(layer.bias)

@@ -28,6 +28,7 @@ MNIST: Final = VisionRecipe(
         twin_lr=0.1,
         eval_every=100,
         model="tanh-cnn",
+        flip=False,
     ),
     dataset="mnist",
     size=60_000,

@@ -1,10 +1,9 @@
-"""Runs as published, each setting as its authors had it: to plan, and to train where the hardware allows.
+"""Runs as published: to plan, and to train where the hardware allows.
 
 Room: recipes.
 
-What differs from the publications: batches are Poisson samples, as the accounts there assume but their
-loaders do not do; the weights' average moves once an update; pixels are scaled by constants that no data
-chose. ImageNet is resized, not cropped at random from larger images.
+Settings are those of the publications and their code; what differs, and what no publication states, is
+listed in `docs/paper-images.md`.
 
 Sources:
     [1] De et al. 2022, arXiv:2204.13650, and its code's configurations.
@@ -79,6 +78,7 @@ CIFAR100_FINETUNE: Final = LocalRecipe(
         ema=0.9,
     ),
     read=read_cifar100,
+    fine_tunes=True,
     **_CIFAR100,
 )
 IMAGENET: Final = FolderRecipe(
@@ -119,7 +119,7 @@ IMAGENET_TAN: Final = FolderRecipe(
         noise_multiplier=2.5,
         expected_batch_size=32_768,
         num_steps=18_000,
-        lr=8.0,
+        lr=32.0,
         augmult=8,
         ema=0.9999,
     ),
@@ -128,7 +128,7 @@ IMAGENET_TAN: Final = FolderRecipe(
 )
 MNIST_MLP: Final = VisionRecipe(
     name="mnist-mlp-eps1",
-    summary="MNIST as in the paper's code: a small perceptron, epsilon 1",
+    summary="MNIST as in the paper's code: a small perceptron, noise 10 (epsilon 1 at most)",
     config=with_defaults(
         VisionConfig,
         "MnistMlpConfig",
@@ -140,6 +140,7 @@ MNIST_MLP: Final = VisionRecipe(
         num_steps=1000,
         lr=2.0,
         ema=0.999,
+        flip=False,
     ),
     **_MNIST,
 )
@@ -156,6 +157,7 @@ MNIST_AUDIT: Final = VisionRecipe(
         num_steps=1000,
         lr=2.0,
         ema=0.999,
+        flip=False,
     ),
     **_MNIST,
 )
@@ -172,6 +174,7 @@ SVHN: Final = LocalRecipe(
         twin_lr=0.1,
         momentum=0.0,
         model="small-cnn",
+        flip=False,
     ),
     dataset="svhn",
     size=73_257,
