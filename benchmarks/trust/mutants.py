@@ -216,7 +216,7 @@ MUTANTS = [
     (
         "modules that mix the batch are accepted",
         "clip/_proven.py",
-        "    if mixed:\n        raise mixing_error(capture, mixed, found)\n",
+        "    if mixed:\n        raise mixing_error(capture, mixed, found, diverged=ones.not_finite())\n",
         "    if mixed:\n        raise NotProven\n",
         "tests/clip/test_engine.py -k test_two_of_many_units_that_mix",
     ),

@@ -1,5 +1,6 @@
 """What cannot be bounded is refused by name, before any sum exists, and the model is as it was."""
 
+import math
 import re
 
 import pytest
@@ -186,6 +187,19 @@ def test_a_value_overwritten_since_its_graph_needs_it_is_refused_not_pulled_back
     with pytest.raises(UnsupportedModel, match="overwritten by a later in-place operation") as caught:
         engine.clipped_sum(lambda rows: model(rows).sum(1), x)
     assert caught.value.code == "in-place-parameter"
+
+
+def test_where_gradients_are_not_finite_the_refusal_says_so() -> None:
+    """What mixes can hardly be told from weights that diverged."""
+    model = nn.Linear(4, 5)
+    engine = rt.ClipEngine(model, max_norm=1.0)
+
+    def losses(x: Tensor) -> Tensor:
+        y = model(x)
+        return (y + y.roll(1, 0)).sum(1) * torch.tensor([1.0, math.inf, 1.0])
+
+    with pytest.raises(rt.errors.CoupledExamples, match="not finite: if training has diverged"):
+        engine.clipped_sum(losses, torch.randn(3, 4))
 
 
 @pytest.mark.parametrize("first", ["no positions", "gradients of zero"])

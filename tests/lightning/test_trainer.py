@@ -127,6 +127,12 @@ def test_epsilon_is_the_ledgers_and_nothing_of_training_rows_is_logged(tmp_path)
     assert "differential" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8").lower()
 
 
+def test_logging_may_be_off(tmp_path):
+    trainer = trainer_of(tmp_path, logger=CSVLogger(tmp_path), log_every_n_steps=0)
+    trainer.fit(Module(), data())
+    assert read_run_ledger(tmp_path / "run").num_steps == STEPS
+
+
 class Fails(Callback):
     def __init__(self, after):
         self.after = after

@@ -50,6 +50,7 @@ def test_a_twin_is_trained_beside_without_privacy(tmp_path, digits):
     assert twin["num_steps"] == 6
     assert result["twin"]["test_accuracy"] == twin["test_accuracy"]
     assert result["twin"]["time_ratio"] > 0
+    assert result["private"] is True and result["twin"]["private"] is False
     assert (tmp_path / "run" / "twin" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "twin" / "ledger.jsonl").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -69,16 +70,23 @@ def test_a_run_that_has_not_begun_spent_nothing(tmp_path):
     ],
 )
 def test_what_a_reader_must_see_beside_the_number(tmp_path, settings, warning):
-    found = statement_of(tmp_path / "run", **settings)
+    found = statement_of(tmp_path / "run", twin=False, **settings)
     assert [warning in told for told in found.warnings] == [True]
 
 
 def test_an_ordinary_run_has_no_warnings(tmp_path):
-    assert statement_of(tmp_path / "run").warnings == ()
+    assert statement_of(tmp_path / "run", twin=False).warnings == ()
+
+
+def test_a_twin_is_not_covered_by_epsilon_and_that_is_said(tmp_path):
+    (warning,) = statement_of(tmp_path / "run", twin=True).warnings
+    assert "in the folder twin: keep both to yourself" in warning
+    shutil.rmtree(tmp_path / "run" / "twin")  # its scores stay in result.json
+    assert state(read_run(tmp_path / "run"), num_points=1).warnings == (warning,)
 
 
 def test_without_a_public_number_of_examples_none_is_compared(tmp_path):
-    assert statement_of(tmp_path / "run", num_examples=None, delta=1e-3).warnings == ()
+    assert statement_of(tmp_path / "run", num_examples=None, delta=1e-3, twin=False).warnings == ()
 
 
 def test_a_stored_epsilon_that_disagrees_with_the_ledger_is_pointed_out(tmp_path):
@@ -120,7 +128,7 @@ def test_guess_accuracy_is_that_of_the_worst_mechanism_there_is(eps, delta):
     ],
 )
 def test_replaced_data_and_shown_losses_are_pointed_out(tmp_path, part, entry, warning):
-    folder = make_run(tmp_path / "run")
+    folder = make_run(tmp_path / "run", twin=False)
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     about[part] = {**about.get(part, {}), **entry}
     (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")

@@ -59,6 +59,9 @@ def test_nothing_left_tells_of_the_number_of_runs(tmp_path, in_process, monkeypa
             )
         assert "seconds" not in json.loads(found["best/result.json"])
         assert json.loads(found["best/result.json"])["run"] == str(out / "best")
+        assert json.loads(found["best/run.json"])["created"].endswith("T00:00:00+00:00")
+        ages = {round(p.stat().st_mtime) for p in (out / "best").rglob("*")}
+        assert max(ages) - min(ages) <= 2
         written[count] = found["sweep.json"].decode().replace(str(out), "OUT"), sorted(found)
     assert len(names) == 6 and not [name for name in names if name.isdecimal()]
     (one, files), (five, same_files) = written.values()
@@ -136,6 +139,7 @@ def test_a_poisson_number_of_none_leaves_no_run_and_still_costs(tmp_path, in_pro
         (["epsilon=1,2"], [], True, "at one epsilon"),
         (["lr=1,2"], ["twin=true"], True, "leave out twin"),
         (["lr=1,2"], ["show_loss=true"], True, "leave out show_loss"),
+        (["noise_seed=1,none"], [], True, "take their noise from a seed"),
         (["lr=1,2"], ["log=mlflow"], True, "Leave out log=mlflow"),
         (["lr=1,-2"], [], True, "lr: input should be greater than 0"),
     ],

@@ -90,6 +90,10 @@ def mixed_unseen(rows):
     x -= x.mean(0)
 
 
+def permuted_unseen(rows):
+    rows["y"].numpy()[:] = rows["y"].numpy()[::-1].copy()
+
+
 def replaced(rows):
     rows["x"] = rows["x"].flip(0)
 
@@ -98,7 +102,7 @@ def noted(rows):
     rows["note"] = "mine"
 
 
-@pytest.mark.parametrize("change", [grown, mixed_in_place, mixed_unseen, replaced, noted])
+@pytest.mark.parametrize("change", [grown, mixed_in_place, mixed_unseen, permuted_unseen, replaced, noted])
 def test_a_chunk_that_was_changed_is_refused(tmp_path, change):
     x, y = make_data().tensors
     plan = make_plan()

@@ -92,6 +92,11 @@ class Fingerprints:
         self._num_units = num_units
         self._seed = seed
 
+    def not_finite(self) -> bool:
+        """Whether some gradient held what is no finite number."""
+        kept = (made for of in self.prints.values() for by_axis in of.values() for made in by_axis.values())
+        return any(made.bad is not None and bool(made.bad.any()) for made in kept)
+
     def visit(self, entry: Entry, index: int, saved: tuple[Tensor, ...], g: Tensor) -> None:
         """See `Visitor`."""
         self.entries.setdefault(entry.key, entry)

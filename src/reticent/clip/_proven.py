@@ -145,28 +145,32 @@ def layouts_of(
     for entry in capture.entries:
         if entry.key not in found:
             proven.setdefault(entry.key, {})
-    _refuse_mixing(capture, found, ones.entries, has_batch)
+    _refuse_mixing(capture, found, ones, has_batch)
     return found
 
 
 def _refuse_mixing(
     capture: Capture,
     found: Mapping[Key, Mapping[int, Layout | None]],
-    entries: Mapping[Key, Entry],
+    ones: Fingerprints,
     has_batch: bool,
 ) -> None:
     mixed = [key for key, layouts in found.items() if None in layouts.values()]
     # Without the batch, what was looked up or expanded may be data: mixed, it is refused.
-    doubtful = {key for key in mixed if entries[key].optional}
-    optional = frozenset(key for key in doubtful if entries[key].constant or has_batch)
+    doubtful = {key for key in mixed if ones.entries[key].optional}
+    optional = frozenset(key for key in doubtful if ones.entries[key].constant or has_batch)
     if optional and len(optional) == len(doubtful):
         raise NotProven(optional)
     if mixed:
-        raise mixing_error(capture, mixed, found)
+        raise mixing_error(capture, mixed, found, diverged=ones.not_finite())
 
 
 def mixing_error(
-    capture: Capture, mixed: list[Key], found: Mapping[Key, Mapping[int, Layout | None]]
+    capture: Capture,
+    mixed: list[Key],
+    found: Mapping[Key, Mapping[int, Layout | None]],
+    *,
+    diverged: bool = False,
 ) -> CoupledExamples:
     """Names what lies between the last recorded output that mixes and the first that does not."""
     events = capture.events
@@ -183,6 +187,7 @@ def mixing_error(
         f"The gradient of one example's loss with respect to the output of {describe(mixed[-1])} "
         f"reaches other examples' rows, or rows that lie in no regular order. Examples are mixed in or "
         f"after {inside}, or in the loss. Use layers that treat each example alone (group or layer "
-        "normalisation, routing per example) and a loss that is one value per example.",
+        "normalisation, routing per example) and a loss that is one value per example."
+        + (" Some of these gradients are not finite: if training has diverged, that may be all." * diverged),
         code="gradient-mixes-examples",
     )

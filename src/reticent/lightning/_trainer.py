@@ -343,8 +343,8 @@ class _Keeper(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        steps = trainer._private.num_steps
-        if steps % trainer.log_every_n_steps == 0 or steps == trainer.plan.num_steps:
+        steps, every = trainer._private.num_steps, trainer.log_every_n_steps
+        if (every and steps % every == 0) or steps == trainer.plan.num_steps:
             epsilon = trainer._private.epsilon().epsilon
             pl_module.log(
                 "epsilon", epsilon, on_epoch=False, prog_bar=True, logger=bool(trainer.loggers), batch_size=1

@@ -22,6 +22,7 @@ from reticent.plan import ROW, Plan
 from reticent.train import (
     Transform,
     check_tracking,
+    finite,
     load_tensors,
     new_folder,
     removed_if_empty,
@@ -295,6 +296,7 @@ def _conclude(
         twin = train_twin(job, out / "twin", console)
         updates = result["num_steps"] - result["num_lost"]
         result["twin"] = {
+            "private": False,
             **{name: value for name, value in twin.items() if name.startswith("test_")},
             "seconds": twin["seconds"],
             "time_ratio": round(
@@ -307,6 +309,7 @@ def _conclude(
     result["weights_sha256"] = weights_sha256(out, result["weights"])
     result |= adapter_sha256(out)
     result = as_chosen(out, result)
+    result = finite(result)
     write_json(out / "result.json", result)
     return result
 

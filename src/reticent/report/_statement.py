@@ -218,6 +218,11 @@ def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report:
             "Norms of the examples' gradients were written to not-private.jsonl. They depend on the private "
             "data and ε does not cover them: keep them to yourself."
         )
+    if run.twin is not None or (run.result is not None and run.result.twin):
+        found.append(
+            "A twin was trained on the same rows without noise. ε covers neither its scores, in result.json, "
+            "nor its weights, in the folder twin: keep both to yourself."
+        )
     if scored := run.about.data.get("scored"):
         found.append(
             f"Scores were measured on {scored}: rows that were taken out of the private data and not trained "

@@ -39,7 +39,7 @@ def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list
 
     Raises:
         ConfigError[sweep-choice]: a candidate varies epsilon or is no run; a tracker would be told of
-            each run; or the recipe cannot say what it will spend.
+            each run; some but not all are reproducible; or the recipe cannot say what it will spend.
     """
     if any("epsilon" in grid and len(grid["epsilon"]) > 1 for grid in asked.grids):
         raise ConfigError(
@@ -49,7 +49,7 @@ def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list
         )
     if not candidates:
         raise ConfigError("A choice needs private runs, and the grid has none.", code="sweep-choice")
-    spent = []
+    spent, seeded = [], set()
     for settings in candidates:
         request = asked_for(asked.recipe, settings)  # a bad combination must not make the choice smaller
         shown = [name for name in _NOT_PRIVATE if getattr(request.config, name, False)]
@@ -64,6 +64,7 @@ def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list
                 f"log={log}: a choice publishes its best run alone.",
                 code="sweep-choice",
             )
+        seeded.add(request.config.noise_seed is not None)
         segments = request.recipe.spends(request)
         if segments is None:
             raise ConfigError(
@@ -72,4 +73,10 @@ def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list
                 code="sweep-choice",
             )
         spent.append(segments)
+    if len(seeded) > 1:
+        raise ConfigError(
+            "Some of the candidates take their noise from a seed: who knows it can tell what the others were "
+            "compared with, so a choice among them has no epsilon. Leave noise_seed out, or set it for all.",
+            code="sweep-choice",
+        )
     return spent

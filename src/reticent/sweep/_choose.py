@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,8 @@ def _conclude(
 def _restate(folder: Path, privacy: dict[str, Any], *, run: Path) -> None:
     """Let the kept run's result state what the choice costs: its own epsilon is no longer the whole truth.
 
-    It names the folder that is left, and no time: not where the run took place, nor how long it took.
+    It names the folder that is left, and no time but the day of the choice: not where the run took place,
+    when, nor how long it took. All its files are of one age.
     """
     from reticent.train import write_json
 
@@ -204,6 +206,11 @@ def _restate(folder: Path, privacy: dict[str, Any], *, run: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     result.pop("seconds", None)
     write_json(path, {**result, **privacy, "run": str(run), "chosen": True})
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    write_json(folder / "run.json", {**about, "created": day.isoformat(timespec="seconds")})
+    for file in folder.rglob("*"):
+        os.utime(file)
 
 
 def _plain(segments: Segments) -> list[list[Any]]:

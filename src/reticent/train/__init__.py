@@ -16,6 +16,7 @@ from ._evaluate import Evaluation, eval_mode, evaluate
 from ._files import append_line, finite, write_json
 from ._folder import (
     RunDescription,
+    left_by_steps,
     new_folder,
     read_run,
     removed_if_empty,
@@ -66,6 +67,7 @@ __all__ = [
     "fit",
     "largest_physical_batch_size",
     "ledger_epsilon",
+    "left_by_steps",
     "load_checkpoint",
     "load_tensors",
     "mix_seed",

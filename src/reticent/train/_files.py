@@ -56,6 +56,8 @@ def finite(value: Any) -> Any:
     """The same, with null for every number that JSON cannot hold: weights may diverge."""
     if isinstance(value, Mapping):
         return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -39,6 +39,7 @@ _KINDS: Final[Mapping[str, type | tuple[type, ...]]] = MappingProxyType(
     }
 )
 _MISSING: Final = object()
+_LEFT_BY_STEPS: Final = ("checkpoint*", "*.safetensors", "metrics.jsonl", "not-private.jsonl", "result.json")
 _OURS: Final = ("run.json", "ledger.jsonl", "metrics.jsonl", "not-private.jsonl", "checkpoint.json")
 
 
@@ -119,6 +120,11 @@ def _was_spent(folder: Path) -> bool:
         except LedgerError as e:  # of which nothing can be known is kept
             return e.code != "ledger-unfinished"
     return any(p.name != "checkpoint-000000.safetensors" for p in folder.glob("checkpoint-*.safetensors"))
+
+
+def left_by_steps(folder: Path) -> bool:
+    """Whether there are files that come after a run's ledger: a new one would forget what was spent."""
+    return any(any(folder.glob(pattern)) for pattern in _LEFT_BY_STEPS)
 
 
 def write_run(

@@ -123,7 +123,7 @@ class Seal:
     Args:
         names: of a dict's items.
         tensors: the very tensors.
-        states: of each, shape, number of writes that torch counted, and sum of its bits.
+        states: of each, shape, number of writes that torch counted, and the sum of each row's bits.
     """
 
     names: tuple[str, ...]
@@ -150,7 +150,8 @@ _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 def _state(t: Tensor) -> tuple[Any, ...]:
     bits = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
     as_integers = bits.contiguous().view(_INTEGERS[bits.element_size()])
-    return tuple(t.shape), t._version, int(as_integers.sum(dtype=torch.int64))
+    of_rows = as_integers.flatten(1).sum(1, dtype=torch.int64) if as_integers.ndim > 1 else as_integers
+    return tuple(t.shape), t._version, tuple(of_rows.tolist())
 
 
 def refuse_mixing(rows: Rows, transform: Transform, *, seed: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from ._evaluate import Evaluation
 from ._files import drop_torn_line, finite, write_json
 from ._folder import (
     RunDescription,
+    left_by_steps,
     new_folder,
     read_run,
     removed_if_empty,
@@ -46,9 +47,6 @@ from ._progress import Spent, silent_or_bar
 from ._rows import Transform, fetch
 from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, LossPerExample, PrivateStep
 from ._track import check_tracking, tracked
-
-# What a run leaves only when its ledger was there: without one, a new ledger would forget what was spent.
-_LEFT_BY_STEPS: Final = ("checkpoint*", "*.safetensors", "metrics.jsonl", "not-private.jsonl", "result.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -448,8 +446,7 @@ def _reopen_ledger(
 ) -> Ledger:
     """The run's ledger; a new one if the run was stopped before it had one."""
     path = folder / "ledger.jsonl"
-    began = any(any(folder.glob(pattern)) for pattern in _LEFT_BY_STEPS)
-    if not began and (not path.exists() or b"\n" not in path.read_bytes()):
+    if not left_by_steps(folder) and (not path.exists() or b"\n" not in path.read_bytes()):
         return create_ledger(
             path,
             plan,

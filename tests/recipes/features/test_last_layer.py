@@ -268,6 +268,18 @@ def test_a_resumed_run_draws_fresh_noise(tmp_path, digits, monkeypatch):
     assert not torch.equal(weights[0], load_tensors(tmp_path / "c" / "weights.safetensors")[0]["weight"])
 
 
+def test_a_run_whose_ledger_is_gone_does_not_begin_another(tmp_path, digits, monkeypatch):
+    killed_at(monkeypatch, 4)
+    with pytest.raises(Killed):
+        train(digits, tmp_path / "run", "method=fc", "num_steps=8", "checkpoint_every=1")
+    monkeypatch.undo()
+    for path in [*(tmp_path / "run").glob("checkpoint*"), tmp_path / "run" / "ledger.jsonl"]:
+        path.unlink()
+    assert (tmp_path / "run" / "weights.safetensors").exists()  # of the stages that are over
+    with pytest.raises(LedgerError):
+        go_on(tmp_path / "run", data=digits)
+
+
 def test_an_edited_run_a_cut_ledger_and_other_data_are_refused(tmp_path, digits, monkeypatch):
     killed_at(monkeypatch, 4)
     with pytest.raises(Killed):

@@ -15,7 +15,7 @@ from reticent.account.ledger import read_ledger
 from reticent.cli._run_screen import _rows as screen_rows
 from reticent.cli.generate import command as generate_command
 from reticent.errors import ReticentError
-from reticent.recipes import describe, request, run
+from reticent.recipes import describe, go_on, request, run
 from reticent.recipes._config import make_config
 from reticent.recipes.text._score import IGNORED
 from reticent.recipes.text._suggest import suggest_generation
@@ -173,6 +173,14 @@ def test_a_private_run_ends_with_model_card_and_texts(folder, rows, tmp_path):
         catch_exceptions=False,
     )
     assert json.loads(told.stdout.splitlines()[-1])["num_texts"] == 40
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_a_run_that_diverged_ends_all_the_same(folder, rows, tmp_path):
+    result = run(asked(folder, rows, "adaptation=last-layer", "lr=3000"), out=tmp_path / "run")
+    assert result["private"] and result["test_perplexity"] is None
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["weights_sha256"]
+    assert go_on(tmp_path / "run")["epsilon"] == result["epsilon"]
 
 
 def test_without_privacy_the_same_code_says_that_there_is_none(folder, rows, tmp_path):

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from reticent.account import Segments
+from reticent.account import Segments, verify_traces
 from reticent.account.ledger import Ledger, read_run_ledger, verify_contains
 from reticent.errors import CheckpointError, ConfigError, DataError
 from reticent.noise import CipherNoise
@@ -30,6 +30,7 @@ from reticent.train import (
     TrainSettings,
     finite,
     ledger_epsilon,
+    left_by_steps,
     load_checkpoint,
     load_tensors,
     mix_seed,
@@ -215,7 +216,7 @@ class LastLayerRecipe(Recipe):
         if config.twin:
             result["twin"] = _twin(method, features, result["seconds"])
         result["weights_sha256"] = weights_sha256(folder, result["weights"])
-        result = as_chosen(folder, result)
+        result = finite(as_chosen(folder, result))
         write_json(folder / "result.json", result)
         return result
 
@@ -276,13 +277,13 @@ def new_ledger(folder: Path, method: Method, run_id: str) -> Ledger:
 def _old_ledger(folder: Path, method: Method, run_id: str, checkpoint: Checkpoint | None) -> Ledger:
     """The run's ledger, open; a new one if the run was stopped before it had one."""
     path = folder / "ledger.jsonl"
-    began = checkpoint is not None or (folder / "result.json").exists()
-    if not began and (not path.exists() or b"\n" not in path.read_bytes()):
+    if not left_by_steps(folder) and (not path.exists() or b"\n" not in path.read_bytes()):
         return new_ledger(folder, method, run_id)
     ledger = Ledger.open(path)
     try:
         reproducible = method.config.noise_seed is not None
         check_stage_ledger(ledger, method.plan, reproducible=reproducible, run_id=run_id)
+        verify_traces(ledger, folder)
         _check_checkpoint(ledger, checkpoint, folder)
         ledger.append_resume(checkpoint_step=0 if checkpoint is None else checkpoint.step)
     except BaseException:
@@ -420,6 +421,7 @@ def _twin(method: Method, features: Features, seconds: float) -> dict[str, Any]:
     scores = _mean_scores(head, features)
     twin_seconds = time.perf_counter() - began
     return {
+        "private": False,
         **{f"test_{name}": value for name, value in scores.items()},
         **_auc(head, features),
         "seconds": round(twin_seconds, 3),

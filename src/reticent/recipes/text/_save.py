@@ -47,12 +47,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: str | None = N
 def merged(model: Any) -> Any:
     """The model with its adapters added into its weights, as a copy; a model without adapters as it is.
 
-    Raises:
-        ValueError: an adapter holds a weight that is not finite (peft's own check).
+    Weights that are not finite stay so: a run that diverged ends all the same, and who loads it is told.
     """
     if not _is_adapted(model):
         return model
-    return copy.deepcopy(model).merge_and_unload(safe_merge=True)
+    return copy.deepcopy(model).merge_and_unload()
 
 
 def _is_adapted(model: Any) -> bool:
