@@ -1,43 +1,77 @@
 """Folders of pretrained models by name, in the form that transformers loads.
 
-Room: recipes.text. Imports transformers when a model must be converted.
+Room: recipes.text. Imports transformers when a model must be converted, huggingface_hub for a hub's.
 """
 
+import re
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from reticent.data import cached_folder, fetch_pretrained, pretrained_names
 from reticent.errors import ConfigError
 
 from ._packages import missing
 
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Configuration, tokenizer and safetensors: no code and no pickles.
+_HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
 
 def pretrained_folder(name: str, *, report: Any = None) -> Path:
-    """A model's folder: one of the operator's own, or a known model, fetched once.
+    """A model's folder: one of the operator's own, a known model, or the Hugging Face Hub's, fetched once.
 
     Args:
-        name: a folder with `config.json`, or one of `reticent.data.pretrained_names()`.
+        name: a folder with `config.json`, one of `reticent.data.pretrained_names()`, or a name on the Hub; of
+            that, files of configuration, tokenizer and safetensors are taken, no code and no pickles.
         report: called with each line about fetching.
 
     Raises:
-        ConfigError[text-model]: neither a folder with a model nor a known name.
+        ConfigError[text-model]: none of these, or the Hub does not have it or cannot be reached.
         ConfigError[missing-library]: the model must be converted, and gguf is not installed.
         DataError: it cannot be fetched.
     """
     if (Path(name) / "config.json").is_file():
         return Path(name)
     if name not in pretrained_names():
-        raise ConfigError(
-            f"'{name}' is neither a folder with a config.json nor a known model. Known: "
-            f"{', '.join(pretrained_names())}.",
-            code="text-model",
-        )
+        if Path(name).exists() or not _HUB_NAME.fullmatch(name):
+            raise _unknown(name)
+        return _from_hub(name)
     found = fetch_pretrained(name, report=report)
     if found.suffix != ".gguf":
         return found
     return cached_folder(
         f"{name}-hf", f"{found} as float32", lambda folder: _from_gguf(found, folder), report=report
     )
+
+
+def _unknown(name: str, why: str = "") -> ConfigError:
+    return ConfigError(
+        f"'{name}' is neither a folder with a config.json nor a known model. Known: "
+        f"{', '.join(pretrained_names())}.{why}",
+        code="text-model",
+    )
+
+
+@cache
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise missing("huggingface_hub", f"Fetching '{name}'", extra="text") from error
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError) as e:
+        first = str(e).strip().partition("\n")[0]
+        raise _unknown(
+            name,
+            f" It was looked for on the Hugging Face Hub too: {first} Where that cannot be reached, run `hf "
+            f"download {name} --local-dir FOLDER` elsewhere, bring the folder here, and set model = FOLDER.",
+        ) from e
+    if not (folder / "config.json").is_file():
+        raise _unknown(name, " The Hugging Face Hub has a model of this name, without a config.json.")
+    return folder
 
 
 def _from_gguf(file: Path, folder: Path) -> None:
