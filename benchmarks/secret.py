@@ -152,6 +152,7 @@ def measure(secrets: list[Secret], model: nn.Module, *, max_candidates: int) -> 
     return {
         "mean_bits": round(sum(e.bits for e in found) / len(found), 2),
         "bits": [round(e.bits, 2) for e in found],
+        "ranks": [round((e.num_scored + 1) / 2**e.bits) for e in found],  # among the codes that were scored
         "extracted_greedily": sum(extract(secret, score) == secret.code for secret in secrets),
         "extracted_with_10_beams": sum(extract(secret, score, beams=10) == secret.code for secret in secrets),
     }
