@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.cases import CASES
 from benchmarks.engines import BASE, ENGINES, QUICK
 from benchmarks.measure import Settings, compare
@@ -44,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="write the JSON object to this file too")
     parser.add_argument("--memory-limit", type=float, default=20.0, help="GiB for each process (default 20)")
     parser.add_argument("--time-limit", type=float, default=900.0, help="seconds for an answer (default 900)")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: memory is what torch allocates",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and batch")
     return parser
 
@@ -86,6 +94,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
     if missing := CASES[args.case].missing():
         parser.error(f"case {args.case} needs {', '.join(missing)}: pip install -e '.[bench]'")
     settings = Settings(
@@ -94,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         memory_limit=args.memory_limit,
         time_limit=args.time_limit,
         seed=args.seed,
+        device=args.device,
         engines=QUICK if args.quick else args.engines or tuple(ENGINES),
         why_not="quick" if args.quick else "not picked",
     )

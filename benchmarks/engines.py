@@ -29,6 +29,7 @@ class Engine:
         per_layer: True where each module's gradient is clipped by itself.
         peer: True for other libraries, which are timed one at a time.
         needs: packages to install for it.
+        cpu_only: whether it is run on CPUs only.
     """
 
     make: Callable[[Work, float], Step]
@@ -36,6 +37,7 @@ class Engine:
     per_layer: bool = False
     peer: bool = False
     needs: tuple[str, ...] = ()
+    cpu_only: bool = False
 
 
 def _plain(work: Work, losses: Callable[..., Tensor]) -> Step:
@@ -106,7 +108,9 @@ ENGINES: Final = MappingProxyType(
         "opacus-ghost": Engine(make=opacus.ghost, peer=True, needs=("opacus",)),
         "opacus-fast-gradient": Engine(make=opacus.fast_gradient, peer=True, needs=("opacus",)),
         "opake": Engine(make=opake.clipped, peer=True, needs=("opake",)),
-        "jax-privacy": Engine(make=jax_privacy.clipped, peer=True, needs=("jax", "jax_privacy")),
+        "jax-privacy": Engine(
+            make=jax_privacy.clipped, peer=True, needs=("jax", "jax_privacy"), cpu_only=True
+        ),
         "fastdp": Engine(make=fastdp.book_keeping, peer=True),
         "private-transformers": Engine(make=private_transformers.ghost, peer=True),
     }

@@ -41,6 +41,7 @@ class Settings:
         memory_limit: GiB of address space a process may have.
         time_limit: seconds a process may take for an answer.
         seed: of weights and batch.
+        device: "cpu" or "cuda".
     """
 
     case: str
@@ -50,6 +51,7 @@ class Settings:
     memory_limit: float = 20.0
     time_limit: float = 900.0
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -156,6 +158,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "seed": settings.seed,
         "threads": threads(),
         "machine": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if settings.device == "cuda" else "cpu",
         "torch": torch.__version__,
         "versions": versions(),
     }
@@ -164,6 +167,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
             "case": settings.case,
             "seed": settings.seed,
             "threads": threads(),
+            "device": settings.device,
             "memory_limit": settings.memory_limit,
             "reference": str(Path(folder) / "reference.pt"),
             "per_layer": any(ENGINES[e].per_layer for e in settings.engines),

@@ -31,13 +31,15 @@ class Reference:
     per_layer: dict[str, Tensor] | None
 
     def save(self, path: Path) -> None:
-        """Write it where `load` finds it."""
+        """Write it where `load` finds it, for the CPU."""
+        flat = {n: t.cpu() for n, t in self.flat.items()}
+        per_layer = None if self.per_layer is None else {n: t.cpu() for n, t in self.per_layer.items()}
         torch.save(
             {
                 "max_norm": self.max_norm,
                 "num_clipped": self.num_clipped,
-                "flat": self.flat,
-                "per_layer": self.per_layer,
+                "flat": flat,
+                "per_layer": per_layer,
             },
             path,
         )
@@ -56,7 +58,7 @@ class Reference:
             raise ValueError(f"no sum for {sorted(missing)[0]} and {len(missing) - 1} other parameters")
         worst = 0.0
         for name, tensor in want.items():
-            error = float((got[name].detach() - tensor).norm()) / self.max_norm
+            error = float((got[name].detach().cpu() - tensor).norm()) / self.max_norm
             worst = max(worst, math.inf if math.isnan(error) else error)
         return worst
 

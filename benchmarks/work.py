@@ -5,7 +5,7 @@ Shape letters: B examples.
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +38,12 @@ class Work:
     def num_examples(self) -> int:
         """B."""
         return (self.batch[0] if isinstance(self.batch, tuple) else self.batch).shape[0]
+
+    def on(self, device: str) -> "Work":
+        """The same work with model and batch on a device; the model is moved, not copied."""
+        several = isinstance(self.batch, tuple)
+        batch = tuple(t.to(device) for t in self.batch) if several else self.batch.to(device)
+        return replace(self, model=self.model.to(device), batch=batch)
 
     def rows(self, start: int, stop: int) -> Any:
         """Some examples of the batch."""

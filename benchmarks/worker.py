@@ -51,9 +51,14 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def peak_above_loaded(step: Step) -> float | None:
-    """MiB that the first steps need above the loaded model and batch; None where the kernel does not tell."""
+def peak_above_loaded(step: Step, device: str) -> float | None:
+    """MiB that the first steps need above the loaded model and batch; None where the kernel does not tell.
+
+    On the CPU of resident memory; on a GPU of what torch allocates there.
+    """
     gc.collect()
+    if device == "cuda":
+        return _peak_on_gpu(step)
     try:
         loaded = _kib("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which loading reached
@@ -66,6 +71,18 @@ def peak_above_loaded(step: Step) -> float | None:
     return None if loaded is None else (_kib("VmHWM") - loaded) / 1024
 
 
+def _peak_on_gpu(step: Step) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    loaded = torch.cuda.memory_allocated()
+    kept: list[Any] = []
+    for _ in range(MEMORY_STEPS):
+        kept.clear()
+        kept.append(step())
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - loaded) / 2**20
+
+
 def one_line(error: BaseException) -> str:
     """The first line that says something, with the kind of the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -73,10 +90,14 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def build(case: str, seed: int) -> Work:
-    """The case's work; the same weights and batch for the same seed."""
+def build(case: str, seed: int, device: str = "cpu") -> Work:
+    """The case's work on a device; the same weights and batch for the same seed."""
     torch.manual_seed(seed)
-    return find(case).build()
+    return find(case).build().on(device)
+
+
+def _asked(request: dict[str, Any]) -> Work:
+    return build(request["case"], request["seed"], request["device"])
 
 
 def _install_hint(engine: Engine) -> None:
@@ -88,10 +109,12 @@ def _install_hint(engine: Engine) -> None:
 def _prepare(request: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
     engine = ENGINES[request["engine"]]
     _install_hint(engine)
-    work = build(request["case"], request["seed"])
+    if engine.cpu_only and request["device"] != "cpu":
+        raise Skip("on CPUs only")
+    work = _asked(request)
     saved = Path(request["reference"])
     step = engine.make(work, Reference.load(saved).max_norm)
-    ready: dict[str, Any] = {"memory_mib": peak_above_loaded(step), "max_error": None}
+    ready: dict[str, Any] = {"memory_mib": peak_above_loaded(step, request["device"]), "max_error": None}
     if engine.private:
         sums = dict(step())
         ready["max_error"] = Reference.load(saved).max_error(sums, per_layer=engine.per_layer)
@@ -110,11 +133,13 @@ def _serve(request: dict[str, Any], replies: TextIO) -> None:
         start = time.perf_counter()
         kept.clear()  # as `.grad` does, the last sum lives until the next step begins
         kept.append(step())
+        if request["device"] == "cuda":
+            torch.cuda.synchronize()
         print(json.dumps({"seconds": time.perf_counter() - start}), file=replies, flush=True)
 
 
 def _make_reference(request: dict[str, Any], replies: TextIO) -> None:
-    found = reference(build(request["case"], request["seed"]), per_layer=request["per_layer"])
+    found = reference(_asked(request), per_layer=request["per_layer"])
     found.save(Path(request["reference"]))
     reply = {"max_norm": found.max_norm, "num_clipped": found.num_clipped}
     print(json.dumps(reply), file=replies, flush=True)
@@ -128,7 +153,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     request = json.loads(sys.stdin.readline())
     try:
-        _limit_memory(request["memory_limit"])
+        if request["device"] == "cpu":  # CUDA reserves far more addresses than it uses
+            _limit_memory(request["memory_limit"])
         torch.set_num_threads(request["threads"])
         if "engine" in request:
             _serve(request, replies)

@@ -86,6 +86,13 @@ def test_a_process_over_its_memory_limit_says_so() -> None:
         compare(Settings(case="tiny", rounds=1, memory_limit=0.05), lambda line: None)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_cuda_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        clipping.main(["--case", "tiny", "--device", "cuda"])
+    assert "torch finds no GPU here" in capsys.readouterr().err
+
+
 def test_a_killed_process_is_reported() -> None:
     with measure.worker(60.0) as gone:
         gone.process.kill()
@@ -94,7 +101,14 @@ def test_a_killed_process_is_reported() -> None:
 
 def test_a_process_that_does_not_answer_is_reported() -> None:
     with measure.worker(0.01) as late:
-        request = {"memory_limit": 20, "threads": 1, "case": "tiny", "seed": 0, "per_layer": False}
+        request = {
+            "memory_limit": 20,
+            "threads": 1,
+            "case": "tiny",
+            "seed": 0,
+            "per_layer": False,
+            "device": "cpu",
+        }
         assert late.ask({**request, "reference": "unused"}) == {"skipped": "no answer in 0 s"}
     assert late.process.poll() is not None
 
@@ -121,7 +135,7 @@ def _fails(work: Work, max_norm: float):
 def test_a_wrong_engine_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     saved = tmp_path / "reference.pt"
     worker.reference(worker.build("tiny", 0), per_layer=False).save(saved)
-    request = {"case": "tiny", "seed": 0, "reference": str(saved), "engine": "wrong"}
+    request = {"case": "tiny", "seed": 0, "reference": str(saved), "engine": "wrong", "device": "cpu"}
     monkeypatch.setattr(worker, "ENGINES", {"wrong": Engine(make=_forgets_to_clip)})
     _, ready = worker._prepare(request)
     assert ready["skipped"].startswith("wrong by ") and ready["skipped"].endswith(" C")
