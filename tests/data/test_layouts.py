@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from reticent.data import read_cifar100, read_image_folder, read_image_table, read_places, read_svhn
-from reticent.data._image_folder import fitted
+from reticent.data._image_pixels import fitted
 from reticent.data._mat5 import read_mat5
 from reticent.errors import DataError
 

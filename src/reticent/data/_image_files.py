@@ -1,6 +1,6 @@
 """Images to be predicted: files of a folder, with labels where its folders or its table name them.
 
-Room: data. Imports numpy, and Pillow through `_image_folder`.
+Room: data. Imports numpy, and Pillow through `_image_pixels`.
 
     FOLDER/1.png    FOLDER/trip/7.jpg    ...      without labels, whatever other folders are called
     FOLDER/cat/1.png    FOLDER/dog/7.jpg          with labels, if cat and dog are classes
@@ -20,11 +20,10 @@ from reticent.data._image_folder import (
     ENDINGS,
     TEST_NAMES,
     Label,
-    fitted,
     has_splits,
     images_in,
-    opened,
 )
+from reticent.data._image_pixels import fitted, opened, refusal, trial
 from reticent.data._image_table import TABLE, table_rows
 from reticent.errors import DataError
 
@@ -89,7 +88,7 @@ def read_image_files(
         DataError[predict-labels]: some images lie in folders named by a class and others do not, or the
             table has other labels.
         DataError[image-table]: the table is malformed; see `read_image_table`.
-        DataError[image-unreadable]: files cannot be decoded; names the first three and counts them.
+        DataError[image-unreadable]: files cannot be read; counts them by why, and names the first three.
     """
     if not path.exists():
         raise DataError(f"There is no file or folder '{path}'.", code="data-missing")
@@ -97,19 +96,13 @@ def read_image_files(
     files, labelled = _listed(path, class_names, several)
     bad = []
     for k, (file, _) in enumerate(files):
-        try:
-            opened(file)
-        except DataError:
-            bad.append(file)
+        found = trial(file, side, "L" if grey else "RGB")
+        if isinstance(found, str):
+            bad.append((_name(file, base), found))
         if on_file is not None:
             on_file(k + 1, len(files))
     if bad:
-        named = ", ".join(f"'{_name(file, base)}'" for file in bad[:3]) + ", ..." * (len(bad) > 3)
-        raise DataError(
-            f"{len(bad)} of {len(files)} images cannot be decoded or are cut short: {named}. Repair or "
-            "remove them.",
-            code="image-unreadable",
-        )
+        raise refusal(bad, len(files), advice="Repair or remove them.")
     return ImageFiles(
         names=tuple(_name(file, base) for file, _ in files),
         labelled=labelled,

@@ -1,6 +1,6 @@
 """Images in folders named by their class, read one by one, so that they need not fit in memory.
 
-Room: data. Imports numpy and Pillow.
+Room: data. Imports numpy, and Pillow through `_image_pixels`.
 
     FOLDER/train/cat/1.png    FOLDER/train/dog/7.jpg    FOLDER/test/cat/3.png    ...
     FOLDER/cat/1.png          FOLDER/dog/7.jpg          ...    (a tenth is then held out)
@@ -9,16 +9,15 @@ Shape letters: S side.
 """
 
 import hashlib
-import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from reticent.data._image_pixels import Kind, fitted, opened, refusal, short_name, some, trial
 from reticent.errors import DataError
 
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -39,11 +38,14 @@ class ImageFolder:
         class_names: label -> its name.
         skipped: reason -> how many files were left out.
         converted: how many images have another mode or size than most, and were made like them.
+        unusual: reason, as in `skipped`, or "converted" -> names of the files. Of private images: for the
+            operator's screen alone.
     """
 
     class_names: tuple[str, ...]
     skipped: dict[str, int]
     converted: int
+    unusual: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     _files: Sequence[tuple[Path, Label]] = field(repr=False)
     _side: int = field(repr=False)
 
@@ -96,7 +98,7 @@ def read_image_folder(
         folder: holds `train` and one of `test`, `val`, `valid`, `validation`, each with a folder for every
             class, the same ones; or the class folders alone, with `hold_out`.
         side: images become this many pixels square: the shorter side is scaled to it, the middle is cut out.
-        unreadable: what becomes of files that cannot be decoded or are cut short.
+        unreadable: what becomes of files that cannot be decoded, are cut short or have 32 bits a channel.
         mixed: what becomes of images of another mode or size than most of the test images have;
             "convert" turns all into RGB of one size.
         hold_out: of class folders alone a tenth of the images becomes the test images, chosen by their
@@ -104,13 +106,13 @@ def read_image_folder(
 
     Guarantee:
         Nothing is left out or changed that the arguments do not allow. What was left out or converted is
-        counted.
+        counted and named. Every image went through the conversion that training will ask for.
 
     Raises:
         DataError[image-folder]: a split or class folder is missing or empty, there are not two, one is a link
             to another, an image is in both splits, or there are too few images to hold a tenth out.
-        DataError[image-unreadable]: files cannot be decoded; names the first three and counts them.
-        DataError[image-mixed]: modes or sizes differ; says which there are, and how often.
+        DataError[image-unreadable]: files cannot be read; counts them by why, and names the first three.
+        DataError[image-mixed]: modes or sizes differ; says which there are, how often, and names three files.
     """
     divide = _held_out if hold_out and not has_splits(folder) else _divided
     train, test, names = divide(folder)
@@ -212,12 +214,13 @@ def both_splits(
     usual = None
     splits = []
     for files in (test, train):  # what is usual is said by the test images: training does not protect them
-        kept, skipped, converted, usual = _checked(files, unreadable, mixed, usual)
+        kept, unusual, usual = _checked(files, side, unreadable, mixed, usual)
         splits.append(
             ImageFolder(
                 class_names=tuple(names),
-                skipped=skipped,
-                converted=converted,
+                skipped={why: len(found) for why, found in unusual.items() if why != "converted"},
+                converted=len(unusual.get("converted", ())),
+                unusual=unusual,
                 _files=tuple(kept),
                 _side=side,
             )
@@ -231,7 +234,7 @@ def _refuse_shared(train: Sequence[tuple[Path, Label]], test: Sequence[tuple[Pat
     if shared:
         raise DataError(
             f"{len(shared)} of {len(test)} test images are training images too, by another path or a link, "
-            f"e.g. '{shared[0].parent.name}/{shared[0].name}': those are private, and their scores are not "
+            f"e.g. '{short_name(shared[0])}': those are private, and their scores are not "
             "public. Take them out of either.",
             code="image-folder",
         )
@@ -266,93 +269,44 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
 
 
-_Kind = tuple[str, tuple[int, int]]  # mode and size
-
-
 def _checked(
-    given: Sequence[tuple[Path, Label]], unreadable: _Refuse, mixed: _Mixed, usual: _Kind | None
-) -> tuple[list[tuple[Path, Label]], dict[str, int], int, _Kind]:
-    """The files of a split to be used, what was left out, how many were not as usual, and what is usual."""
+    given: Sequence[tuple[Path, Label]], side: int, unreadable: _Refuse, mixed: _Mixed, usual: Kind | None
+) -> tuple[list[tuple[Path, Label]], dict[str, list[str]], Kind]:
+    """The files of a split to be used, the unusual ones' names by what became of them, and what is usual."""
     files, kinds, bad = [], [], []
     for path, label in given:
-        try:
-            image = opened(path)
-        except DataError:
-            bad.append(path)
+        found = trial(path, side)
+        if isinstance(found, str):
+            bad.append((short_name(path), found))
             continue
         files.append((path, label))
-        kinds.append((image.mode, image.size))
+        kinds.append(found)
     if bad and unreadable == "refuse":
-        named = ", ".join(f"'{path.parent.name}/{path.name}'" for path in bad[:3])
-        raise DataError(
-            f"{len(bad)} of {len(bad) + len(files)} images cannot be decoded or are cut short: {named}"
-            + (", ..." if len(bad) > 3 else "")
-            + ". Repair or remove them, or leave them out with unreadable = skip.",
-            code="image-unreadable",
+        raise refusal(
+            bad, len(given), advice="Repair or remove them, or leave them out with unreadable = skip."
         )
     if not files:
-        raise DataError("No image of a split can be decoded.", code="image-unreadable")
-    counts = Counter(kinds)
-    usual = counts.most_common(1)[0][0] if usual is None else usual
-    other = len(kinds) - counts[usual]
+        raise DataError("No image of a split can be read.", code="image-unreadable")
+    usual = Counter(kinds).most_common(1)[0][0] if usual is None else usual
+    other = [short_name(path) for (path, _), kind in zip(files, kinds, strict=True) if kind != usual]
     if other and mixed == "refuse":
-        listed = "; ".join(f"{mode} {w} x {h}: {n}" for (mode, (w, h)), n in counts.most_common(4))
-        raise DataError(
-            f"{other} of {len(kinds)} images differ from the others in mode or size ({listed}"
-            + ("; ..." if len(counts) > 4 else "")
-            + "). Make all RGB of one size with mixed = convert, or leave them out with mixed = skip.",
-            code="image-mixed",
-        )
+        raise _unlike(kinds, other)
     if mixed == "skip":
         files = [file for file, kind in zip(files, kinds, strict=True) if kind == usual]
-    skipped = {"unreadable": len(bad), "mixed": other if mixed == "skip" else 0}
-    converted = other if mixed == "convert" else 0
-    return files, {reason: count for reason, count in skipped.items() if count}, converted, usual
+    unusual = {
+        "unreadable": [f"{name} ({why})" for name, why in bad],
+        "mixed" if mixed == "skip" else "converted": other,
+    }
+    return files, {why: names for why, names in unusual.items() if names}, usual
 
 
-def opened(path: Path) -> Image.Image:
-    """The decoded image.
-
-    Raises:
-        DataError[image-unreadable]: it cannot be decoded.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return image
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,  # Pillow's, of a TIFF whose tags have other types
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise DataError(
-            f"The image '{path.parent.name}/{path.name}' cannot be decoded or is cut short.",
-            code="image-unreadable",
-        ) from error
-
-
-def fitted(image: Image.Image, side: int, mode: Literal["RGB", "L"] = "RGB") -> np.ndarray:
-    """Bytes (S, S, 3), or grey ones (S, S): the shorter side scaled to `side`, the middle cut out.
-
-    No more is scaled than the middle, so an image of 1 x 60,000 pixels takes no more memory than others.
-    """
-    rgb = image.convert(mode)
-    width, height = rgb.size
-    if (width, height) != (side, side):
-        scale = side / min(width, height)
-        wide, high = max(side, round(width * scale)), max(side, round(height * scale))
-        left, top = (wide - side) // 2, (high - side) // 2
-        box = (
-            left * width / wide,
-            top * height / high,
-            (left + side) * width / wide,
-            (top + side) * height / high,
-        )
-        rgb = rgb.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    return np.array(rgb)
+def _unlike(kinds: Sequence[Kind], other: Sequence[str]) -> DataError:
+    counts = Counter(kinds)
+    listed = "; ".join(f"{mode} {w} x {h}: {n}" for (mode, (w, h)), n in counts.most_common(4))
+    return DataError(
+        f"{len(other)} of {len(kinds)} images differ from the others in mode or size ({listed}"
+        + "; ..." * (len(counts) > 4)
+        + f"): {some(other)}. Make all RGB of one size with mixed = convert, or leave them out with "
+        "mixed = skip.",
+        code="image-mixed",
+    )

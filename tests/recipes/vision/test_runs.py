@@ -151,6 +151,22 @@ def test_a_folder_that_is_missing_or_damaged_spends_nothing(tmp_path, folder):
     assert "unreadable" not in about["data"]
 
 
+def test_unusual_files_are_named_to_the_operator_and_never_in_the_run(tmp_path, folder):
+    Image.fromarray(np.zeros((16, 16), np.float32)).save(folder / "train" / "dark" / "float-7.tif")
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / "train" / "light" / "grey-7.png")
+    asked = asked_for("vision-scratch", folder, "unreadable=skip")
+    recipe: Any = recipes()["vision-scratch"]
+    said: list[str] = []
+    recipe.fetch(asked.config, report=said.append, progress=False)
+    left_out = "1 unreadable images of train were left out, as asked: dark/float-7.tif (32 bits a channel)"
+    assert left_out in said
+    assert any("1 of 61 from the most frequent (light/grey-7.png)" in line for line in said)
+    run(asked, out=tmp_path / "run")
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not [path.name for path in files for name in (b"float-7", b"grey-7") if name in path.read_bytes()]
+
+
 def grey(count, rng):
     return ArrayPair(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.integers(0, 10, count))
 

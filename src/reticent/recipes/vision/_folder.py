@@ -3,7 +3,7 @@
 Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,7 +46,7 @@ class FolderConfig(LocalConfig):
         ),
     ] = "folders"
     unreadable: Annotated[
-        Literal["refuse", "skip"], Field(description="what becomes of files that cannot be decoded")
+        Literal["refuse", "skip"], Field(description="what becomes of files that cannot be read")
     ] = "refuse"
     mixed: Annotated[
         Literal["refuse", "skip", "convert"],
@@ -135,12 +135,16 @@ class FolderRecipe(VisionRecipe):
         train, test = _read(config, self.name)
         for split, images in (("train", train), ("test", test)):
             for reason, count in images.skipped.items():
-                report(f"{count} {reason} images of {split} were left out, as asked")
+                report(
+                    f"{count} {reason} images of {split} were left out, as asked: "
+                    f"{_first(images.unusual[reason])}"
+                )
             if images.converted:
                 report(
                     f"Images of {split} differ in mode or size, {images.converted} of {len(images)} from the "
-                    f"most frequent: all become RGB, {config.image_size} x {config.image_size} (mixed=refuse "
-                    "stops there, mixed=skip leaves them out)"
+                    f"most frequent ({_first(images.unusual['converted'])}): all become RGB, "
+                    f"{config.image_size} x {config.image_size} (mixed=refuse stops there, mixed=skip leaves "
+                    "them out)"
                 )
         if self.num_classes and len(train.class_names) != self.num_classes:
             raise DataError(
@@ -162,6 +166,11 @@ class FolderRecipe(VisionRecipe):
         if config.labels == "folders" and not has_splits(_folder_of(config, self.name)):
             about["scored"] = "held-out images of the folder, NOT private"
         return Material(train=train, test=test, about=about)
+
+
+def _first(names: Sequence[str]) -> str:
+    """Three of them, for the operator's screen alone."""
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _read(config: Any, name: str) -> tuple[ImageFolder, ImageFolder]:
