@@ -19,7 +19,7 @@ from reticent.recipes._parts import build_model
 from reticent.recipes.features import _backbones
 from reticent.recipes.vision._augment import Views, mean_over_views, recoloured
 from reticent.recipes.vision._networks import network
-from reticent.recipes.vision._start import start
+from reticent.recipes.vision._start import head_of, start
 from tests.support.case import Problem
 from tests.support.judge import assert_close, median_norm
 from tests.support.oracle import loop_clipped_sum
@@ -106,6 +106,42 @@ def test_public_weights_of_transformers_are_fine_tuned_head_first(tmp_path, fold
     assert all(torch.equal(ours[f"1.inner.{name}"], theirs[name]) for name in shared)
     result = run(asked, out=tmp_path / "run")
     assert result["private"] and result["epsilon"] <= 8.0
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_public_weights_of_as_many_classes_keep_their_head_only_if_asked_to(tmp_path, folder, keep):
+    transformers = import_module("transformers")
+    config = transformers.ViTConfig(
+        image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    theirs = transformers.ViTForImageClassification(config)
+    theirs.save_pretrained(tmp_path / "vit")
+    more = ["reset_head=false"] if keep else []
+    asked = asked_for(folder, f"transformers:{tmp_path / 'vit'}", "pretrained=true", *more)
+    recipe: Any = recipes()["vision-finetune"]
+    ours: Any = build_model(recipe, asked.config)
+    assert torch.equal(ours[1].inner.vit.layernorm.weight, theirs.vit.layernorm.weight)
+    assert torch.equal(ours[1].inner.classifier.weight, theirs.classifier.weight) is keep
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "head"),
+    [
+        ("deit_tiny_distilled_patch16_224", 224, {"1.head", "1.head_dist"}),
+        ("resnetv2_50x1_bit", 224, {"1.head.fc"}),  # a convolution
+        ("vit_tiny_patch16_224", 224, {"1.head"}),
+        ("test_nfnet", 32, {"1.head.fc"}),
+        ("test_convnext", 32, {"1.head.fc"}),
+    ],
+)
+def test_the_head_is_what_timm_calls_the_classifier(name, side, head):
+    with torch.device("meta"):
+        model = network(f"timm:{name}", shape=(3, side, side), num_classes=7)
+    assert set(head_of(model)) == head
+    model = start(model, weights=None, reset_head=True, train_only="head", batch_norm="freeze")
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n.rpartition(".")[0] for n in trained} == head
 
 
 def test_a_network_of_timm_trains_all_its_layers_in_views(tmp_path, folder):

@@ -67,10 +67,13 @@ class VisionConfig(TrainingConfig):
     start_from: Annotated[
         str | None, Field(description="weights to begin with, a .safetensors file, e.g. of another run")
     ] = None
-    reset_head: Annotated[bool, Field(description="of start_from: leave the last layer as it is made")] = True
+    reset_head: Annotated[
+        bool,
+        Field(description="of start_from and pretrained: the head is made anew, whatever the weights hold"),
+    ] = True
     train_only: Annotated[
         str,
-        Field(description="parameters to train, by name patterns with commas; head: the last layer; *: all"),
+        Field(description="parameters to train, by name patterns with commas; head: the head; *: all"),
     ] = "*"
 
     @property
@@ -106,6 +109,8 @@ class VisionConfig(TrainingConfig):
             )
         if self.pretrained and self.start_from is not None:
             problems.append("start_from would replace the weights of pretrained: set either, not both")
-        if "reset_head" in settings and self.start_from is None:
-            problems.append("reset_head would be ignored: no start_from is given. Leave it out")
+        if "reset_head" in settings and self.start_from is None and not self.pretrained:
+            problems.append(
+                "reset_head would be ignored: no start_from is given, and pretrained is false. Leave it out"
+            )
         return problems

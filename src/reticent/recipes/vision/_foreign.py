@@ -32,7 +32,14 @@ def folder_of(name: str) -> Path | None:
     return Path(rest) if library == "transformers" and Path(rest).is_dir() else None
 
 
-def foreign(name: str, *, shape: tuple[int, int, int], num_classes: int, pretrained: bool) -> nn.Module:
+def foreign(
+    name: str,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    pretrained: bool,
+    keep_head: bool = False,
+) -> nn.Module:
     """A network of another library, with a new head where the number of classes differs from its own.
 
     Pixels are scaled as the library says the network wants them.
@@ -42,16 +49,18 @@ def foreign(name: str, *, shape: tuple[int, int, int], num_classes: int, pretrai
         shape: (channels, rows, columns) of the images.
         num_classes: width of its head.
         pretrained: whether it comes with public weights, which the library may fetch.
+        keep_head: whether those must include the head's.
 
     Raises:
         ConfigError[unknown-model]: no such network, or its library is not installed.
         ConfigError[model-input]: it cannot read images of this shape.
-        ConfigError[start-from]: its public weights leave more than the head to chance.
+        ConfigError[start-from]: its public weights leave more than the head to chance, or the head where it
+            is to be kept.
     """
     library, _, rest = name.partition(":")
     make = _timm if library == "timm" else _transformers
     try:
-        model = make(rest, shape, num_classes, pretrained)
+        model = make(rest, shape, num_classes, pretrained, pretrained and keep_head)
     except ModuleNotFoundError as e:
         raise ConfigError(
             f"{name} needs {library}, which is not installed: pip install {library}", code="unknown-model"
@@ -99,13 +108,18 @@ def scaling_as(model: nn.Module, pixels: Mapping[str, Any] | None) -> nn.Module:
     return model
 
 
-def _timm(name: str, shape: tuple[int, int, int], num_classes: int, pretrained: bool) -> nn.Module:
+def _timm(
+    name: str, shape: tuple[int, int, int], num_classes: int, pretrained: bool, keep_head: bool
+) -> nn.Module:
     timm = import_module("timm")
     settings = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": shape[0]}
     try:
         body = timm.create_model(name, img_size=shape[1:], **settings)
     except TypeError:  # most convolutional networks read any size, and take no such argument
         body = timm.create_model(name, **settings)
+    own = (getattr(body, "pretrained_cfg", None) or {}).get("num_classes")
+    if keep_head and own not in (None, num_classes):
+        raise _other_head(f"timm:{name}", f"has {own} classes, and the images have {num_classes}")
     wanted = timm.data.resolve_model_data_config(body)
     return nn.Sequential(PixelsLike(wanted["mean"], wanted["std"]), body)
 
@@ -121,7 +135,9 @@ class _Logits(nn.Module):
         return self.inner(pixel_values=x).logits
 
 
-def _transformers(name: str, shape: tuple[int, int, int], num_classes: int, pretrained: bool) -> nn.Module:
+def _transformers(
+    name: str, shape: tuple[int, int, int], num_classes: int, pretrained: bool, keep_head: bool
+) -> nn.Module:
     transformers: Any = import_module("transformers")
     config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes, trust_remote_code=False)
     kind = transformers.AutoModelForImageClassification
@@ -135,7 +151,9 @@ def _transformers(name: str, shape: tuple[int, int, int], num_classes: int, pret
             dtype=torch.float32,
             output_loading_info=True,
         )
-        _refuse_random_body(name, body, loaded)
+        made = _refuse_random_body(name, body, loaded)
+        if keep_head and made:
+            raise _other_head(f"transformers:{name}", f"does not fit {num_classes} classes, or is missing")
     else:
         body = kind.from_config(config, trust_remote_code=False)
     try:
@@ -146,8 +164,20 @@ def _transformers(name: str, shape: tuple[int, int, int], num_classes: int, pret
     return nn.Sequential(pixels, _Logits(body.train()))
 
 
-def _refuse_random_body(name: str, body: Any, loaded: Any) -> None:
-    """What the weights lack, or have in another shape, the library makes at random: only a head may be."""
+def _other_head(name: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"reset_head is false, and the head that comes with {name} {why}: it would be random. Leave "
+        "reset_head out.",
+        code="start-from",
+    )
+
+
+def _refuse_random_body(name: str, body: Any, loaded: Any) -> set[str]:
+    """What the weights lack, or have in another shape, the library makes at random: only a head may be.
+
+    Returns:
+        Names of what it made.
+    """
     made = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
     inside = sorted(key for key in made if key.startswith(f"{body.base_model_prefix}."))
     if inside:
@@ -157,6 +187,7 @@ def _refuse_random_body(name: str, body: Any, loaded: Any) -> None:
             "Give the folder with the configuration that its weights were saved with.",
             code="start-from",
         )
+    return made
 
 
 @torch.no_grad()

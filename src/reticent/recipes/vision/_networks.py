@@ -32,6 +32,7 @@ def network(
     num_classes: int,
     standardise: nn.Module | None = None,
     pretrained: bool = False,
+    keep_head: bool = False,
 ) -> nn.Module:
     """A network with random weights from torch's global generator.
 
@@ -41,15 +42,17 @@ def network(
         num_classes: width of its head.
         standardise: what comes first where it reads scattering features; None: it reads pixels.
         pretrained: of a network of another library: whether it comes with public weights.
+        keep_head: whether those must include the head's.
 
     Raises:
         ConfigError[unknown-model]: there is no such network, or it reads the other kind of input.
         ConfigError[model-input]: it cannot read images of this shape.
+        ConfigError[start-from]: its public weights leave more to chance than they may.
     """
     if standardise is not None:
         return _on_features(name, standardise, shape, num_classes)
     if is_foreign(name):
-        return foreign(name, shape=shape, num_classes=num_classes, pretrained=pretrained)
+        return foreign(name, shape=shape, num_classes=num_classes, pretrained=pretrained, keep_head=keep_head)
     channels, side, _ = shape
     if name == "tanh-cnn":
         _at_least(name, shape, 22)

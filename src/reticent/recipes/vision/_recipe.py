@@ -35,7 +35,7 @@ from ._foreign import NETWORK, folder_of, keep, scaling_as
 from ._networks import network
 from ._pink import standardiser
 from ._scattering import num_coefficients
-from ._start import start
+from ._start import start, take_head
 
 Rows = tuple[Tensor, Tensor]
 
@@ -179,13 +179,19 @@ class VisionRecipe(TrainingRecipe):
         return None if config.start_from is None else Path(config.start_from)
 
     def build(self, config: VisionConfig) -> nn.Module:
-        model = network(
-            config.model,
-            shape=self._input_shape(config),
-            num_classes=self.classes_of(config),
-            standardise=self._standardise(config),
-            pretrained=config.pretrained,
-        )
+        def made(*, pretrained: bool) -> nn.Module:
+            return network(
+                config.model,
+                shape=self._input_shape(config),
+                num_classes=self.classes_of(config),
+                standardise=self._standardise(config),
+                pretrained=pretrained,
+                keep_head=not config.reset_head,
+            )
+
+        model = made(pretrained=config.pretrained)
+        if config.pretrained and config.reset_head:  # a library keeps its head where the classes are as many
+            take_head(model, made(pretrained=False))
         return start(
             model,
             weights=config.start_from,
