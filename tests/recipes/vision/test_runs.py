@@ -17,6 +17,7 @@ from reticent.recipes._parts import build_model
 from reticent.recipes.vision import _features
 from reticent.recipes.vision._assess import area_under_curve
 from reticent.recipes.vision._recipe import accuracies_and_loss, losses_of_several, scores_of_several
+from reticent.report import write_report
 from reticent.train._checkpoint import load_tensors
 
 
@@ -47,6 +48,10 @@ def test_a_folder_is_trained_on_in_views_and_assessed_class_by_class(tmp_path, f
     assert result["test_disparity"] == pytest.approx(np.ptp(result["test_class_accuracy"]))
     assert 0.0 <= result["test_auc"] <= 1.0
     assert np.mean(result["test_class_accuracy"]) == pytest.approx(result["test_accuracy"])
+    assert result["test_disparity_below_average"] <= 0 and result["test_disparity_ratio"] >= 1
+    assert len(result["test_auc_by_class"]) == 2 and write_report(out).path.is_file()
+    kept = json.loads((out / "result.json").read_text())
+    assert all(kept[name] == value for name, value in result.items() if name.startswith("test_"))
     about = json.loads((out / "run.json").read_text())
     assert about["data"]["classes"] == ["dark", "light"]
     assert go_on(out)["epsilon"] == result["epsilon"]
@@ -62,6 +67,7 @@ def test_images_with_several_labels_are_trained_on_and_assessed_label_by_label(t
     assert len(result["test_class_accuracy"]) == 3
     assert result["test_accuracy"] == pytest.approx(np.mean(result["test_class_accuracy"]))
     assert 0.0 <= result["test_auc"] <= 1.0  # of the two labels that some images have and some have not
+    assert result["test_auc_by_class"][2] is None and None not in result["test_auc_by_class"][:2]
     assert result["test_all_right"] <= result["test_accuracy"]
     with pytest.raises(ConfigError, match="label_smoothing is for one class each"):
         asked_for("vision-scratch", folder, "labels=table", "label_smoothing=0.1")

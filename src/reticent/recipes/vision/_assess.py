@@ -5,6 +5,7 @@ Room: recipes. May import torch, `reticent.train`.
 Shape letters: N image, K class.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,22 @@ from reticent.train import chunks_of, eval_mode, num_rows
 
 @torch.no_grad()
 def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
-    """Accuracy of each class, the gap between best and worst, and the mean area under the ROC curves.
+    """Accuracy of each class, how far classes are apart, and areas under the ROC curves.
+
+    With a_k the accuracy of class k and a that of all images together:
+
+    | result | is |
+    |---|---|
+    | `test_class_accuracy` | a list of a_k |
+    | `test_disparity` | max a_k - min a_k |
+    | `test_disparity_below_average` | min (a_k - a): 0 or less [1, `min_disparity_abs`] |
+    | `test_disparity_ratio` | max (1 - a_k) / (1 - a): 1 or more; 1 if a is 1 [1, `max_disparity_rel`] |
+    | `test_auc_by_class` | a list of areas: images of class k against the rest, by its probability |
+    | `test_auc` | their mean ("macro") |
+    | `test_auc_micro` | the area of all pairs of image and class together |
+
+    Where labels are rows of zeros and ones (N, K), a_k is the share of images whose label k is right, and a
+    their mean.
 
     Args:
         model: images -> logits (N, K).
@@ -23,9 +39,12 @@ def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
         num_classes: K.
 
     Returns:
-        `test_class_accuracy` (a list; None for a class without images), `test_disparity` (largest less
-        smallest of them) and `test_auc` (one class against the rest, mean over classes). Where labels are
-        rows of zeros and ones (N, K), a class's accuracy is over all images.
+        The table's. None, in a list too, stands for what is not defined: a class without images, an area of
+        a class that no image has, or all.
+
+    Sources:
+        [1] jax_privacy, experiments/image_classification/metrics.py; its areas are by the sigmoid of a
+            class's logit, ours of one label each by its softmax.
     """
     device = next(model.parameters()).device
     logits: list[Tensor] = []
@@ -36,29 +55,38 @@ def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
             x, y = rows
             logits.append(model(x).double().cpu())
             labels.append(y.cpu())
-    if labels[0].ndim == 2:
-        return _of_several(torch.cat(logits), torch.cat(labels) == 1)
-    scores_NK, y_N = torch.cat(logits).softmax(1), torch.cat(labels)
-    right = scores_NK.argmax(1) == y_N
-    present = [k for k in range(num_classes) if bool((y_N == k).any())]
-    accuracy = {k: float(right[y_N == k].double().mean()) for k in present}
-    curves = [area_under_curve(scores_NK[:, k], y_N == k) for k in present if len(present) > 1]
+    logits_NK, y = torch.cat(logits), torch.cat(labels)
+    if y.ndim == 2:
+        right_NK = (logits_NK > 0) == (y == 1)
+        each = right_NK.double().mean(0).tolist()
+        return {**_apart(each, float(right_NK.double().mean())), **_areas(logits_NK, y == 1)}
+    scores_NK = logits_NK.softmax(1)
+    right = (scores_NK.argmax(1) == y).double()
+    has_NK = y[:, None] == torch.arange(num_classes)
+    each = [float(right[has].mean()) if bool(has.any()) else None for has in has_NK.T]
+    return {**_apart(each, float(right.mean())), **_areas(scores_NK, has_NK)}
+
+
+def _apart(accuracy: Sequence[float | None], average: float) -> dict[str, Any]:
+    found = [a for a in accuracy if a is not None]
     return {
-        "test_class_accuracy": [accuracy.get(k) for k in range(num_classes)],
-        "test_disparity": max(accuracy.values()) - min(accuracy.values()),
-        "test_auc": sum(curves) / len(curves) if curves else None,
+        "test_class_accuracy": list(accuracy),
+        "test_disparity": max(found) - min(found),
+        "test_disparity_below_average": min(found) - average,
+        "test_disparity_ratio": (1.0 - min(found)) / (1.0 - average) if average < 1.0 else 1.0,
     }
 
 
-def _of_several(logits_NK: Tensor, has_NK: Tensor) -> dict[str, Any]:
-    """The same of images with several labels: a label is right where its presence or absence is."""
-    accuracy = ((logits_NK > 0) == has_NK).double().mean(0).tolist()
-    both = [k for k in range(has_NK.shape[1]) if 0 < int(has_NK[:, k].sum()) < len(has_NK)]
-    curves = [area_under_curve(logits_NK[:, k], has_NK[:, k]) for k in both]
+def _areas(scores_NK: Tensor, has_NK: Tensor) -> dict[str, Any]:
+    each = [
+        area_under_curve(scores, has) if 0 < int(has.sum()) < len(has) else None
+        for scores, has in zip(scores_NK.T, has_NK.T, strict=True)
+    ]
+    found = [area for area in each if area is not None]
     return {
-        "test_class_accuracy": accuracy,
-        "test_disparity": max(accuracy) - min(accuracy),
-        "test_auc": sum(curves) / len(curves) if curves else None,
+        "test_auc": sum(found) / len(found) if found else None,
+        "test_auc_by_class": each,
+        "test_auc_micro": area_under_curve(scores_NK.flatten(), has_NK.flatten()) if found else None,
     }
 
 
