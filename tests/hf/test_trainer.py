@@ -54,13 +54,14 @@ def trainer_of(out, *, privacy=None, kind=PrivateTrainer, args=None, **settings)
 
 def test_the_weights_are_those_of_the_joint(tmp_path):
     privacy = PrivacyArguments(**PRIVACY, noise_seed=5)
-    trainer = trainer_of(tmp_path / "hf", privacy=privacy)
+    args = arguments(tmp_path / "hf", adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-3)
+    trainer = trainer_of(tmp_path / "hf", privacy=privacy, args=args)
     trainer.train()
 
     made = byte_tokenizer()(TEXTS, padding="max_length", max_length=32, return_tensors="pt")
     data = dict(made) | {"labels": made["input_ids"].masked_fill(made["input_ids"] == 0, -100)}
     model = gpt2().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.0)
     train(
         model,
         optimizer,

@@ -17,7 +17,7 @@ from reticent.records import EpsilonReport
 from reticent.train import PrivateStep, Stepper, append_line
 
 # Called where gradients exist: there is no such place in a private step.
-_NEVER_CALLED: Final = ("on_pre_optimizer_step", "on_optimizer_step", "on_substep_end", "on_push_begin")
+_NEVER_CALLED: Final = ("on_pre_optimizer_step", "on_optimizer_step", "on_substep_end")
 
 
 def refuse_unheard(callbacks: list[TrainerCallback]) -> None:

@@ -72,7 +72,7 @@ FIELDS: Final[Mapping[str, Use]] = MappingProxyType(
             "log_level", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id",
             "trackio_bucket_id", "trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay",
             "per_device_eval_batch_size", "prediction_loss_only", "eval_do_concat_batches",
-            "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
+            "eval_accumulation_steps", "include_for_metrics",
             "batch_eval_metrics", "save_steps", "greater_is_better", "use_cpu", "remove_unused_columns",
             "label_names",
         ),
@@ -83,7 +83,7 @@ FIELDS: Final[Mapping[str, Use]] = MappingProxyType(
                     "average_tokens_across_devices", "log_on_each_node", "log_level_replica",
                     "save_on_each_node", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
                     "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout",
-                    "local_rank",
+                    "local_rank", "eval_use_gather_object",
                 ),
                 "the loss of a training step is not logged": ("logging_nan_inf_filter",),
                 "training rows are fetched in this process, evaluation rows as it says": (
