@@ -277,6 +277,20 @@ CAUSAL: Final = (
         ),
     ),
     causal(
+        "openai-gpt",
+        lambda: hf.OpenAIGPTConfig(
+            vocab_size=V,
+            n_positions=16,
+            n_embd=16,
+            n_layer=2,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        ),
+        padded=True,
+    ),
+    causal(
         "mamba",
         lambda: hf.MambaConfig(
             vocab_size=V,
@@ -348,6 +362,7 @@ ENCODERS: Final = (
         ),
     ),
     masked("electra", lambda: hf.ElectraConfig(**ENCODER, embedding_size=8), idle=KEY_BIAS),
+    masked("mpnet", lambda: hf.MPNetConfig(**ENCODER), idle=("attn.k.bias",)),
 )
 
 TRANSLATORS: Final = (
