@@ -117,3 +117,14 @@ def test_deep_normaliser_free_networks_have_as_many_weights_as_their_blocks(dept
         model = network(f"nf-resnet-{depth}", shape=(3, 224, 224), num_classes=1000)
     assert sum(p.numel() for p in model.parameters()) == nf_resnet_parameters(blocks)
     assert depth != 50 or nf_resnet_parameters(blocks) / 1e6 == pytest.approx(25.56, abs=0.005)  # published
+
+
+def test_a_wide_resnet_s_head_and_plain_filters_start_truncated_with_variance_one_over_fan_in():
+    made = WideResNet(10, 8, 100, standardise=False)
+    layers = [made.head, *(m for m in made.modules() if isinstance(m, nn.Conv2d) and m.weight.numel() > 1e5)]
+    assert len(layers) > 4
+    for layer in layers:
+        fan_in = layer.weight[0].numel()
+        assert_deviation(layer.weight, fan_in**-0.5)
+        assert float(layer.weight.detach().abs().max()) <= 2 / 0.8796 * fan_in**-0.5
+        assert layer.bias is not None and not layer.bias.any()
