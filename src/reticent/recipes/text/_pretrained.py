@@ -61,7 +61,7 @@ def _from_hub(name: str) -> Path:
     except ImportError as error:
         raise missing("huggingface_hub", f"Fetching '{name}'", extra="text") from error
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         first = str(e).strip().partition("\n")[0]
         raise _unknown(

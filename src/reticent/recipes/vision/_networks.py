@@ -92,7 +92,7 @@ def _wide_resnet(
     if depth < 10 or (depth - 4) % 6 or widen < 1:
         raise ConfigError(f"A Wide ResNet's depth is 10, 16, 22, 28, ...; got {name}.", code="unknown-model")
     said, rates = _options(name, options, ("dropout",))
-    activations = [option for option in said if option in ACTIVATIONS | ACROSS_CHANNELS]
+    activations = [option for option in said if option in {*ACTIVATIONS, *ACROSS_CHANNELS}]
     unknown = set(said) - {"nonorm", "layernorm", "plain", "skipinit", "noskip", "scaled"} - set(activations)
     clash = {"nonorm", "layernorm"} <= set(said) or {"skipinit", "noskip"} <= set(said)
     if unknown or clash or len(activations) > 1:

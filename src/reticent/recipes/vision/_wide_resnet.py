@@ -130,7 +130,7 @@ class _Maker:
         return made
 
     def activate(self, channels: int) -> nn.Module:
-        made = (ACTIVATIONS | ACROSS_CHANNELS)[self.activation]()
+        made = {**ACTIVATIONS, **ACROSS_CHANNELS}[self.activation]()
         made = Scaled(made) if self.scaled else made
         return nn.Sequential(made, nn.GroupNorm(self.groups, self.after(channels))) if self.norm else made
 
