@@ -63,6 +63,12 @@ def test_runs_without_an_epsilon_together_are_refused_before_the_first(tmp_path,
     assert in_process == [] and not (tmp_path / "out").exists()
 
 
+def test_no_processes_run_nothing_and_are_refused(tmp_path, in_process):
+    with pytest.raises(ConfigError, match="jobs must be at least 1"):
+        sweep(read_sweep("digits", [*QUICK], ["lr=1,2"]), out=tmp_path / "out", jobs=0)
+    assert in_process == [] and not (tmp_path / "out").exists()
+
+
 def test_runs_that_compose_are_swept_together(tmp_path, in_process):
     asked = read_sweep("digits", ["num_steps=2", "expected_batch_size=100"],
                        ["sampler=fixed-size", "lr=1,2"])  # fmt: skip

@@ -76,10 +76,12 @@ def sweep(
 
     Raises:
         ConfigError[sweep]: no combination of the grid can run, the private runs have no epsilon together,
-            or the folder is another sweep's.
+            the folder is another sweep's, or `jobs` is below 1.
         ConfigError[sweep-choice]: a choice needs one epsilon, public scores and no runs beside it.
     """
     jobs = default_jobs() if jobs is None else jobs
+    if jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {jobs}.", code="sweep")
     if choice is not None:
         if not validation_public:
             raise ConfigError(
