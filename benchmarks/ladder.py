@@ -1,6 +1,7 @@
 """What each technique of private training from scratch brings: a ladder of runs, each one technique more.
 
     python -m benchmarks.ladder --recipe cifar10 --seeds 1 2 3 --out runs/ladder
+    python -m benchmarks.ladder --recipe fashion-mnist --out runs/ladder-fashion
     python -m benchmarks.ladder --out runs/ladder --table-only --plots docs/plots
 
 Every run is a `reticent train` of its own in a folder of its own, at one epsilon and delta: what is
@@ -154,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ladder", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--recipe", default="cifar10", help="cifar10, mnist or svhn")
+    parser.add_argument("--recipe", default="cifar10", help="cifar10, fashion-mnist or mnist")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rungs", type=int, nargs="+", default=list(range(len(LADDER))))
     parser.add_argument("--epsilon", type=float, default=8.0)

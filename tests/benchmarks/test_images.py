@@ -14,10 +14,14 @@ from reticent.recipes import make_config, recipes
 from reticent.train import load_tensors
 
 
-def test_every_rung_is_a_run_of_as_many_images():
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
+def test_every_rung_is_a_run_of_as_many_images(name):
+    recipe: Any = recipes()[name]
     for index in range(len(ladder.LADDER)):
-        config: Any = make_config(recipes()["cifar10"].config, ladder.settings_of(index))
+        config = make_config(recipe.config, ladder.settings_of(index))
         assert config.expected_batch_size * config.num_steps == ladder.IMAGES
+        model, rows = recipe.build(config), recipe.random_rows(config, 2)
+        assert recipe.loss_per_example(config)(model, rows).shape == (2,)
 
 
 def put(folder, accuracy):

@@ -8,6 +8,7 @@ import pytest
 import reticent.cli
 from reticent.cli._run_screen import _scores
 from reticent.recipes import _arrays as arrays_module
+from reticent.recipes.vision import _recipe as vision_module
 
 SHORT = ["--set", "num_steps=4", "--set", "expected_batch_size=40", "--set", "checkpoint_every=2"]
 
@@ -74,7 +75,8 @@ def test_a_dry_run_reads_no_data_and_writes_nothing(tmp_path, call, monkeypatch)
     def no_data(*_, **__):
         raise AssertionError("data were read")
 
-    monkeypatch.setattr(arrays_module, "load", no_data)
+    for module in (arrays_module, vision_module):
+        monkeypatch.setattr(module, "load", no_data)
     monkeypatch.chdir(tmp_path)
     status, out, _ = call("train", "--dry-run", "--json")
     assert status == 0
@@ -82,6 +84,8 @@ def test_a_dry_run_reads_no_data_and_writes_nothing(tmp_path, call, monkeypatch)
     assert shown["recipe"] == "fashion-mnist"
     assert 2.9 < shown["epsilon"] <= 3.0
     assert shown["noise_multiplier"] > 0
+    assert shown["epsilon"] == min(shown["epsilon_rdp"], shown["epsilon_pld"])
+    assert shown["num_parameters"] == 26_106 and shown["device_hours"] > 0
     status, out, _ = call("train", "digits", "--dry-run", "--set", "epsilon=inf")
     assert status == 0
     assert "Nothing was read" in out

@@ -14,8 +14,10 @@ from reticent.recipes import _arrays as arrays_module
 from reticent.recipes import _training as training_module
 from reticent.recipes import audit_run, go_on, recipes, request, run, run_or_go_on
 from reticent.recipes._parts import build_model
+from reticent.recipes.vision import _recipe as vision_module
 from reticent.report import verify_run, write_report
 from reticent.train import _step as step_module
+from reticent.train import mix_seed
 from reticent.train._checkpoint import load_tensors
 
 SHORT = ["num_steps=6", "eval_every=3", "checkpoint_every=2", "expected_batch_size=40"]
@@ -118,8 +120,24 @@ def test_the_fashion_network_has_the_published_size_and_treats_rows_alone(name, 
     asked = request("fashion-mnist", [f"model={name}"])
     model = build_model(asked.recipe, asked.config)
     assert sum(p.numel() for p in model.parameters()) == size
-    x = torch.randn(3, 28, 28)
+    x = torch.randint(256, (3, 28, 28), dtype=torch.uint8)
     assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-6)
+
+
+def test_the_fashion_network_is_the_one_whose_figures_are_published():
+    asked = request("fashion-mnist")
+    model = build_model(asked.recipe, asked.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(0, "weights"))
+        written_out = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 16, 8, stride=2, padding=2), torch.nn.GroupNorm(4, 16), torch.nn.Tanh(),
+            torch.nn.MaxPool2d(2, stride=1),
+            torch.nn.Conv2d(16, 32, 4, stride=2), torch.nn.GroupNorm(4, 32), torch.nn.Tanh(),
+            torch.nn.MaxPool2d(2, stride=1), torch.nn.Flatten(),
+            torch.nn.Linear(512, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10),
+        )  # fmt: skip
+    x = torch.randint(256, (3, 28, 28), dtype=torch.uint8)
+    torch.testing.assert_close(model(x), written_out(x[:, None] / 127.5 - 1.0))
 
 
 # -- going on -----------------------------------------------------------------------------------------
@@ -203,7 +221,8 @@ def unreachable(monkeypatch, *, code="data-sources"):
             return load(name, **options)
         raise DataError(f"'{name}' could not be had from any source: https refused.", code=code)
 
-    monkeypatch.setattr(arrays_module, "load", fail)
+    for module in (arrays_module, vision_module):
+        monkeypatch.setattr(module, "load", fail)
 
 
 def test_unreachable_data_fall_back_to_digits_loudly(tmp_path, monkeypatch, capsys):
@@ -232,7 +251,7 @@ def test_the_same_command_goes_on_with_a_run_that_fell_back(tmp_path, monkeypatc
     out = tmp_path / "run"
     first = run_or_go_on(request("fashion-mnist", ["epsilon=2", "lr=3"]), out=out)
     ledger = (out / "ledger.jsonl").read_bytes()
-    monkeypatch.setattr(arrays_module, "load", load)  # also where the data can be had again
+    monkeypatch.setattr(vision_module, "load", load)  # also where the data can be had again
     assert run_or_go_on(request("fashion-mnist", ["epsilon=2", "lr=3"]), out=out) == first
     assert (out / "ledger.jsonl").read_bytes() == ledger
     with pytest.raises(ConfigError, match="epsilon differ") as caught:

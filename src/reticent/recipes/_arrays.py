@@ -38,7 +38,6 @@ class ArrayRecipe(TrainingRecipe):
         num_classes: labels are 0 .. num_classes - 1.
         scale: public constant that inputs are divided by.
         make: settings -> model, from torch's global generator.
-        fallback: recipe to take, loudly, if no source of the data can be reached.
         strange: what `strange_rows` are.
     """
 
@@ -51,7 +50,6 @@ class ArrayRecipe(TrainingRecipe):
     num_classes: int
     scale: float
     make: Callable[[Any], nn.Module]
-    fallback: str | None = None
     strange: Inputs | None = "out of distribution"
 
     def num_examples(self, config: TrainingConfig) -> int:

@@ -15,7 +15,7 @@ DEFAULT_RECIPE: Final = "fashion-mnist"
 # Name -> module within this package, and the recipe's name in it.
 _WHERE: Final = MappingProxyType(
     {
-        "fashion-mnist": ("fashion_mnist", "FASHION_MNIST"),
+        "fashion-mnist": ("vision.mnist", "FASHION_MNIST"),
         "digits": ("digits", "DIGITS"),
         "head": ("features.head", "HEAD"),
         "last-layer": ("features.last_layer", "LAST_LAYER"),

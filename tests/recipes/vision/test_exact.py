@@ -59,6 +59,7 @@ NETWORKS = {
     ),
     "nf-resnet": (lambda: NFResNet((1, 1), widths=(16, 32), num_classes=3, stem=8), 3, 32),
     "tanh-cnn": (lambda: tanh_cnn(1, 28, 3), 1, 28),
+    "tanh-cnn-gn": (lambda: tanh_cnn(1, 28, 3, groups=4), 1, 28),
     "deep-tanh-cnn": (lambda: deep_tanh_cnn(3, 3), 3, 32),
     "small-cnn": (lambda: SmallCNN(3, 3, width=8), 3, 8),
     "mlp": (lambda: mlp(64, 5, 3), 1, 8),
@@ -80,6 +81,7 @@ SHIPPED = {
     "nf-resnet-50": (3, 32),
     "small-cnn": (3, 16),
     "tanh-cnn": (1, 28),
+    "tanh-cnn-gn": (1, 28),
     "deep-tanh-cnn": (3, 32),
     "mlp-16": (1, 28),
 }

@@ -177,12 +177,10 @@ def grey(count, rng):
     return ArrayPair(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.integers(0, 10, count))
 
 
-def test_scattering_features_are_made_once_and_trained_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETICENT_CACHE", str(tmp_path / "cache"))
-    rng = np.random.default_rng(0)
-    data = Dataset(
-        name="fashion-mnist",
-        train=grey(60, rng),
+def made_up(name, num_train, rng):
+    return Dataset(
+        name=name,
+        train=grey(num_train, rng),
         test=grey(20, rng),
         num_classes=10,
         class_names=(),
@@ -193,6 +191,22 @@ def test_scattering_features_are_made_once_and_trained_on(tmp_path, monkeypatch)
         source="made up",
         sha256="0",
     )
+
+
+def test_the_default_recipe_takes_views_validation_rows_and_smoothing_and_is_assessed(tmp_path):
+    data = made_up("fashion-mnist", 60_000, np.random.default_rng(0))
+    few = ["num_steps=2", "expected_batch_size=20", "noise_multiplier=1", "epsilon=8"]
+    asked = request("fashion-mnist", [*few, "augmult=2", "validation=50", "label_smoothing=0.1"])
+    result = run(asked, out=tmp_path / "run", data=data)
+    assert "NOT private" in result["scored"]
+    assert len(result["test_class_accuracy"]) == 10 and 0.0 <= result["test_auc"] <= 1.0
+    assert result["epsilon"] == pytest.approx(describe(asked)["epsilon"])
+
+
+def test_scattering_features_are_made_once_and_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETICENT_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    data = made_up("fashion-mnist", 60, rng)
     recipe: Any = recipes()["fashion-mnist-scattering"]
     config = request("fashion-mnist-scattering").config
     material = recipe.prepare(config, data)
@@ -210,19 +224,7 @@ def test_validation_rows_are_kept_out_of_training(tmp_path):
     rng = np.random.default_rng(0)
     recipe: Any = recipes()["mnist"]
     config = request("mnist", ["validation=10"]).config
-    data = Dataset(
-        name="mnist",
-        train=grey(60, rng),
-        test=grey(20, rng),
-        num_classes=10,
-        class_names=(),
-        feature_names=(),
-        licence="",
-        package_licence="",
-        citation="",
-        source="made up",
-        sha256="0",
-    )
+    data = made_up("mnist", 60, rng)
     material = recipe.prepare(config, data)
     assert recipe.num_examples(config) == 59_990
     assert np.array_equal(material.train[0], data.train.x[:50])

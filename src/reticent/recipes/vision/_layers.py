@@ -146,10 +146,18 @@ def variance_gain(activation: nn.Module) -> float:
 
 
 class Pixels(nn.Module):
-    """Bytes (B, H, W) or (B, H, W, C) to numbers (B, C, H, W) in [-2, 2], by constants that no data chose."""
+    """Bytes (B, H, W) or (B, H, W, C) to numbers (B, C, H, W) in [-2, 2], by constants that no data chose.
+
+    Args:
+        deviation: what pixels from 0 to 1, less 0.5, are divided by; of 0.5 they end in [-1, 1].
+    """
+
+    def __init__(self, deviation: float = 0.25) -> None:
+        super().__init__()
+        self.deviation = deviation
 
     def forward(self, x: Tensor) -> Tensor:
-        return (_planes(x) / 255.0 - 0.5) / 0.25
+        return (_planes(x) / 255.0 - 0.5) / self.deviation
 
 
 class PixelsLike(nn.Module):

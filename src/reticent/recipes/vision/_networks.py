@@ -20,7 +20,7 @@ KNOWN: Final = (
     "wrn-DEPTH-WIDTH (16-4, 40-4, 28-10, ...; behind it -nonorm or -layernorm, -plain filters, -skipinit or "
     "-noskip, an activation such as -gelu or -tanh, -scaled, -dropout0.3), nf-resnet-50 (101, 152, 200, 288, "
     "600; behind it -se, -stochdepth0.1, -dropout0.25), tanh-cnn, "
-    "deep-tanh-cnn, small-cnn, mlp-WIDTH, timm:NAME, transformers:FOLDER; linear and cnn on "
+    "tanh-cnn-gn, deep-tanh-cnn, small-cnn, mlp-WIDTH, timm:NAME, transformers:FOLDER; linear and cnn on "
     "scattering features"
 )
 
@@ -33,6 +33,7 @@ def network(
     standardise: nn.Module | None = None,
     pretrained: bool = False,
     keep_head: bool = False,
+    deviation: float = 0.25,
 ) -> nn.Module:
     """A network with random weights from torch's global generator.
 
@@ -43,6 +44,7 @@ def network(
         standardise: what comes first where it reads scattering features; None: it reads pixels.
         pretrained: of a network of another library: whether it comes with public weights.
         keep_head: whether those must include the head's.
+        deviation: of pixels, by which a network of ours scales them.
 
     Raises:
         ConfigError[unknown-model]: there is no such network, or it reads the other kind of input.
@@ -54,9 +56,9 @@ def network(
     if is_foreign(name):
         return foreign(name, shape=shape, num_classes=num_classes, pretrained=pretrained, keep_head=keep_head)
     channels, side, _ = shape
-    if name == "tanh-cnn":
+    if name in ("tanh-cnn", "tanh-cnn-gn"):
         _at_least(name, shape, 22)
-        body = tanh_cnn(channels, side, num_classes)
+        body = tanh_cnn(channels, side, num_classes, groups=4 if name == "tanh-cnn-gn" else 0)
     elif name == "deep-tanh-cnn":
         if shape[1:] != (32, 32):
             raise _unfit(name, shape, "images of 32 x 32 pixels")
@@ -83,7 +85,7 @@ def network(
         )
     else:
         raise _unknown(name)
-    return nn.Sequential(Pixels(), body)
+    return nn.Sequential(Pixels(deviation), body)
 
 
 def _wide_resnet(

@@ -54,6 +54,7 @@ class VisionRecipe(TrainingRecipe):
         num_classes: labels are 0 .. num_classes - 1.
         fallback: recipe to take, loudly, if no source of the data can be reached.
         strange: what `strange_rows` are.
+        deviation: public constant that networks of ours scale pixels by; see `Pixels`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class VisionRecipe(TrainingRecipe):
     num_classes: int
     fallback: str | None = None
     strange: Inputs | None = "out of distribution"
+    deviation: float = 0.25
 
     def num_examples(self, config: VisionConfig) -> int:
         if config.validation >= self.size:
@@ -187,6 +189,7 @@ class VisionRecipe(TrainingRecipe):
                 standardise=self._standardise(config),
                 pretrained=pretrained,
                 keep_head=not config.reset_head,
+                deviation=self.deviation,
             )
 
         model = made(pretrained=config.pretrained)

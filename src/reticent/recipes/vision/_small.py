@@ -4,19 +4,29 @@ Room: recipes. May import torch.
 
 Sources:
     [1] Papernot et al. 2020, arXiv:2007.14191, Table 1 (tanh; the architectures for MNIST and CIFAR-10).
+    [2] De et al. 2022, arXiv:2204.13650 (group normalisation).
 """
 
 import torch
 from torch import Tensor, nn
 
 
-def tanh_cnn(channels: int, side: int, num_classes: int) -> nn.Module:
-    """Two convolutions, two linear layers [1]: 26,010 parameters for 28 x 28 grey images, 10 classes."""
+def tanh_cnn(channels: int, side: int, num_classes: int, *, groups: int = 0) -> nn.Module:
+    """Two convolutions, two linear layers [1]: 26,010 parameters for 28 x 28 grey images, 10 classes.
+
+    Above 0, `groups` are those of a group normalisation after each convolution [2]: 26,106 parameters.
+    """
+
+    def norm(width: int) -> list[nn.Module]:
+        return [nn.GroupNorm(groups, width)] if groups else []
+
     features = nn.Sequential(
         nn.Conv2d(channels, 16, 8, stride=2, padding=2),
+        *norm(16),
         nn.Tanh(),
         nn.MaxPool2d(2, stride=1),
         nn.Conv2d(16, 32, 4, stride=2),
+        *norm(32),
         nn.Tanh(),
         nn.MaxPool2d(2, stride=1),
         nn.Flatten(),

@@ -4,7 +4,9 @@ Room: recipes.
 
 Sources:
     [1] Papernot et al. 2020, arXiv:2007.14191 (the tanh network).
-    [2] Tramèr, Boneh 2021, arXiv:2011.11660 (a linear layer on scattering features; large batches).
+    [2] Tramèr, Boneh 2021, arXiv:2011.11660 (a linear layer on scattering features; large batches; 86.1 % by
+        a tanh network on Fashion-MNIST at epsilon 2.7).
+    [3] De et al. 2022, arXiv:2204.13650 (group normalisation).
 """
 
 from typing import Final
@@ -14,22 +16,26 @@ from ._config import VisionConfig
 from ._recipe import VisionRecipe
 
 _GREY: Final = (1, 28, 28)
+_ON_PIXELS: Final = dict(
+    num_steps=600, expected_batch_size=2048, max_norm=0.1, lr=4.0, twin_lr=0.1, eval_every=100
+)
+
+FASHION_MNIST: Final = VisionRecipe(
+    name="fashion-mnist",
+    summary="Fashion-MNIST from scratch: a small tanh network in minutes",
+    config=with_defaults(VisionConfig, "FashionMnistConfig", **_ON_PIXELS, model="tanh-cnn-gn"),
+    dataset="fashion-mnist",
+    size=60_000,
+    shape=_GREY,
+    num_classes=10,
+    fallback="digits",
+    deviation=0.5,
+)
 
 MNIST: Final = VisionRecipe(
     name="mnist",
     summary="MNIST from scratch: a small tanh network in minutes",
-    config=with_defaults(
-        VisionConfig,
-        "MnistConfig",
-        num_steps=600,
-        expected_batch_size=2048,
-        max_norm=0.1,
-        lr=4.0,
-        twin_lr=0.1,
-        eval_every=100,
-        model="tanh-cnn",
-        flip=False,
-    ),
+    config=with_defaults(VisionConfig, "MnistConfig", **_ON_PIXELS, model="tanh-cnn", flip=False),
     dataset="mnist",
     size=60_000,
     shape=_GREY,
