@@ -2,7 +2,7 @@
 
 import pytest
 
-from reticent.sweep import _choose, _run
+from reticent.sweep import _choose, _run, _simulations
 from reticent.sweep._trial import quietly
 
 
@@ -22,4 +22,5 @@ def in_process(monkeypatch):
 
     monkeypatch.setattr(_run, "run_all", run_all)
     monkeypatch.setattr(_choose, "run_all", run_all)
+    monkeypatch.setattr(_simulations, "run_all", run_all)
     return ran

@@ -5,7 +5,7 @@ Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 
 from ._at_scale import at_scale
 from ._audited import audit_recipe, audit_recipe_inputs, audit_run, audit_run_inputs
-from ._config import RecipeConfig, make_config, parse_settings, read_toml
+from ._config import RecipeConfig, make_config, parse_settings, read_toml, restore_config
 from ._parts import plan_of, step_memory, with_measured_norm, with_physical_batch
 from ._predict import Predictions, TrainedModel, load_model
 from ._recipe import Recipe, Request
@@ -40,6 +40,7 @@ __all__ = [
     "read_toml",
     "recipes",
     "request",
+    "restore_config",
     "run",
     "run_or_go_on",
     "simulate",

@@ -12,10 +12,11 @@ Sources:
 """
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar
 
 from rich.console import Console
 
@@ -31,11 +32,6 @@ from ._run import describe, run
 from ._training import TrainingRecipe
 from ._training_config import TrainingConfig
 
-NOTE: Final = (
-    "A simulation is NOT private by itself: its own epsilon is large. What was chosen by it depends on the "
-    "data, and is in no plan's epsilon. Train the plan it stands for."
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
@@ -46,6 +42,10 @@ class Simulation:
         large: what was asked for, its noise as planned.
     """
 
+    note: ClassVar[str] = (
+        "A simulation is NOT private by itself: its own epsilon is large. What was chosen by it depends on "
+        "the data, and is in no plan's epsilon. Train the plan it stands for."
+    )
     small: Request
     large: Request
 
@@ -54,11 +54,24 @@ class Simulation:
         return {
             "recipe": self.large.recipe.name,
             "private": False,
-            "note": NOTE,
+            "note": self.note,
             "simulation": describe(self.small),
             "stands_for": describe(self.large),
             "command": self.command,
         }
+
+    def check(self, result: Mapping[str, Any]) -> None:
+        """Refuse the result of another recipe, which ran because the data could not be reached.
+
+        Raises:
+            DataError[data-sources]: as said.
+        """
+        if result["recipe"] != self.small.recipe.name:
+            raise DataError(
+                f"The data of '{self.small.recipe.name}' could not be reached. '{result['recipe']}' ran "
+                "instead, which simulates nothing. Make the data reachable.",
+                code="data-sources",
+            )
 
     @property
     def command(self) -> str:
@@ -136,12 +149,7 @@ def simulate(
     """
     said = found.describe()  # before anything is spent: an error here must not cost a run
     result = run(found.small, out=out, console=console, data=data)
-    if result["recipe"] != found.small.recipe.name:
-        raise DataError(
-            f"The data of '{found.small.recipe.name}' could not be reached. '{result['recipe']}' ran "
-            "instead, which simulates nothing. Make the data reachable.",
-            code="data-sources",
-        )
+    found.check(result)
     said |= {"result": result}
     write_json(out / "simulation.json", said)
     return said

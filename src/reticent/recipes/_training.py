@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -77,11 +77,13 @@ class TrainingRecipe(Recipe):
         config: the type of its settings.
         fallback: recipe to take, loudly, if no source of the data can be reached.
         strange: what `strange_rows` are; None: there are none, and an audit mislabels made-up rows.
+        holding_out: how a person has training rows scored in the test rows' place; None: there is no way.
     """
 
     config: type[TrainingConfig]
     fallback: str | None = None
     strange: Inputs | None = None
+    holding_out: ClassVar[str | None] = None
 
     @abstractmethod
     def num_examples(self, config: Any) -> int:
@@ -137,6 +139,10 @@ class TrainingRecipe(Recipe):
     def transform(self, config: Any) -> Transform | None:
         """What changes the training rows of each chunk, row by row, e.g. augments them; None for nothing."""
         return None
+
+    def holds_out(self, config: Any) -> bool:
+        """Whether scores are of rows that were held out of the training set, and no test row is looked at."""
+        return False
 
     def measures_norm(self, config: Any) -> bool:
         """Whether a run begins with measuring `max_norm` on made-up rows."""

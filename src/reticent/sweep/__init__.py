@@ -5,6 +5,7 @@ Room: sweep (floor 6). May import rich and the floors below.
 
 from ._choice import Choice
 from ._run import sweep
+from ._simulations import Simulations, read_simulations, simulate_each
 from ._spec import Sweep, read_sweep
 
-__all__ = ["Choice", "Sweep", "read_sweep", "sweep"]
+__all__ = ["Choice", "Simulations", "Sweep", "read_simulations", "read_sweep", "simulate_each", "sweep"]

@@ -8,9 +8,9 @@ when it is asked for again with the same folder: whole trials are kept, half one
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -92,7 +92,7 @@ def sweep(
         return choose(asked, choice, out=out, score=score, jobs=jobs, threads=threads, console=console)
     check_together(asked)
     trials = _trials(asked, out, plain=plain)
-    _open_folder(asked, out, plain=plain)
+    open_folder(out, "sweep", {"format": FORMAT, "sweep": asked.to_dict(), "plain": plain})
     left = [trial for trial in trials if trial.record() is None and not _refused(asked, trial)]
     told = len(trials) - len(left)
 
@@ -115,18 +115,27 @@ def _trials(asked: Sweep, out: Path, *, plain: bool) -> list[Trial]:
     ]
 
 
-def _open_folder(asked: Sweep, out: Path, *, plain: bool) -> None:
-    """Make the folder, or find in it the sweep that was asked for."""
+def open_folder(out: Path, kind: Literal["sweep", "simulation"], wanted: Mapping[str, Any]) -> None:
+    """Make the folder, or find in it what was asked for.
+
+    Args:
+        out: the folder; what was asked for is in its `KIND.json`.
+        kind: of several runs.
+        wanted: what is asked for, as JSON values.
+
+    Raises:
+        ConfigError[sweep], ConfigError[simulation]: it holds another one, or is damaged.
+        ConfigError[out-exists]: it holds something else.
+    """
     from reticent.train import write_json
 
-    wanted = {"format": FORMAT, "sweep": asked.to_dict(), "plain": plain}
-    path = out / "sweep.json"
+    path = out / f"{kind}.json"
     if path.exists():
-        found = _read(path)
+        found = _read(path, kind)
         if {name: found.get(name) for name in wanted} != wanted:
             raise ConfigError(
-                f"'{out}' holds another sweep. Choose another folder, or ask for the same sweep to go on.",
-                code="sweep",
+                f"'{out}' holds another {kind}. Choose another folder, or ask for the same {kind} to go on.",
+                code=kind,
             )
         return
     if out.exists() and any(out.iterdir()):
@@ -135,12 +144,12 @@ def _open_folder(asked: Sweep, out: Path, *, plain: bool) -> None:
     write_json(path, wanted)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise ConfigError(
-            f"'{path}' is damaged. Restore it, or sweep into another folder.", code="sweep"
+            f"'{path}' is damaged. Restore it, or begin the {kind} in another folder.", code=kind
         ) from e
 
 

@@ -60,16 +60,16 @@ class Sweep:
 
     def private_settings(self) -> list[dict[str, Any]]:
         """Settings of each private run, in the order of the grids; the same ones once."""
-        every = [{**self.shared, **one} for grid in self.grids for one in _combinations(grid)]
-        return _distinct(settings for settings in every if not _plain(settings))
+        every = [{**self.shared, **one} for grid in self.grids for one in combinations(grid)]
+        return distinct(settings for settings in every if not _plain(settings))
 
     def plain_settings(self) -> list[dict[str, Any]]:
         """Settings of each run without privacy."""
         recipe = recipes()[self.recipe]
-        asked = [{**self.shared, **one} for grid in self.grids for one in _combinations(grid)]
+        asked = [{**self.shared, **one} for grid in self.grids for one in combinations(grid)]
         without = [_without_privacy(recipe, settings, with_rate=self.plain_rates) for settings in asked]
-        varied = [one for grid in self.plain_grids for one in _combinations(grid)] or [{}]
-        return _distinct({**settings, **one} for settings in without for one in varied)
+        varied = [one for grid in self.plain_grids for one in combinations(grid)] or [{}]
+        return distinct({**settings, **one} for settings in without for one in varied)
 
 
 def read_sweep(
@@ -110,10 +110,10 @@ def read_sweep(
     request(target)  # refuses an unknown recipe
     grids = [_file_grid(entry) for entry in given.get("grid", ())]
     if grid:
-        grids = [{**each, **_text_grid(grid)} for each in grids or [{}]]
+        grids = [{**each, **read_grid(grid)} for each in grids or [{}]]
     plain = [_file_grid(entry) for entry in given.get("plain", ())]
     if plain_grid:
-        plain.append(_text_grid(plain_grid))
+        plain.append(read_grid(plain_grid))
     if not grids:
         raise ConfigError("A sweep varies something: give --grid key=value,value,...", code="sweep")
     asked = Sweep(
@@ -165,11 +165,13 @@ def _check(asked: Sweep) -> None:
         raise ConfigError(f"No combination of the grid can run: {problems[0]}", code="sweep")
 
 
-def _combinations(grid: Grid) -> list[dict[str, Any]]:
+def combinations(grid: Grid) -> list[dict[str, Any]]:
+    """Every choice of one value for each of a grid's settings."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def _distinct(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def distinct(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Settings, the same ones once."""
     seen: dict[tuple, dict[str, Any]] = {}
     for settings in every:
         seen.setdefault(tuple(sorted((k, repr(v)) for k, v in settings.items())), settings)
@@ -198,12 +200,17 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().replace("-", "_") for name in text.split(",") if name.strip())
 
 
-def _text_grid(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+def read_grid(texts: Sequence[str], *, option: str = "--grid") -> dict[str, tuple[Any, ...]]:
+    """A setting's name -> its values, of `key=value,value,...` texts.
+
+    Raises:
+        ConfigError[sweep]: a text is malformed; the message names the option that it was given to.
+    """
     grid = {}
     for text in texts:
         key, equals, values = text.partition("=")
         if not equals or not key.strip() or not values.strip(" ,"):
-            raise ConfigError(f"--grid {text!r} is not key=value,value,...", code="sweep")
+            raise ConfigError(f"{option} {text!r} is not key=value,value,...", code="sweep")
         parsed = [parse_settings([f"{key}={value}"]) for value in values.split(",") if value.strip()]
         (name,) = parsed[0]
         grid[name] = tuple(one[name] for one in parsed)

@@ -10,11 +10,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reticent.errors import ReticentError
 
 from ._spec import json_settings
+
+if TYPE_CHECKING:
+    from reticent.recipes import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +29,14 @@ class Trial:
         settings: what is set, all else is the recipe's default.
         private: whether it is one of the private runs.
         folder: its run folder; the record lies beside it.
+        config: all its settings, as `run.json` has them, where they do not follow from `settings`.
     """
 
     index: int
     settings: Mapping[str, Any]
     private: bool
     folder: Path
+    config: Mapping[str, Any] | None = None
 
     @property
     def record_path(self) -> Path:
@@ -76,13 +81,24 @@ def run_trial(recipe: str, trial: Trial, threads: int) -> None:
 def _run(recipe: str, trial: Trial) -> dict[str, Any]:
     from reticent.recipes import go_on, run
 
-    from ._spec import asked_for
-
     if (trial.folder / "run.json").exists():
         return go_on(trial.folder)
     if trial.folder.exists() and not (trial.folder / "ledger.jsonl").exists():
         shutil.rmtree(trial.folder)  # a start that was interrupted before anything was spent
-    return run(asked_for(recipe, trial.settings), out=trial.folder)
+    return run(_asked(recipe, trial), out=trial.folder)
+
+
+def _asked(recipe: str, trial: Trial) -> "Request":
+    from reticent.recipes import Request, recipes, restore_config
+
+    from ._spec import asked_for
+
+    if trial.config is None:
+        return asked_for(recipe, trial.settings)
+    found = recipes()[recipe]
+    return Request(
+        recipe=found, config=restore_config(found.config, trial.config), chosen=dict(trial.settings)
+    )
 
 
 def quietly(recipe: str, trial: Trial, threads: int) -> None:

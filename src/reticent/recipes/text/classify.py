@@ -10,7 +10,7 @@ Sources:
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class TextClassifyRecipe(TrainingRecipe):
     config: type[TextClassifyConfig] = TextClassifyConfig
     fallback: str | None = None
     strange: Inputs | None = "random tokens"
+    holding_out: ClassVar[str | None] = "give a file of your own without test_data and test_split"
 
     def num_examples(self, config: TextClassifyConfig) -> int:
         return num_units(config.data, config.file)
@@ -76,6 +77,9 @@ class TextClassifyRecipe(TrainingRecipe):
         if not self.measures_norm(asked.config):
             chosen.add("max_norm")
         return {name: why for name, why in found.items() if name not in chosen}
+
+    def holds_out(self, config: TextClassifyConfig) -> bool:
+        return config.file is not None and config.test_data is None and config.test_split is None
 
     def measures_norm(self, config: TextClassifyConfig) -> bool:
         return bool(config.measure_norm) and math.isfinite(config.epsilon)

@@ -14,7 +14,7 @@ Sources:
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -134,6 +134,7 @@ class TextGenerateRecipe(TrainingRecipe):
     config: type[TextGenerateConfig] = TextGenerateConfig
     fallback: str | None = None
     strange: Inputs | None = "random tokens"
+    holding_out: ClassVar[str | None] = "give a file of your own, of which test_fraction is held out"
 
     def num_examples(self, config: TextGenerateConfig) -> int:
         return num_units(config)
@@ -144,6 +145,9 @@ class TextGenerateRecipe(TrainingRecipe):
         whole = config.model_copy(update={"max_examples": None})
         found = self.num_examples(whole)
         return found if found > config.max_examples else None
+
+    def holds_out(self, config: TextGenerateConfig) -> bool:
+        return config.data is not None and config.data not in KNOWN
 
     def unit(self, config: TextGenerateConfig) -> str:
         return unit_of(config)

@@ -12,7 +12,7 @@ Sources:
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import Field
 
@@ -42,6 +42,8 @@ class PublishedClassifyConfig(TextClassifyConfig):
 
 class PublishedClassify(TextClassifyRecipe):
     """A task of public size, from a folder with the columns that `datasets` gives it."""
+
+    holding_out: ClassVar[str | None] = None
 
     def __init__(self, *, name: str, summary: str, size: int, **settings: Any) -> None:
         self.name: str = name
@@ -94,6 +96,8 @@ class PublishedGenerateConfig(TextGenerateConfig):
 class PublishedGenerate(TextGenerateRecipe):
     """A table-to-text data set of public size: sources and targets in a file."""
 
+    holding_out: ClassVar[str | None] = None
+
     def __init__(self, *, name: str, summary: str, size: int, **settings: Any) -> None:
         self.name: str = name
         self.summary: str = summary
@@ -115,6 +119,9 @@ class PublishedGenerate(TextGenerateRecipe):
 
     def num_available(self, config: Any) -> None:
         return None
+
+    def holds_out(self, config: Any) -> bool:
+        return False
 
     def reasons(self, asked: Any) -> dict[str, str]:
         return {}

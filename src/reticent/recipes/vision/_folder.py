@@ -6,7 +6,7 @@ Room: recipes. May import torch, `reticent.{train,data}` and the floors below.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -118,6 +118,7 @@ class FolderRecipe(VisionRecipe):
     """
 
     spare: int = 0
+    holding_out: ClassVar[str | None] = "give a folder of class folders alone, of which a tenth is held out"
 
     def num_examples(self, config: Any) -> int:
         return self.size or len(_read(config, self.name)[0])
@@ -127,6 +128,9 @@ class FolderRecipe(VisionRecipe):
 
     def classes_of(self, config: Any) -> int:
         return self.num_classes or len(_read(config, self.name)[0].class_names)
+
+    def holds_out(self, config: Any) -> bool:
+        return config.labels == "folders" and not has_splits(_folder_of(config, self.name))
 
     def several_labels(self, config: Any) -> bool:
         return config.labels == "table"
@@ -163,7 +167,7 @@ class FolderRecipe(VisionRecipe):
         train, test = fetched
         # What was left out is said to the operator only: a run's description may be published.
         about = {"name": "folder", "classes": list(train.class_names)}
-        if config.labels == "folders" and not has_splits(_folder_of(config, self.name)):
+        if self.holds_out(config):
             about["scored"] = "held-out images of the folder, NOT private"
         return Material(train=train, test=test, about=about)
 

@@ -8,7 +8,7 @@ Shape letters: B image, K class.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ class VisionRecipe(TrainingRecipe):
     fallback: str | None = None
     strange: Inputs | None = "out of distribution"
     deviation: float = 0.25
+    holding_out: ClassVar[str | None] = "set validation=N, the number of training rows to score instead"
 
     def num_examples(self, config: VisionConfig) -> int:
         if config.validation >= self.size:
@@ -91,6 +92,9 @@ class VisionRecipe(TrainingRecipe):
     def describe(self, asked: Request) -> dict[str, Any]:
         """Also epsilon by each accountant alone, the network's size, and what a run costs."""
         return {**TrainingRecipe.describe(self, asked), **what_it_takes(self, asked)}
+
+    def holds_out(self, config: VisionConfig) -> bool:
+        return config.validation > 0
 
     def assess(self, config: VisionConfig, model: nn.Module, test: Any) -> dict[str, Any]:
         return assess(model, test, num_classes=self.classes_of(config))
