@@ -141,7 +141,7 @@ def _rows(said: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows = [
             (f"{of} {name.removeprefix('test_').replace('_', ' ')}", f"{result[name]}")
             for name in result
-            if name.startswith("test_") and not isinstance(result[name], list)  # of each class: in result.json
+            if name.startswith("test_") and not isinstance(result[name], list)
         ]
         rows.append(("run", result["run"]))
     rows += [
