@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from reticent.bounded import BoundedSum
-from reticent.clip import ClipEngine
+from reticent.clip import ClipEngine, SumsOnDemand
 from reticent.clipping import AdaptiveClipping, FlatClipping, PerLayerClipping
 from reticent.dist import Replicas
 from reticent.errors import ReticentError
@@ -88,7 +88,8 @@ def summed(ranks, make, num_rows):
     mine, errors = torch.from_numpy(ranks.share(np.arange(num_rows))), {}
     for name, clipping, wanted in (("flat", flat, total), ("per-layer", by_layer, layered)):
         engine = ClipEngine(model, clipping=clipping)
-        out = ranks.hold(model).zeros({n: p for n, p in model.named_parameters() if p.requires_grad})
+        assert ranks.hold(model).zeros({}) is None
+        out = SumsOnDemand({n: p for n, p in model.named_parameters() if p.requires_grad})
         for start in range(0, len(mine), 2):
             engine.clipped_sum(losses, take_rows(batch, mine[start : start + 2]), out=out)
         part = BoundedSum(total=out, bound=max_norm, norms=torch.empty(0))

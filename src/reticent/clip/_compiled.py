@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from reticent.clip._params import sizes, trainable
 from reticent.clip._programs import fingerprint
 from reticent.clip._proven import due_again
 from reticent.clip._refuse import refuse_unsupported
-from reticent.clip._sums import sum_dtype
+from reticent.clip._sums import SumsOnDemand, sum_dtype
 from reticent.clip._trace import Setting, prove, state_of, trace_sum, without_autocast
 from reticent.clipping import StepClipping, sensitivity
 from reticent.errors import ConfigError, UnsupportedModel
@@ -164,7 +164,7 @@ class CompiledEngine:
         clipping = self.clipping if clipping is None else clipping
         groups = resolve(clipping, sizes(params))
         size = num_rows(batch)
-        total: dict[str, Tensor] = {} if out is None else cast(dict[str, Tensor], out)  # never scattered
+        total = SumsOnDemand(params) if out is None else out  # never scattered
         units = size if num_units is None or size == 0 else checked_units(size, num_units)
         k = size // max(units, 1)
         at_once = self.physical_batch_size // max(k, 1)
@@ -179,9 +179,6 @@ class CompiledEngine:
         for start in range(0, units, at_once):
             part = rows(batch, start * k, min(start + at_once, units) * k)
             norms.append(self._add(call, part, at_once, total))
-        for name, p in params.items():
-            if name not in total:
-                total[name] = torch.zeros_like(p, dtype=sum_dtype(p), requires_grad=False)
         total = total if out is not None else {name: total[name] for name in params}
         norm_UL = torch.cat([n.to(norms[-1].device) for n in norms])
         several = len(groups) > 1
@@ -196,7 +193,7 @@ class CompiledEngine:
         """Compare a few units alone with the same units in a batch; see `ClipEngine.check`."""
         self._eager.check(losses, batch, num_units=num_units, max_units=max_units)
 
-    def _add(self, call: "_Call", part: Any, at_once: int, total: dict[str, Tensor]) -> Tensor:
+    def _add(self, call: "_Call", part: Any, at_once: int, total: Mapping[str, Tensor]) -> Tensor:
         """Add one physical batch to `total`; its units' norms, one for each group."""
         leaves, spec = tree_flatten(part)
         seen, alive = fingerprint(self._model, call.losses, leaves)
@@ -250,6 +247,7 @@ class CompiledEngine:
         inputs = [*state_of(self._model), *row_tensors, real_U, _max_norms(groups, real_U.device)]
         with torch.no_grad(), without_autocast(inputs):
             *sums, norm_UL, finite_U, doubt_U = program.run(*inputs, *program.constants)
+        sums = _apart(sums, [*inputs, *program.constants])
         return dict(zip(program.names, sums, strict=True)), norm_UL, finite_U, doubt_U
 
     def _finite_sums(
@@ -377,12 +375,22 @@ def _units(batch: Any, index_N: Tensor, k: int) -> Any:
     return tree_map_only(Tensor, lambda t: t[index], batch)
 
 
-def _add_to(total: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+def _add_to(total: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+    """Add sums that nobody else has: the first become the total."""
     for name, added in sums.items():
-        if name in total:
-            total[name] += added
-        else:
-            total[name] = added
+        if not (isinstance(total, SumsOnDemand) and total.adopt_first(name, added)):
+            total[name].add_(added)
+
+
+def _apart(sums: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """A graph's sums in memory of their own: it may return one tensor twice, or one of its inputs."""
+    taken = {t.untyped_storage().data_ptr() for t in inputs}
+    apart = []
+    for t in sums:
+        place = t.untyped_storage().data_ptr()
+        apart.append(t.clone() if place in taken else t)
+        taken.add(place)
+    return apart
 
 
 def _padded(leaves: Sequence[Any], size: int) -> list[Tensor]:

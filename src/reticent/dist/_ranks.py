@@ -9,7 +9,6 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from reticent.bounded import BoundedSum
@@ -27,8 +26,8 @@ class Holding(Protocol):
         """What a clip engine must know to work on it (`ClipEngine(held=...)`); None for a whole model."""
         ...
 
-    def zeros(self, params: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
-        """What a step's clipped gradients are added up in, at least float32."""
+    def zeros(self, params: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor] | None:
+        """What a step's clipped gradients are added up in, at least float32; None for tensors like them."""
         ...
 
     def gradient(self, p: nn.Parameter, part: Tensor) -> Tensor:
@@ -41,12 +40,8 @@ class WholeModel:
 
     held = None
 
-    def zeros(self, params: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
-        """Zeros in the parameters' shapes."""
-        return {
-            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
-            for name, p in params.items()
-        }
+    def zeros(self, params: Mapping[str, nn.Parameter]) -> None:
+        """Tensors like the parameters, which whoever adds makes on demand."""
 
     def gradient(self, p: nn.Parameter, part: Tensor) -> Tensor:
         """The gradient in the parameter's dtype, on its device."""

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from reticent.account.ledger import Ledger
 from reticent.bounded import BoundedSum
-from reticent.clip import ClipEngine, CompiledEngine, varied_rows
+from reticent.clip import ClipEngine, CompiledEngine, SumsOnDemand, varied_rows
 from reticent.clipping import StepClipping, sensitivity
 from reticent.dist import ALONE, Ranks, RanksLedger, together
 from reticent.errors import ConfigError, StepError
@@ -80,7 +80,10 @@ class OpenStep:
         self._pending: Rows | None = None
         self._handed: _rows.Seal | None = None
         self._counts = True
-        self._sums = Sums.empty(owner._holding.zeros(owner._watch.trainable), num_norms=len(owner.clip_norms))
+        total = owner._holding.zeros(owner._watch.trainable)
+        # On demand: none takes memory while a forward runs, and a first sum is written, not added to zeros.
+        total = SumsOnDemand(owner._watch.trainable) if total is None else total
+        self._sums = Sums.empty(total, num_norms=len(owner.clip_norms))
 
     def __repr__(self) -> str:  # neither the batch nor its size
         return f"OpenStep(step={self._batch.step}, {self._state})"
@@ -482,7 +485,8 @@ class PrivateStep:
             sums.norms.append(added.norms.detach().double().cpu().clone())
 
     def _release(self, sums: Sums, plan: PlannedStep) -> None:
-        # Every chunk's sum carried this very bound; an empty batch has had none.
+        # Every chunk's sum carried this very bound; an empty batch has had none. Sums that nothing was added
+        # to are zeros, and noised like the others.
         bounded = BoundedSum(total=sums.total, bound=sensitivity(self._norms.now()), norms=torch.empty(0))
         self.last_not_private = None
         noise = plan.gradient_noise_multiplier

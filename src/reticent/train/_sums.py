@@ -1,6 +1,6 @@
 """What a step adds up over its chunks before noise: raw, private, and destroyed at the release.
 
-Room: train. May import torch.
+Room: train. May import torch, `reticent.clip`.
 """
 
 import math
@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from reticent.clip import SumsOnDemand
+
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Sums:
     """One logical batch's sums so far; nothing here is private.
 
     Args:
-        total: name -> sum of clipped gradients, at least float32.
+        total: name -> sum of clipped gradients, at least float32, of every trained parameter.
         count: units below each clipping norm that adapts, less half of all units, shape (L,), float64.
         norms: each chunk's norms, kept only to show them.
     """
@@ -27,13 +29,14 @@ class Sums:
 
     @classmethod
     def empty(cls, total: Mapping[str, Tensor], *, num_norms: int) -> "Sums":
-        """These, which are zeros, and zero counts."""
+        """These, to which nothing was added, and zero counts."""
         return cls(total=total, count=torch.zeros(num_norms, dtype=torch.float64))
 
 
 def destroy(sums: Sums) -> None:
     """Overwrite raw sums, so that nothing can read them after their release."""
-    for t in (*sums.total.values(), sums.count, *sums.norms):
+    total = sums.total.made if isinstance(sums.total, SumsOnDemand) else sums.total
+    for t in (*total.values(), sums.count, *sums.norms):
         t.fill_(torch.nan)
     sums.norms.clear()
 
