@@ -119,3 +119,63 @@ def test_every_choice_of_methods_gives_the_same_sum(monkeypatch: pytest.MonkeyPa
         got = rt.ClipEngine(model, max_norm=0.1).clipped_sum(losses, x)
         assert oracle.distance(dict(got.total), dict(want.total)) < 1e-9, method
     assert len(tried) > 1, "more than one method was tried"
+
+
+def _by_what(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **options: Any) -> Any:
+    """An engine's call on so many units: by what it settles weights of 64 inputs and outputs."""
+    from reticent.rules import Outer
+
+    plain, used = Outer.settle, []
+    engine = rt.ClipEngine(model, max_norm=1.0, **options)
+
+    def settle(form: Outer, method: str) -> Any:
+        if form.g_UPO.shape[2] == 64:
+            used.append(method)
+        return plain(form, method)
+
+    def add(units: int, positions: int = 28) -> list[str]:
+        used.clear()
+        engine.clipped_sum(_losses(model), torch.randn(units, positions, 64))
+        return list(used)
+
+    monkeypatch.setattr(Outer, "settle", settle)
+    return add
+
+
+def test_another_number_of_units_is_settled_by_what_was_chosen_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What keeps least is not what is fastest, and Poisson batches are of another size each time."""
+    add = _by_what(monkeypatch, nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2)))
+    assert add(6) == ["gram"]  # keeps least
+    for units in (6, 5, 9, 1, 30):
+        assert add(units) == ["keep"]
+    assert add(6, positions=27) == ["gram"]  # a unit of another shape
+
+
+def test_more_units_than_the_budget_was_shared_out_for_are_planned_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    room = 10 * (2 * 4 * 64 * 64 + 2 * 4 * 64)  # for ten units' gradients; of factors, for eleven units'
+    add = _by_what(monkeypatch, model, memory_budget=room)
+    least, fastest = ["gram", "gram"], ["keep", "keep"]
+    assert add(9) == least and add(9) == add(8) == fastest
+    assert add(10) == least and add(10) == add(9) == fastest
+    assert add(11) == add(11) == least  # what was chosen for ten would be refused for eleven
+    with pytest.raises(ConfigError, match="memory_budget"):
+        add(12)
+    assert add(11) == least
+
+
+def test_what_is_remembered_does_not_grow_with_every_batch() -> None:
+    model = nn.Linear(2, 2)
+    engine = rt.ClipEngine(model, max_norm=1.0, planning="measure")
+    for length in range(2, 90):
+        engine.clipped_sum(_losses(model), torch.randn(1 + length % 3, length, 2))
+    assert max(len(choices) for choices in engine._planner._chosen.values()) <= 64
+    assert set(engine._planner._chosen) == {"weight", "bias"}
+    for units in range(1, 40):
+        engine.clipped_sum(_losses(model), torch.randn(units, 3, 2))
+    shapes = {unit for choices in engine._planner._chosen.values() for unit in choices}
+    assert len(shapes) <= 2 * 64

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, Final, Literal
 
 import torch
@@ -26,6 +27,10 @@ _RATES: Final = {"cpu": (1e11, 1e10), "cuda": (3e13, 1e12)}
 # What a method may need for a moment, as a multiple of what the form itself holds; and a floor in bytes.
 _PEAK_SHARE: Final = 4
 _PEAK_FLOOR: Final = 64 << 20
+
+# Shapes that a parameter's choices are remembered for, and timings: the oldest are forgotten.
+_MAX_SHAPES: Final = 64
+_MAX_TIMED: Final = 4096
 
 Signature = tuple[Any, ...]
 
@@ -59,8 +64,11 @@ class LayerPlan:
 
 @dataclass(slots=True, eq=False)
 class _Seen:
-    """One parameter's form in the last call."""
+    """One parameter's form in the last call, and by what method it was settled."""
 
+    unit: Signature
+    units: int
+    used: str
     form: str
     shapes: str
     own_bytes: int
@@ -69,8 +77,20 @@ class _Seen:
     measured: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A method, and for how many units at most it was chosen within the budget."""
+
+    method: str
+    units: int
+
+
 class Planner:
-    """Chooses methods, remembers them by the form's shapes, and says why.
+    """Chooses methods, remembers them by the shapes that one unit has in a form, and says why.
+
+    The number of units differs from batch to batch where batches are drawn: what was chosen for some is used
+    for others too, where its momentary memory is affordable; with a `memory_budget`, for no more of them than
+    it was chosen for.
 
     Args:
         memory_budget: bytes that may be kept between norms and sums, over all parameters. None: as much
@@ -93,8 +113,8 @@ class Planner:
             )
         self._budget, self._measure = memory_budget, planning == "measure"
         self._per_unit: dict[Signature, dict[str, float]] = {}
-        self._chosen: dict[tuple[str, Signature], str] = {}
-        self._seen: dict[str, tuple[Signature, _Seen]] = {}
+        self._chosen: dict[str, dict[Signature, _Choice]] = {}
+        self._seen: dict[str, _Seen] = {}
         self._held = 0
         self._new = False
 
@@ -117,21 +137,30 @@ class Planner:
         Raises:
             ConfigError[memory-budget]: what must be kept exceeds the budget.
         """
-        signature = _signature(form)
-        key = (name, signature)
-        self._new |= key not in self._chosen
-        if name not in self._seen or self._seen[name][0] != signature:
-            self._seen[name] = (signature, self._look(form, like))
-        seen = self._seen[name][1]
+        unit, units = _unit_of(form)
+        seen = self._seen.get(name)
+        if seen is None or seen.units != units or seen.unit != unit:
+            seen = self._seen[name] = self._look(form, unit, units, like)
         if holding:
-            least = min(seen.methods, key=lambda m: (m.held, seen.seconds[m.name]))
-            method = self._chosen.get(key, least.name)
-            self._held += next(m.held for m in seen.methods if m.name == method)
+            method = self._remembered(name, seen)
+            if method is None:
+                self._new, method = True, _least(seen)
+            self._held += method.held
             self._require_budget()
         else:
-            method = min(_affordable(seen.methods, seen.own_bytes), key=lambda m: seen.seconds[m.name]).name
-            self._chosen[key] = method
-        return form.settle(method)
+            method = min(_affordable(seen.methods, seen.own_bytes), key=lambda m: seen.seconds[m.name])
+        seen.used = method.name
+        return form.settle(method.name)
+
+    def _remembered(self, name: str, seen: _Seen) -> Method | None:
+        """What was chosen for this parameter and a unit's shapes, where it will do for so many units."""
+        choice = self._chosen.get(name, {}).get(seen.unit)
+        if choice is None or (self._budget is not None and seen.units > choice.units):
+            return None
+        method = next((m for m in seen.methods if m.name == choice.method), None)
+        if method is None or method.peak <= _affordable_peak(seen.own_bytes):
+            return method
+        return method if method in (_least(seen), *_affordable(seen.methods, seen.own_bytes)) else None
 
     def end(self, *, holding: bool) -> None:
         """End a sum: where something new was met, choose again for all parameters together."""
@@ -141,8 +170,10 @@ class Planner:
     def layers(self) -> list[LayerPlan]:
         """The choices, in the order in which the backward met the parameters."""
         plans = []
-        for name, (signature, seen) in self._seen.items():
-            method = self._chosen.get((name, signature)) or seen.methods[0].name
+        for name, seen in self._seen.items():
+            choice = self._chosen.get(name, {}).get(seen.unit)
+            names = {m.name for m in seen.methods}
+            method = choice.method if choice is not None and choice.method in names else seen.used
             held = {m.name: m.held for m in seen.methods}
             plans.append(
                 LayerPlan(
@@ -172,47 +203,58 @@ class Planner:
 
     def _choose_all(self) -> None:
         """From what keeps least, upgrade where a kept byte saves most time, within the budget."""
-        chosen = {
-            name: min(seen.methods, key=lambda m, s=seen: (m.held, s.seconds[m.name]))
-            for name, (_, seen) in self._seen.items()
-        }
+        chosen = {name: _least(seen) for name, seen in self._seen.items()}
         held = sum(m.held for m in chosen.values())
-        own = sum(seen.own_bytes for _, seen in self._seen.values())
+        own = sum(seen.own_bytes for seen in self._seen.values())
         budget = max(held, own) if self._budget is None else self._budget
         upgrades = []
-        for name, (_, seen) in self._seen.items():
+        for name, seen in self._seen.items():
             for m in _affordable(seen.methods, seen.own_bytes):
                 saved = seen.seconds[chosen[name].name] - seen.seconds[m.name]
                 if saved > 0:
                     upgrades.append((saved / max(m.held - chosen[name].held, 1), name, m))
         for _, name, m in sorted(upgrades, key=lambda u: -u[0]):
             now = chosen[name]
-            seconds = self._seen[name][1].seconds
+            seconds = self._seen[name].seconds
             if seconds[m.name] < seconds[now.name] and held + m.held - now.held <= budget:
                 held += m.held - now.held
                 chosen[name] = m
         for name, m in chosen.items():
-            self._chosen[name, self._seen[name][0]] = m.name
+            seen, choices = self._seen[name], self._chosen.setdefault(name, {})
+            choices.pop(seen.unit, None)  # the newest come last
+            choices[seen.unit] = _Choice(m.name, seen.units)
+            _forget_oldest(choices, _MAX_SHAPES)
 
-    def _look(self, form: Form, like: Tensor) -> _Seen:
+    def _look(self, form: Form, unit: Signature, units: int, like: Tensor) -> _Seen:
         methods, own = form.methods(), _num_bytes(form)
         if self._measure and len(methods) > 1:
-            seconds = self._measured(form, _affordable(methods, own), like)
+            seconds = self._measured(form, _affordable(methods, own), unit, max(1, units), like)
             measured = True
         else:
             flops, moved = _RATES.get(like.device.type, _RATES["cuda"])
             seconds = {m.name: m.flops / flops + m.moved / moved for m in methods}
             measured = False
         seconds = {m.name: seconds.get(m.name, math.inf) for m in methods}
-        return _Seen(type(form).__name__, _shapes(form), own, methods, seconds, measured)
+        return _Seen(
+            unit=unit,
+            units=units,
+            used=methods[0].name,
+            form=type(form).__name__,
+            shapes=_shapes(form),
+            own_bytes=own,
+            methods=methods,
+            seconds=seconds,
+            measured=measured,
+        )
 
-    def _measured(self, form: Form, methods: Sequence[Method], like: Tensor) -> dict[str, float]:
+    def _measured(
+        self, form: Form, methods: Sequence[Method], unit: Signature, units: int, like: Tensor
+    ) -> dict[str, float]:
         """Seconds of each method; timed once for a unit's shapes, and scaled to the number of units."""
-        shapes = _signature(form, of_unit=True)
-        units = max(1, max(t.shape[0] for t in _tensors(form)))
-        if shapes not in self._per_unit:
-            self._per_unit[shapes] = {m.name: _timed(form, m.name, like) / units for m in methods}
-        return {name: seconds * units for name, seconds in self._per_unit[shapes].items()}
+        if unit not in self._per_unit:
+            self._per_unit[unit] = {m.name: _timed(form, m.name, like) / units for m in methods}
+            _forget_oldest(self._per_unit, _MAX_TIMED)
+        return {name: seconds * units for name, seconds in self._per_unit[unit].items()}
 
 
 def _timed(form: Form, method: str, like: Tensor) -> float:
@@ -237,28 +279,56 @@ def _synchronize(like: Tensor) -> None:
 
 
 def _affordable(methods: Sequence[Method], own_bytes: int) -> Sequence[Method]:
-    limit = max(_PEAK_SHARE * own_bytes, _PEAK_FLOOR)
+    limit = _affordable_peak(own_bytes)
     return [m for m in methods if m.peak <= limit] or [min(methods, key=lambda m: m.peak)]
+
+
+def _affordable_peak(own_bytes: int) -> int:
+    return max(_PEAK_SHARE * own_bytes, _PEAK_FLOOR)
+
+
+def _least(seen: _Seen) -> Method:
+    """What keeps least; of several, the fastest."""
+    return min(seen.methods, key=lambda m: (m.held, seen.seconds[m.name]))
+
+
+def _forget_oldest(entries: dict[Any, Any], at_most: int) -> None:
+    while len(entries) > at_most:
+        del entries[next(iter(entries))]
 
 
 def _positive(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else ()
+
+
 def _parts(form: Any) -> list[Any]:
-    return [getattr(form, f.name) for f in fields(form)] if is_dataclass(form) else []
+    return [getattr(form, name) for name in _fields(type(form))]
 
 
-def _signature(form: Any, *, of_unit: bool = False) -> Signature:
-    parts: list[Any] = [type(form).__name__]
-    for part in _parts(form):
+def _unit_of(form: Any) -> tuple[Signature, int]:
+    """What a form is like whatever its number of units; and that number."""
+    units: int | None = getattr(form, "num_units", None)
+    rows: int | None = None  # of the first tensor, which lies along the units
+    found: list[Any] = [type(form)]
+    for name in _fields(type(form)):
+        part = getattr(form, name)
         if isinstance(part, Tensor):
-            parts.append((tuple(part.shape[1 if of_unit else 0 :]), part.dtype, part.device.type))
-        elif is_dataclass(part):
-            parts.append(_signature(part, of_unit=of_unit))
-        elif not of_unit or not isinstance(part, int):
-            parts.append(part)
-    return tuple(parts)
+            found.append((part.shape[1:], part.dtype, part.device.type))
+            rows = part.shape[0] if rows is None and part.dim() else rows
+        elif _fields(type(part)):
+            unit, inner = _unit_of(part)
+            found.append(unit)
+            rows = inner if rows is None else rows
+        elif name != "num_units":
+            found.append(part)
+    if units is None:
+        return tuple(found), rows or 0
+    return (*found, (rows or 0) // max(units, 1)), units
 
 
 def _tensors(form: Any) -> list[Tensor]:
