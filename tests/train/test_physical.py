@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reticent.clip import ClipEngine, CompiledEngine, _compiled
 from reticent.clipping import PerLayerClipping
 from reticent.errors import ConfigError
-from reticent.train import PeakMemory, available_memory, largest_physical_batch_size, train
+from reticent.train import PeakMemory, TrainSettings, available_memory, largest_physical_batch_size, train
 from tests.support.judge import snapshot
-from tests.train.joint import cross_entropy, make_data, make_model, make_plan, weights_of
+from tests.train.joint import cross_entropy, make_data, make_model, make_plan, make_private, weights_of
 
 MIB = 1 << 20
 
@@ -31,8 +32,6 @@ def _rows(n: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def _measured(model: nn.Module, size: int) -> int:
-    from reticent.clip import ClipEngine
-
     engine = ClipEngine(model, max_norm=1.0)
     with PeakMemory() as peak:
         for _ in range(2):
@@ -136,6 +135,67 @@ def test_running_out_of_memory_repeats_the_step_in_smaller_chunks_and_counts_no_
     assert result.num_steps == 4
 
 
+def test_running_out_of_memory_in_a_compiled_graph_repeats_the_step_in_a_smaller_graph(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def small_device(module: nn.Module, inputs: Any) -> Any:
+        def run(*given: Tensor) -> Any:
+            (units,) = (len(t) for t in given if t.dtype == torch.bool)  # the mask of real ones
+            sizes.append(units)
+            if units > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return module(*given)
+
+        return run
+
+    monkeypatch.setattr(_compiled, "_compile_graph", small_device)
+    settings = TrainSettings(compile=True)
+    want, _ = _run(tmp_path / "a", cross_entropy, physical_batch_size=4)
+    got, result = _run(tmp_path / "b", cross_entropy, physical_batch_size=16, settings=settings)
+    assert sizes[:2] == [16, 8] and set(sizes[2:]) == {4}
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    assert result.num_steps == 4
+
+
+def test_a_compiled_engine_of_ones_own_is_made_smaller_and_never_larger(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+    model = make_model()
+    engine = CompiledEngine(model, max_norm=1.0, physical_batch_size=8)
+    private = make_private(tmp_path, model=model, engine=engine, physical_batch_size=16)
+    for size, at_once in ((16, 8), (8, 8), (4, 4), (16, 4)):
+        private.physical_batch_size = size
+        assert engine.physical_batch_size == at_once
+    with pytest.raises(ConfigError, match="must be a positive integer"):
+        private.physical_batch_size = 0
+    with pytest.raises(ConfigError, match="must be a positive integer"):
+        engine.physical_batch_size = 0
+
+
+def test_a_graph_is_not_run_on_another_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+    model, rows = make_model(), make_data()[:8]
+    engine, alone = (
+        CompiledEngine(model, max_norm=0.1, physical_batch_size=8),
+        ClipEngine(model, max_norm=0.1),
+    )
+
+    def losses(rows: Any) -> Tensor:
+        return cross_entropy(model, rows)
+
+    want = alone.clipped_sum(losses, rows).total
+    for size, times in ((8, 1), (4, 2), (8, 3)):  # compiled anew each time
+        engine.physical_batch_size = size
+        for _ in range(2):
+            torch.testing.assert_close(
+                dict(engine.clipped_sum(losses, rows).total), want, rtol=1e-3, atol=1e-5
+            )
+        assert engine.num_eager == times
+
+
 def test_running_out_of_memory_on_one_row_ends_the_run(tmp_path: Any) -> None:
     def hopeless(model: nn.Module, rows: Any) -> Tensor:
         if len(rows[0]) == 1:
@@ -152,6 +212,16 @@ def test_auto_is_resolved_before_the_run_and_written_down(tmp_path: Any) -> None
     torch.testing.assert_close(got, want)
     written = json.loads((tmp_path / "b" / "run.json").read_text())["settings"]["physical_batch_size"]
     assert isinstance(written, int) and 1 <= written <= 40
+
+
+def test_auto_with_compile_is_refused_since_another_engine_would_be_measured(tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="runs another engine"):
+        _run(tmp_path / "a", cross_entropy, physical_batch_size="auto", settings=TrainSettings(compile=True))
+    assert not (tmp_path / "a").exists()
+    from reticent.recipes import request
+
+    with pytest.raises(ConfigError, match="measures what runs without compile"):
+        request("digits", ["physical_batch_size=auto", "compile=true"])
 
 
 def test_a_budget_without_auto_or_below_one_row_spends_nothing(tmp_path: Any) -> None:

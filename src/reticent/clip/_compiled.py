@@ -104,21 +104,31 @@ class CompiledEngine:
         max_graphs: int = 8,
         rules: Mapping[Callable[..., Any], OpRule] = BUILTIN,
     ) -> None:
-        for name, value in (("physical_batch_size", physical_batch_size), ("max_graphs", max_graphs)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(
-                    f"{name} must be a positive integer, got {value!r}.", code="physical-batch-size"
-                )
+        _require_positive("physical_batch_size", physical_batch_size)
+        _require_positive("max_graphs", max_graphs)
         self._eager = ClipEngine(model, max_norm=max_norm, clipping=clipping, rules=rules)
         _require_compiler(model)
         self.clipping: StepClipping = self._eager.clipping
-        self.physical_batch_size = physical_batch_size
+        self._physical_batch_size = physical_batch_size
         self.num_eager: int = 0
         self._model = model
         self._max_graphs = max_graphs
         self._programs: dict[Any, _Program] = {}
         self._unproven: dict[Any, int] = {}
         self._times: Counter[Any] = Counter()
+
+    @property
+    def physical_batch_size(self) -> int:
+        """Rows that run at once. Set to another number, it lets go of the graphs, which are compiled anew."""
+        return self._physical_batch_size
+
+    @physical_batch_size.setter
+    def physical_batch_size(self, size: int) -> None:
+        _require_positive("physical_batch_size", size)
+        if size != self._physical_batch_size:
+            self._physical_batch_size = size
+            for kept in (self._programs, self._unproven, self._times):
+                kept.clear()
 
     def clipped_sum(
         self,
@@ -198,7 +208,7 @@ class CompiledEngine:
         leaves, spec = tree_flatten(part)
         seen, alive = fingerprint(self._model, call.losses, leaves)
         kinds = tuple((group.names, group.stability) for group in call.groups)
-        key = (seen, spec, call.k, call.one_loss, kinds)
+        key = (seen, spec, call.k, at_once, call.one_loss, kinds)
         units = num_rows(part) // call.k
         row_tensors = _padded(leaves, at_once * call.k)
         if key not in self._programs and len(self._programs) < self._max_graphs:
@@ -349,6 +359,11 @@ class _Call:
     groups: tuple[Group, ...]
     one_loss: bool
     k: int
+
+
+def _require_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a positive integer, got {value!r}.", code="physical-batch-size")
 
 
 def _norms_of(done: BoundedSum) -> Tensor:

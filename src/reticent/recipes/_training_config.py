@@ -240,6 +240,11 @@ class TrainingConfig(RecipeConfig):
             )
         if self.memory_budget is not None and self.memory_budget < 1:
             raise ValueError("memory_budget must be a positive number of bytes")
+        if self.compile and self.physical_batch_size == "auto":
+            raise ValueError(
+                "physical_batch_size = auto measures what runs without compile, and compile is true: set a number "
+                "of rows, or leave out compile"
+            )
         if math.isinf(self.epsilon) and self.twin:
             raise ValueError(
                 "twin is a run without privacy beside a private one; with epsilon = inf leave it out"

@@ -303,7 +303,7 @@ class PrivateStep:
         self.model: Final = model
         self.optimizer: Final = optimizer
         self.plan: Final = plan
-        self.physical_batch_size = physical_batch_size
+        self._physical_batch_size = physical_batch_size
         self._noise: Final = source
         require_alike(
             ranks,
@@ -341,6 +341,18 @@ class PrivateStep:
 
     def __repr__(self) -> str:
         return f"PrivateStep({type(self.model).__name__}, step {self.num_steps} of {self.plan.num_steps})"
+
+    @property
+    def physical_batch_size(self) -> int:
+        """Rows that go through the model at once, from the next step on; a compiled graph has no more."""
+        return self._physical_batch_size
+
+    @physical_batch_size.setter
+    def physical_batch_size(self, size: int) -> None:
+        check_physical_batch_size(size)
+        self._physical_batch_size = size
+        if isinstance(self._engine, CompiledEngine):  # it would pad smaller chunks to its own size
+            self._engine.physical_batch_size = min(size, self._engine.physical_batch_size)
 
     @property
     def clip_norms(self) -> tuple[float, ...]:
@@ -511,7 +523,7 @@ class PrivateStep:
     def _make_engine(self, compiled: bool) -> Engine:
         now = self._norms.now()
         if compiled:
-            return CompiledEngine(self.model, clipping=now, physical_batch_size=self.physical_batch_size)
+            return CompiledEngine(self.model, clipping=now, physical_batch_size=self._physical_batch_size)
         return ClipEngine(self.model, clipping=now, held=self._holding.held)
 
     def _create_ledger(self, path: Path) -> Ledger | RanksLedger:

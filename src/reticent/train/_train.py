@@ -161,7 +161,15 @@ def train(
                 "Give a number of rows.",
                 code="physical-batch-size",
             )
+    settings = settings or TrainSettings()
     if physical_batch_size == "auto":
+        if settings.compile:
+            raise ConfigError(
+                "physical_batch_size='auto' measures ClipEngine, and settings.compile runs another engine, "
+                "whose memory is not known before it is compiled for a size. Give a number of rows, or leave "
+                "out compile.",
+                code="physical-batch-size",
+            )
         rows = fetch(dataset, np.zeros(1, dtype=np.int64)) if check_batch is None else check_batch
         physical_batch_size = _what_fits(model, loss_per_example, rows, plan, transform, memory_budget)
     elif memory_budget is not None:
@@ -170,7 +178,6 @@ def train(
             code="memory-budget",
         )
     check_physical_batch_size(physical_batch_size)
-    settings = settings or TrainSettings()
     check_tracking(settings.log)
     if settings.show_loss and ranks.size > 1:
         raise ConfigError(
