@@ -67,15 +67,25 @@ _UNTRACKED = frozenset(
 )
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+_NESTED = (list, tuple, dict)  # not `list | tuple | dict`, which would be put together in every call
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """The tensors of nested lists, tuples and dicts, in order."""
     if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _tensors(item)
+        return [tree]
+    found: list[Tensor] = []
+    if isinstance(tree, _NESTED):
+        _find_tensors(tree, found)
+    return found
+
+
+def _find_tensors(tree: Any, found: list[Tensor]) -> None:
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, _NESTED):
+            _find_tensors(item, found)
 
 
 def _numbers(tree: Any, *, zeros: bool = False) -> tuple[Any, ...]:
@@ -86,12 +96,12 @@ def _numbers(tree: Any, *, zeros: bool = False) -> tuple[Any, ...]:
         zeros: of integers, as of other numbers always, only whether they are zero.
     """
     found: list[Any] = []
-    for leaf in tree if isinstance(tree, list | tuple) else tree.values():
-        if isinstance(leaf, list | tuple | dict):
+    for leaf in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(leaf, _NESTED):
             found += _numbers(leaf, zeros=zeros)
         elif isinstance(leaf, float) or (zeros and isinstance(leaf, int)):
             found.append(leaf == 0)
-        elif isinstance(leaf, int | str):
+        elif isinstance(leaf, (int, str)):
             found.append(leaf)
     return tuple(found)
 
@@ -182,7 +192,7 @@ class Capture(TorchFunctionMode):
         if self._in_forward:
             name = _name(func)
             self.trace = hash((self.trace, name, _numbers_of(name, (args, kwargs))))
-        tensors = list(_tensors(args))
+        tensors = _tensors(args)
         if kwargs:
             tensors += _tensors(kwargs)
         values = self._values
@@ -284,9 +294,9 @@ class Capture(TorchFunctionMode):
         with saved_tensors_hooks(_with_version, _unchanged):
             out = func(*args, **kwargs)
         roots = frozenset().union(*(s.roots for s in sources))
-        outs = list(_tensors(out))
+        outs = _tensors(out)
         if _in_place(func, name):
-            written = next(_tensors(args))
+            written = _tensors(args)[0]
             outs = [written] if written._base is None else [written, written._base]
             for t in outs:
                 old = self._values.get(id(t))
@@ -379,7 +389,7 @@ class Capture(TorchFunctionMode):
             entry.kind = CallKind.ELEMENTWISE
         elif func in EXPANSIONS and len(trainable) == 1:
             entry.kind = CallKind.EXPANSION
-        outs = [tensors[0]] if in_place else list(_tensors(out))
+        outs = [tensors[0]] if in_place else _tensors(out)
         same = {id(t) for t in tensors} if not in_place else set()  # an argument, handed on as it is
         if entry.kind is CallKind.OTHER:
             entry.outputs = tuple(t.detach().clone() for t in outs)  # it may be overwritten later

@@ -131,7 +131,8 @@ class ClipEngine:
         self._rules = rules
         self._planner = Planner(memory_budget=memory_budget, planning=planning)
         self.proofs: Proofs = Proofs()
-        resolve(self.clipping, self.held.sizes(trainable(self.held)))
+        self._resolved: tuple[StepClipping, tuple[tuple[str, int], ...], tuple[Group, ...]] | None = None
+        self._groups(self.clipping, trainable(self.held))
         refuse_unsupported(model)
 
     def clipped_sum(
@@ -179,7 +180,7 @@ class ClipEngine:
             self.held.same_rows.require_same(digest(batch))
         params = trainable(self.held)
         clipping = self.clipping if clipping is None else clipping
-        groups = resolve(clipping, self.held.sizes(params))
+        groups = self._groups(clipping, params)
         total = SumsOnDemand(params) if out is None else out
         if batch is not None and num_rows(batch) == 0:
             norms = torch.zeros(0, len(groups), dtype=torch.float64)
@@ -225,6 +226,14 @@ class ClipEngine:
             Rows with layer, form, shapes, method, why, time and memory. Nothing before the first sum.
         """
         return Explanation(tuple(self._planner.layers()))
+
+    def _groups(self, clipping: StepClipping, params: Mapping[str, nn.Parameter]) -> tuple[Group, ...]:
+        """`resolve`, and the last answer again while nothing that it depends on changes."""
+        sizes = tuple(self.held.sizes(params).items())
+        last = self._resolved
+        if last is None or last[0] != clipping or last[1] != sizes:
+            last = self._resolved = (clipping, sizes, resolve(clipping, dict(sizes)))
+        return last[2]
 
     # -- book-keeping ------------------------------------------------------------------------------
 
@@ -318,7 +327,7 @@ class ClipEngine:
         k = num_rows(batch) // units
         alone = rows(batch, unit * k, (unit + 1) * k)
         params = trainable(self.held)
-        groups = resolve(self.clipping, self.held.sizes(params))
+        groups = self._groups(self.clipping, params)
         if self.held.apart:  # plain autograd would add the gradients of the processes' units
             work = _Work(params, groups, losses, alone, 1, {}, counts=True, norms_only=True)
             return bool(torch.isfinite(self._book_keep(work)).all())
@@ -331,7 +340,7 @@ class ClipEngine:
         names = {id(m): n for n, m in self._model.named_modules()}
 
         def on_module(module: nn.Module, args: Any, output: Any) -> None:
-            if id(module) in names and not any(True for _ in module.children()):
+            if id(module) in names and all(child is None for child in module._modules.values()):
                 capture.events.append(names[id(module)] or type(module).__name__)
 
         hook = register_module_forward_hook(on_module)

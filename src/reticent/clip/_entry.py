@@ -4,7 +4,7 @@ Room: clip. May import torch, `reticent.errors`, `reticent.rules`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -78,7 +78,8 @@ class Entry:
     @property
     def roots(self) -> frozenset[str]:
         """Names of the parameters behind the entry's values."""
-        return frozenset().union(*(value.roots for value in self.values.values()))
+        first, *others = self.values.values()  # a write in place may give a value more: not kept
+        return first.roots.union(*(value.roots for value in others)) if others else first.roots
 
     def describe(self) -> str:
         """For error messages."""
@@ -129,11 +130,18 @@ class Stage:
         self.paused = True
         try:
             # Modes left out, the recording one too: it would be asked about each of many small operations.
-            with torch._C.DisableTorchFunction(), torch.autocast(device.type, enabled=False):
-                with full_float32(device):
-                    yield
+            with torch._C.DisableTorchFunction(), _full_precision(device):
+                yield
         finally:
             self.paused = False
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    on = device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(device.type)
+    # Turning off what is off takes longer than many a small operation.
+    with torch.autocast(device.type, enabled=False) if on else nullcontext(), full_float32(device):
+        yield
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Room: clip. May import torch, `reticent.errors`.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from reticent.clip._capture import Capture
@@ -65,7 +66,8 @@ def refuse_bypass(
 
 def refuse_unseen(capture: Capture) -> None:
     """A gradient that reached a parameter's copy past every recorded operation is in no norm."""
-    found = sorted(name for name, leaf in capture.leaves.items() if leaf.grad is not None)
+    with torch._C.DisableTorchFunction():  # else the recording mode is asked about each of them
+        found = sorted(name for name, leaf in capture.leaves.items() if leaf.grad is not None)
     if found:
         raise UnsupportedModel(
             f"Parameters {found} receive a gradient that no recorded operation passed on (a reentrant "

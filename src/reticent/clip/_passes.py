@@ -28,7 +28,7 @@ from torch import Tensor
 from reticent.clip._entries import entry_forms
 from reticent.clip._entry import Entry, Key
 from reticent.clip._groups import Group
-from reticent.clip._held import SameRows, Scattered, adding
+from reticent.clip._held import SameRows, Scattered, adding, scattered
 from reticent.clip._planner import Planner
 from reticent.clip._pull import pull_back
 from reticent.clip._sums import SumsOnDemand
@@ -181,12 +181,14 @@ class GroupNorms:
         self._finite_U, self._round_up = finite_U, 1 + round_up
         self._square_LU = torch.zeros(len(groups), len(finite_U), dtype=torch.float64, device=finite_U.device)
         self._of_parts_LU = torch.zeros_like(self._square_LU)
+        # The rows of both, taken once: they are added to for every parameter.
+        self._square_rows, self._part_rows = ([*t] for t in (self._square_LU, self._of_parts_LU))
 
     def add(self, name: str, square_U: Tensor) -> None:
         """Add one parameter's squared norms."""
         group = self.group_of[name]
         assert group not in self._of_all, "other processes have been told of the group's norm"
-        (self._of_parts_LU if name in self._parts else self._square_LU)[group] += square_U
+        (self._part_rows if name in self._parts else self._square_rows)[group].add_(square_U)
 
     def _squares(self, group: int) -> Tensor:
         if self._same_rows is None:
@@ -295,15 +297,15 @@ class Clip:
                 self._release(group)
 
     def _release(self, group: int) -> None:
-        held, scattered = self._held[group], isinstance(self._total, Scattered)
+        held, all_asked = self._held[group], scattered(self._total)
         self._released[group] = True
-        if not held and not scattered:
+        if not held and not all_asked:
             return
         weight_U, keep_U = self._norms.weights(group)
         self.has_added = True
         for name in self._norms.groups[group].names:
             form = held.pop(name, None)
-            if form is not None or scattered:
+            if form is not None or all_asked:
                 _add(self._total, name, form, weight_U, keep_U)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from reticent.rules import Form, Overwrites
+from reticent.rules import Form, overwrites
 
 
 def sum_dtype(param: Tensor) -> torch.dtype:
@@ -53,7 +53,7 @@ class SumsOnDemand(Mapping[str, Tensor]):
             weights: (U,).
             keep: (U,), which units are not left out; None: none is.
         """
-        if name in self.made or not isinstance(form, Overwrites):
+        if name in self.made or not overwrites(form):
             return False
         p = self._params[name]
         # Among the sums before anything is in it, so that whoever destroys them finds it after an error too.

@@ -242,8 +242,8 @@ class TrainingConfig(RecipeConfig):
             raise ValueError("memory_budget must be a positive number of bytes")
         if self.compile and self.physical_batch_size == "auto":
             raise ValueError(
-                "physical_batch_size = auto measures what runs without compile, and compile is true: set a number "
-                "of rows, or leave out compile"
+                "physical_batch_size = auto measures what runs without compile, and compile is true: set a "
+                "number of rows, or leave out compile"
             )
         if math.isinf(self.epsilon) and self.twin:
             raise ValueError(

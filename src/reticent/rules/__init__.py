@@ -4,7 +4,7 @@ Room: rules (floor 1). May import torch and `reticent.errors`.
 """
 
 from reticent.rules._combine import combine
-from reticent.rules._forms import Dense, Form, Method, Outer, Overwrites
+from reticent.rules._forms import Dense, Form, Method, Outer, Overwrites, overwrites
 from reticent.rules._gather import Gather
 from reticent.rules._layout import Layout
 from reticent.rules._ops import BUILTIN, Meeting, OpRule
@@ -21,4 +21,5 @@ __all__ = [
     "Outer",
     "Overwrites",
     "combine",
+    "overwrites",
 ]

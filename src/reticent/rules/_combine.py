@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from reticent.rules._forms import Dense, Form, Joins, Method, Outer, SomeUnits
+from reticent.rules._forms import Dense, Form, Method, Outer, joins, says_some_units
 from reticent.rules._gather import Gather
 from reticent.rules._rounding import (
     MAX_DOUBT,
@@ -162,7 +162,7 @@ def _joined_gathers(forms: Sequence[Gather]) -> Gather:
 
 def of_units(form: Form, units: slice) -> Form:
     """A form's gradients of some units."""
-    if isinstance(form, SomeUnits):
+    if says_some_units(form):
         return form.of_units(units)
     if isinstance(form, Outer):
         return Outer(form.x_UPI[units], form.g_UPO[units], form.input_first)
@@ -184,7 +184,7 @@ def combine(forms: Sequence[Form]) -> Form:
     if len(forms) == 1:
         return forms[0]
     for i, form in enumerate(forms):
-        if isinstance(form, Joins):
+        if joins(form):
             return form.joined([*forms[:i], *forms[i + 1 :]])
     outers = [f for f in forms if isinstance(f, Outer)]
     gathers = [f for f in forms if isinstance(f, Gather)]
