@@ -129,7 +129,7 @@ class Capture(TorchFunctionMode):
 
     Args:
         params: name -> trainable parameter.
-        model: its frozen parameters, buffers and tensor attributes are constants.
+        modules: the model's; their frozen parameters, buffers and tensor attributes are constants.
         held: all parameters as the forward uses them, where they come and go: other tensors than values are
             then known while somebody else keeps them, so that gathered memory can be given back.
         rules: operation -> rule.
@@ -139,7 +139,7 @@ class Capture(TorchFunctionMode):
     def __init__(
         self,
         params: Mapping[str, nn.Parameter],
-        model: nn.Module,
+        modules: Iterable[nn.Module],
         rules: Mapping[Callable[..., Any], OpRule],
         not_meetings: frozenset[Key],
         held: Iterable[Tensor] | None = None,
@@ -169,7 +169,7 @@ class Capture(TorchFunctionMode):
             self.leaves[name] = leaf
             self._values[id(param)] = self._values[id(leaf)] = value
             self._alive += [param, leaf]
-        for tensor in (*_model_tensors(model), *(held or ())):
+        for tensor in (*_model_tensors(modules), *(held or ())):
             if id(tensor) not in self._values:
                 self._constants[id(tensor)] = tensor
 
@@ -479,10 +479,10 @@ def _is_transpose(t: Tensor, of: Tensor) -> bool:
     return t.dim() == of.dim() == 2 and t.shape == of.shape[::-1] and t.stride() == of.stride()[::-1]
 
 
-def _model_tensors(model: nn.Module) -> Iterator[Tensor]:
-    for module in model.modules():
-        yield from _tensors(list(module._parameters.values()))
-        yield from _tensors(list(module._buffers.values()))
+def _model_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
+        yield from _tensors(module._parameters)
+        yield from _tensors(module._buffers)
         for attribute in vars(module).values():
             if isinstance(attribute, Tensor):
                 yield attribute

@@ -257,8 +257,9 @@ class ClipEngine:
         held = self.held
         before = State(held, work.params)
         everything = held.parameters().values() if held.apart else None
-        capture = Capture(work.params, self._model, self._rules, self.proofs.not_meetings, everything)
-        loss_R, units = self._forward(capture, work)
+        names = {module: name for name, module in self._model.named_modules()}
+        capture = Capture(work.params, names, self._rules, self.proofs.not_meetings, everything)
+        loss_R, units = self._forward(capture, work, names)
         if units == 0:
             return torch.zeros(0, len(work.groups), dtype=torch.float64)
         before.refuse_changes(work.params)
@@ -336,12 +337,11 @@ class ClipEngine:
         found = (loss, *(g for g in grads if g is not None))
         return all(bool(torch.isfinite(t).all()) for t in found)
 
-    def _forward(self, capture: Capture, work: "_Work") -> tuple[Tensor, int]:
-        names = {id(m): n for n, m in self._model.named_modules()}
+    def _forward(self, capture: Capture, work: "_Work", names: Mapping[nn.Module, str]) -> tuple[Tensor, int]:
 
         def on_module(module: nn.Module, args: Any, output: Any) -> None:
-            if id(module) in names and all(child is None for child in module._modules.values()):
-                capture.events.append(names[id(module)] or type(module).__name__)
+            if module in names and all(child is None for child in module._modules.values()):
+                capture.events.append(names[module] or type(module).__name__)
 
         hook = register_module_forward_hook(on_module)
         batch, num_units = work.batch, work.num_units

@@ -4,7 +4,7 @@ Room: clip. May import torch, `reticent.errors`, `reticent.rules`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -121,8 +121,9 @@ class Stage:
                     code="hidden-use",
                 )
             return
-        with torch.no_grad(), self.pause(g.device):
-            self.visitor.visit(entry, index, saved, g)
+        with torch._C.DisableTorchFunction():  # the mode would be asked about what the next line does, too
+            with torch.no_grad(), self.pause(g.device):
+                self.visitor.visit(entry, index, saved, g)
 
     @contextmanager
     def pause(self, device: torch.device) -> Iterator[None]:
@@ -130,18 +131,14 @@ class Stage:
         self.paused = True
         try:
             # Modes left out, the recording one too: it would be asked about each of many small operations.
-            with torch._C.DisableTorchFunction(), _full_precision(device):
-                yield
+            with torch._C.DisableTorchFunction():
+                if device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+                    yield  # in full precision as it is: making sure costs more than many a small operation
+                else:
+                    with torch.autocast(device.type, enabled=False), full_float32(device):
+                        yield
         finally:
             self.paused = False
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    on = device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(device.type)
-    # Turning off what is off takes longer than many a small operation.
-    with torch.autocast(device.type, enabled=False) if on else nullcontext(), full_float32(device):
-        yield
 
 
 @contextmanager
@@ -177,7 +174,8 @@ class Meet(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (g,) = grads
         entry, saved = ctx.entry, ctx.saved_tensors
-        inputs = entry.meeting.backward(saved, g, ctx.needs_input_grad[3:])
+        with torch._C.DisableTorchFunction():  # a rule's own arithmetic: no trainable value is in it
+            inputs = entry.meeting.backward(saved, g, ctx.needs_input_grad[3:])
         ctx.stage.receive(entry, 0, saved, g)
         return None, None, None, *inputs
 

@@ -108,7 +108,7 @@ def is_proven(entry: Entry, proven: Proven, units: int) -> bool:
 def reused(proven: Mapping[int, Layout], units: int, shape: Sequence[int]) -> Layout:
     """The layout proven for an output of this size, for another number of units."""
     for size, layout in proven.items():
-        here = replace(layout, num_units=units)
+        here = layout if layout.num_units == units else replace(layout, num_units=units)
         fits = here.axis < len(shape) and here.fits(shape[here.axis])
         if fits and size in (0, shape[here.axis] // units):
             return here

@@ -276,7 +276,7 @@ def _captured(
     with torch.enable_grad(), _reparametrize_module(model, state, tie_weights=True, stack_weights=True):
         trained: Any = {n: p for n, p in zip(param_names, params, strict=True) if n in trains}
         before = State(InPlace(model), trained)
-        capture = Capture(trained, model, setting.engine._rules, setting.engine.proofs.not_meetings)
+        capture = Capture(trained, model.modules(), setting.engine._rules, setting.engine.proofs.not_meetings)
         with capture:
             loss_R = setting.losses(batch)
         units = setting.num_units

@@ -47,6 +47,8 @@ class Layout:
         """(.., n, ..) -> (U, .., n / U, ..): a new leading unit axis; the old one holds its rows."""
         axis = self.axis % t.dim()
         outer, inner = self._split(t.shape[axis])
+        if axis == 0 and outer == 1:  # the ordinary case
+            return t.reshape(self.num_units, inner, *t.shape[1:])
         t = t.reshape(*t.shape[:axis], outer, self.num_units, inner, *t.shape[axis + 1 :])
         t = t.movedim(axis + 1, 0)  # (U, .., outer, inner, ..)
         return t.reshape(self.num_units, *t.shape[1 : axis + 1], outer * inner, *t.shape[axis + 3 :])

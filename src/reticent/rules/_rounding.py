@@ -53,7 +53,9 @@ def sum_of_squares(t: Tensor, doubts: Doubts | None = None) -> Tensor:
 def _squares_of_runs(flat: Tensor) -> Tensor:
     """(U, n) -> (U,) float64, from runs short enough for sums in float32, which drift over millions."""
     whole = flat.shape[1] // _RUN * _RUN
-    runs = flat[:, :whole].unflatten(1, (-1, _RUN)) if whole else flat[:, :0, None]
+    if not whole:
+        return torch.linalg.vector_norm(flat, dim=1).double().square()
+    runs = flat[:, :whole].unflatten(1, (-1, _RUN))
     square_U = torch.linalg.vector_norm(runs, dim=2).double().square().sum(1)
     if whole < flat.shape[1]:
         square_U = square_U + torch.linalg.vector_norm(flat[:, whole:], dim=1).double().square()
