@@ -194,3 +194,16 @@ def test_factors_beyond_float32_give_a_float32_sum_where_their_product_fits(make
         out = before.clone()
         Dense(form.dense()).add_weighted(weights, None, out)
         torch.testing.assert_close((out - before).double(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tied_table_is_written_whatever_was_there() -> None:
+    torch.manual_seed(0)
+    gather = Gather(torch.randint(0, 5, (3, 4)), torch.randn(3, 4, 2), 5)
+    tied = combine([gather, Outer(torch.randn(3, 4, 2), torch.randn(3, 4, 5))])
+    assert isinstance(tied, Overwrites)
+    weights, keep = torch.tensor([0.5, 0.0, 2.0]), torch.tensor([True, False, True])
+    for out in (torch.full((5, 2), torch.nan), torch.full((5, 2), torch.nan, dtype=torch.float64)):
+        added = torch.zeros_like(out)
+        tied.add_weighted(weights, keep, added)
+        tied.write_weighted(weights, keep, out)
+        torch.testing.assert_close(out, added)

@@ -238,7 +238,7 @@ class Planner:
         return _Seen(
             unit=unit,
             units=units,
-            used=methods[0].name,
+            used="",
             form=type(form).__name__,
             shapes=_shapes(form),
             own_bytes=own,

@@ -132,8 +132,13 @@ class _Tied:
 
     def add_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
         """See `Form`."""
-        self.gather.add_weighted(weights, keep, out)
         self.outer.add_weighted(weights, keep, out)
+        self.gather.add_weighted(weights, keep, out)
+
+    def write_weighted(self, weights: Tensor, keep: Tensor | None, out: Tensor) -> None:
+        """See `Overwrites`."""
+        self.outer.write_weighted(weights, keep, out)
+        self.gather.add_weighted(weights, keep, out)
 
     def dense(self) -> Tensor:
         """See `Form`."""
