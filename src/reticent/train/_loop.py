@@ -70,7 +70,13 @@ class StepInProgress(Protocol):
 class Stepper(Protocol):
     """What takes steps: `PrivateStep`, or a stand-in without privacy."""
 
-    physical_batch_size: int  # rows that go through the model at once, from the next step on
+    @property
+    def physical_batch_size(self) -> int:
+        """Rows that go through the model at once, from the next step on; it may be set."""
+        ...
+
+    @physical_batch_size.setter
+    def physical_batch_size(self, size: int) -> None: ...
 
     @property
     def model(self) -> nn.Module:
