@@ -4,6 +4,7 @@ Most tests run the traced graph as it is, operation by operation; those named `c
 """
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -416,6 +417,22 @@ def test_a_loss_scale_leaves_the_bound_as_it_is(as_traced: None) -> None:
     assert scaled.bound == plain.bound == 0.01
     assert oracle.distance(dict(scaled.total), dict(plain.total)) < 1e-6 * 0.01 * SIZE
     torch.testing.assert_close(scaled.norms, 1024 * plain.norms, rtol=1e-5, atol=0.0)
+
+
+def test_what_a_graph_returns_is_not_overwritten_by_its_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA graphs may do, whatever the user's settings are."""
+    import torch._inductor
+
+    asked: list[dict[str, Any]] = []
+
+    def compiled(module: Any, inputs: Any, *, options: dict[str, Any]) -> Any:
+        asked.append(options)
+        return module
+
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+    model = nn.Linear(2, 2)
+    engine_for(model).clipped_sum(lambda x: model(x).sum(1), torch.randn(SIZE, 2))
+    assert asked and all(options == {"triton.cudagraphs": False} for options in asked)
 
 
 def test_no_compiler_is_said_before_anything_runs() -> None:

@@ -87,3 +87,27 @@ def test_a_gradient_past_every_recorded_operation_is_still_refused() -> None:
         patch.setattr(Capture, "__init__", kept)
         with pytest.raises(UnsupportedModel, match="hidden-use"):
             engine.clipped_sum(losses, torch.randn(4, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_tensors_of_a_scripted_part_are_constants_of_the_model() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(2, 3))
+            self.scripted = torch.jit.script(Scale())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.w * self.scripted.scale)
+
+    model = Scaled()
+    engine = ClipEngine(model, max_norm=1.0)
+    assert engine.clipped_sum(lambda x: model(x).sum(1), torch.randn(4, 3)).norms.shape == (4,)

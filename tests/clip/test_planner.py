@@ -179,3 +179,19 @@ def test_what_is_remembered_does_not_grow_with_every_batch() -> None:
         engine.clipped_sum(_losses(model), torch.randn(units, 3, 2))
     shapes = {unit for choices in engine._planner._chosen.values() for unit in choices}
     assert len(shapes) <= 2 * 64
+
+
+@pytest.mark.parametrize("planning", ["estimate", "measure"])
+def test_a_convolution_of_more_rows_a_unit_is_planned_anew(planning: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 3)
+    engine = rt.ClipEngine(model, max_norm=0.01, planning=planning)
+    for length in (1, 2, 5, 2):
+        x = torch.randn(4, length, 3, 6, 6)
+
+        def losses(x: Tensor) -> Tensor:
+            return model(x.flatten(0, 1)).square().unflatten(0, x.shape[:2]).mean((1, 2, 3, 4))
+
+        got = engine.clipped_sum(losses, x)
+        total, _ = oracle.loop_clipped_sum(model, losses, x, 0.01)
+        assert oracle.distance(dict(got.total), total) < 1e-5 * 0.04

@@ -481,8 +481,8 @@ def _is_transpose(t: Tensor, of: Tensor) -> bool:
 
 def _model_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     for module in modules:
-        yield from _tensors(module._parameters)
-        yield from _tensors(module._buffers)
+        yield from _tensors([*module._parameters.values()])  # of a scripted module no dict
+        yield from _tensors([*module._buffers.values()])
         for attribute in vars(module).values():
             if isinstance(attribute, Tensor):
                 yield attribute

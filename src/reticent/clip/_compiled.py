@@ -420,7 +420,9 @@ def _padded(leaves: Sequence[Any], size: int) -> list[Tensor]:
 def _compile_graph(module: nn.Module, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     import torch._inductor  # slow to import: only for whoever compiles
 
-    run: Any = torch._inductor.compile(module, inputs)  # pyright: ignore[reportArgumentType]
+    # CUDA graphs may return the same memory from every call, and what a call returns is kept here.
+    kept = {"triton.cudagraphs": False}
+    run: Any = torch._inductor.compile(module, inputs, options=kept)  # pyright: ignore[reportArgumentType]
     return run
 
 

@@ -323,7 +323,7 @@ def _unit_of(form: Any) -> tuple[Signature, int]:
         elif _fields(type(part)):
             unit, inner = _unit_of(part)
             found.append(unit)
-            rows = inner if rows is None else rows
+            rows = (inner or None) if rows is None else rows  # a part without tensors has none
         elif name != "num_units":
             found.append(part)
     if units is None:
