@@ -55,6 +55,25 @@ def test_a_threshold_chosen_on_the_counted_trials_would_be_wrong_too_often():
     assert wrong > TOO_MANY
 
 
+def test_an_attack_of_infinite_scores_that_knows_nothing_bounds_nothing():
+    """Log-odds of an attack that is always sure: equal infinities are equal, and there is none between them."""
+    wrong = 0
+    for seed in range(RUNS):
+        coins = np.random.default_rng(seed).integers(0, 2, 400) == 1
+        evidence = np.where(coins, np.inf, -np.inf)
+        wrong += many_run_bound(evidence, np.arange(400) % 2 == 0, delta=DELTA, confidence=0.95).epsilon > 0
+    assert wrong <= TOO_MANY
+    assert area_under(np.full(20, np.inf), np.arange(20) < 10) == 0.5
+
+
+def test_infinite_scores_that_are_right_bound_as_finite_ones_do():
+    member = np.arange(400) % 2 == 0
+    sure = [
+        many_run_bound(np.where(member, s, -s), member, delta=DELTA, confidence=0.95) for s in (1.0, np.inf)
+    ]
+    assert sure[0].epsilon == sure[1].epsilon > 3
+
+
 def test_the_bound_has_power():
     bound = many_run_bound(*gaussian_trials(10.0, 4000, 0), delta=DELTA, confidence=0.95)
     assert 5.0 < bound.epsilon < gaussian_epsilon(10.0, delta=DELTA)  # 1000 a side: at most 5.6

@@ -6,6 +6,7 @@ Most tests run the traced graph as it is, operation by operation; those named `c
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -349,6 +350,11 @@ class Moody(nn.Linear):
         return super().forward(x) * (1 + random.random())
 
 
+class MoodyInNumPy(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + np.random.rand())
+
+
 class Hoard(nn.Linear):
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
@@ -366,6 +372,7 @@ class Hoard(nn.Linear):
         (nn.PReLU(3), "compile-data-dependent"),  # replayed, and compared by value
         (Memory(3, 3), "compile-side-effect"),
         (Moody(3, 3), "compile-side-effect"),
+        (MoodyInNumPy(3, 3), "compile-side-effect"),
         (Hoard(3, 3), "compile-unstable"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,

@@ -220,3 +220,16 @@ def test_a_batch_that_shows_nothing_proves_nothing(first: str) -> None:
     with pytest.raises(rt.errors.CoupledExamples) as caught:
         engine.clipped_sum(losses, (torch.randn(3, 2, 4), torch.ones(3)))
     assert caught.value.code == "gradient-mixes-examples"
+
+
+def test_a_row_beyond_the_table_is_an_error_as_in_torch() -> None:
+    table = nn.Parameter(torch.randn(5, 2))
+    model = nn.Module()
+    model.table = table
+    engine = rt.ClipEngine(model, max_norm=1.0)
+    losses = lambda ids: model.table[ids].sum((1, 2))  # noqa: E731
+    last = engine.clipped_sum(losses, torch.tensor([[-1], [0]])).total["table"]
+    assert bool(last[4].any()) and bool(last[0].any())
+    for row in (7, -6):
+        with pytest.raises(IndexError):
+            engine.clipped_sum(losses, torch.tensor([[row], [0]]))

@@ -160,6 +160,19 @@ def test_thirty_two_bits_a_channel_are_unreadable_and_say_why(folder):
     assert e.value.code == "image-unreadable"
 
 
+def test_an_error_of_a_decoder_is_an_unreadable_image(tmp_path, monkeypatch):
+    """As of a damaged AVIF under another name."""
+    Image.fromarray(noise(SIDE, SIDE, 3)).save(tmp_path / "a.png")
+
+    def fails(*_):
+        raise RuntimeError("Failed to decode image: Missing or empty image item")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fails)
+    with pytest.raises(DataError, match="cannot be decoded") as e:
+        opened(tmp_path / "a.png")
+    assert e.value.code == "image-unreadable"
+
+
 def test_a_conversion_that_fails_is_found_before_training(folder, monkeypatch):
     Image.new("LAB", (SIDE, SIDE)).save(folder / "train" / "cat" / "lab.tif")
     real = Image.Image.convert

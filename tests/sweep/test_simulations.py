@@ -11,7 +11,7 @@ from reticent.data import ArrayPair, Dataset
 from reticent.errors import ConfigError, DataError
 from reticent.recipes import _training, make_config
 from reticent.recipes.vision import _recipe
-from reticent.sweep import _trial, read_simulations, simulate_each
+from reticent.sweep import _simulations, _trial, read_simulations, simulate_each
 
 LARGE = ["expected_batch_size=600", "num_steps=2", "noise_multiplier=2", "epsilon=3", "model=mlp-4", "ema=0"]
 HELD_OUT = [*LARGE, "validation=200"]
@@ -137,6 +137,20 @@ def test_what_cannot_be_chosen_is_refused_before_anything_is_trained(tmp_path, s
     with pytest.raises(ConfigError, match=why) as e:
         read_simulations("mnist", settings, [tried], batch_size=150)
     assert e.value.code == code
+
+
+@pytest.mark.parametrize("tried", ["test_fraction=0.1,0.3", "user_column=none,author", "max_examples=20,40"])
+def test_what_decides_the_rows_is_not_tried(tried):
+    with pytest.raises(ConfigError, match="on the same rows") as e:
+        read_simulations("text-generate", ["data=rows.jsonl"], [tried], batch_size=8)
+    assert e.value.code == "simulation-choice"
+
+
+def test_other_numbers_of_rows_are_refused_whatever_the_setting(monkeypatch):
+    monkeypatch.setattr(_simulations, "_SHARED", ())
+    with pytest.raises(ConfigError, match="how many rows there are") as e:
+        read_simulations("mnist", HELD_OUT, ["validation=100,200"], batch_size=150)
+    assert e.value.code == "simulation-choice"
 
 
 def test_a_recipe_that_holds_no_rows_out_is_refused():

@@ -53,7 +53,7 @@ def roc(evidence: _Array, member: _Coins) -> tuple[_Array, _Array]:
     """
     evidence, member = _checked(evidence, member)
     order = np.argsort(-evidence, kind="stable")
-    last_of_equal = np.append(np.diff(evidence[order]) != 0, True)
+    last_of_equal = np.append(evidence[order][1:] != evidence[order][:-1], True)
     found = np.cumsum(member[order])[last_of_equal] / member.sum()
     accused = np.cumsum(~member[order])[last_of_equal] / (~member).sum()
     return np.append(0.0, accused), np.append(0.0, found)
@@ -146,7 +146,10 @@ def _best_threshold(inside: _Array, outside: _Array, delta: float, chance: float
     """The threshold with the best bound on these trials: epsilon_from_errors for all of them at once."""
     inside, outside = np.sort(inside), np.sort(outside)
     values = np.sort(np.concatenate([inside, outside]))
-    thresholds = np.append((values[:-1] + values[1:]) / 2.0, values[-1])
+    with np.errstate(invalid="ignore"):
+        between = (values[:-1] + values[1:]) / 2.0
+    # Between infinite scores there is no middle: the lower one divides as well.
+    thresholds = np.append(np.where(np.isfinite(between), between, values[:-1]), values[-1])
     accused = len(outside) - np.searchsorted(outside, thresholds, side="right")
     missed = np.searchsorted(inside, thresholds, side="right")
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from reticent.clip._precision import full_float32
 from reticent.errors import UnsupportedModel
 from reticent.rules._meeting import Meeting
 from reticent.rules._replay import Call
@@ -132,30 +133,14 @@ class Stage:
         try:
             # Modes left out, the recording one too: it would be asked about each of many small operations.
             with torch._C.DisableTorchFunction():
-                if device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-                    yield  # in full precision as it is: making sure costs more than many a small operation
-                else:
-                    with torch.autocast(device.type, enabled=False), full_float32(device):
-                        yield
+                with full_float32(device):
+                    if device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+                        yield  # as it is: making sure costs more than many a small operation
+                    else:
+                        with torch.autocast(device.type, enabled=False):
+                            yield
         finally:
             self.paused = False
-
-
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """TF32 has ten bits: norms and sums are not formed in it."""
-    if device.type != "cuda":
-        yield
-        return
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    allowed = [b.allow_tf32 for b in backends]
-    try:
-        for b in backends:
-            b.allow_tf32 = False
-        yield
-    finally:
-        for b, was in zip(backends, allowed, strict=True):
-            b.allow_tf32 = was
 
 
 class Meet(torch.autograd.Function):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +60,7 @@ def trace(
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     before = {m: (dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()}
-    python_random = random.getstate()
+    python_random, numpy_random = random.getstate(), _numpy_state()
     try:
         module = make_fx(lambda *tensors: body(tensors), tracing_mode="fake", _allow_non_fake_inputs=True)(
             *inputs
@@ -83,6 +84,8 @@ def trace(
         raise _side_effect(f"the forward sets {sorted(changed)[:4]}")
     if random.getstate() != python_random:
         raise _side_effect("the forward draws from Python's random numbers (use torch's)")
+    if _numpy_state() != numpy_random:
+        raise _side_effect("the forward draws from NumPy's random numbers (use torch's)")
     constants = _lift_constants(module)
     _drop_zeros(module)
     if any(isinstance(t, FakeTensor) for t in constants):
@@ -113,6 +116,12 @@ def _restore(before: Mapping[nn.Module, tuple[dict[str, Any], ...]]) -> set[str]
                 store.update(tensors)
         changed |= {f"{type(module).__name__}.{name}" for name in names}
     return changed
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    """NumPy's global generator, so that it can be compared."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return kind, np.asarray(keys).tobytes(), *rest
 
 
 def _side_effect(what: str) -> UnsupportedModel:

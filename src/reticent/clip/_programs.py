@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reticent.clip._precision import precisions
+
 Plain = bool | int | float | complex | str | bytes | torch.dtype | torch.device | None
 _FLAGS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -44,7 +46,7 @@ def fingerprint(
             for device in sorted({p.device.type for p in model.parameters()} | {"cpu"})
         ),
         torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
+        tuple(map(precisions, ("cpu", "cuda"))),
         torch.are_deterministic_algorithms_enabled(),
     )
     return seen, alive

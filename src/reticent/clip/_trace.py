@@ -23,13 +23,14 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 from reticent.clip._backward import gradients_kept, graph_leaves, run_backward
 from reticent.clip._capture import Capture
 from reticent.clip._engine import ClipEngine, Losses
-from reticent.clip._entry import Entry, full_float32
+from reticent.clip._entry import Entry
 from reticent.clip._graph import Graph, trace
 from reticent.clip._groups import Group
 from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._held import InPlace
 from reticent.clip._params import refuse_bypass, refuse_unseen
 from reticent.clip._passes import FormVisitor, round_up
+from reticent.clip._precision import full_float32
 from reticent.clip._probe import Fingerprints, probe_weights
 from reticent.clip._proven import NotProven, Proven, layouts_of, reused
 from reticent.clip._sums import sum_dtype

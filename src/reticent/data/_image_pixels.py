@@ -52,6 +52,7 @@ def opened(path: Path) -> Image.Image:
                 return _upright(image)
     except (
         OSError,
+        RuntimeError,  # of a damaged AVIF
         SyntaxError,
         ValueError,
         TypeError,  # Pillow's, of a TIFF whose tags have other types

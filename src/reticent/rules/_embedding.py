@@ -106,7 +106,9 @@ def getitem(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     table, ids = args
     if ids.dtype not in (torch.int64, torch.int32) or not recorder.is_trainable(table):
         return NotImplemented
-    return _record(recorder, ids.remainder(table.shape[0]), table, None)  # -1 is the last row
+    return _record(
+        recorder, torch.where(ids < 0, ids + table.shape[0], ids), table, None
+    )  # -1 is the last row
 
 
 def index_select(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

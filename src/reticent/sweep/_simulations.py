@@ -30,6 +30,12 @@ from ._trial import Trial
 
 _FORMAT = 1
 _SHARED: Final = ("epsilon", "delta", "noise_multiplier", "noise_seed", "validation", "data")
+# What decides which rows are trained on and scored, what is told of them, and whom a row belongs to.
+_OF_ROWS: Final = (
+    "file", "format", "label_column", "labels", "max_examples", "max_test", "mixed", "only_class",
+    "pair_column", "rows_per_user", "source_column", "target_column", "test_data", "test_fraction",
+    "test_split", "text_column", "unreadable", "user_column",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +101,7 @@ def read_simulations(
         ConfigError[simulation], ConfigError[config]: a combination cannot be simulated, or is no run.
     """
     values = read_grid(grid, option="--try")
-    if fixed := [name for name in _SHARED if name in values]:
+    if fixed := [name for name in (*_SHARED, *_OF_ROWS) if name in values]:
         raise ConfigError(
             f"Settings are compared at one budget and on the same rows: give {', '.join(fixed)} by --set, to "
             "all.",
@@ -106,6 +112,7 @@ def read_simulations(
     asked = [asked_for(name, one) for one in distinct({**first.chosen, **c} for c in combinations(values))]
     for one in asked:
         _refuse_test_rows(one)
+    _refuse_other_rows(asked)
     return Simulations(
         recipe=name,
         batch_size=batch_size,
@@ -113,6 +120,20 @@ def read_simulations(
         shared={key: value for key, value in first.chosen.items() if key not in values},
         each=tuple(simulation(one, batch_size=batch_size) for one in asked),
     )
+
+
+def _refuse_other_rows(asked: Sequence[Request]) -> None:
+    """Refuse settings under which other numbers of rows, or other units, would be compared."""
+    drawn = set()
+    for one in asked:
+        if isinstance(one.recipe, TrainingRecipe):
+            drawn.add((one.recipe.unit(one.config), one.recipe.num_examples(one.config)))
+    if len(drawn) > 1:
+        raise ConfigError(
+            "What is tried changes who is protected or how many rows there are, so scores would be of other "
+            "rows. Give it by --set, to all.",
+            code="simulation-choice",
+        )
 
 
 def simulate_each(

@@ -116,6 +116,13 @@ def test_the_head_of_another_network_is_its_last_linear_layer():
     assert e.value.code == "no-head"
 
 
+def test_a_network_without_a_head_is_trained_whole():
+    model = start(nn.Sequential(nn.Conv2d(3, 4, 1)), weights=None, reset_head=False, train_only="*")
+    assert trained(model) == {"0.weight", "0.bias"}
+    with pytest.raises(UnsupportedModel, match="no linear layer"):
+        start(nn.Sequential(nn.Conv2d(3, 4, 1)), weights=None, reset_head=False, train_only="head")
+
+
 @pytest.mark.parametrize("kind", ["tuple", "convolution"])
 def test_weights_from_a_file_leave_every_part_of_the_head_as_it_is_made(tmp_path, kind):
     save_file(

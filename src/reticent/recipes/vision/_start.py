@@ -40,8 +40,10 @@ def start(
         UnsupportedModel[batch-norm]: there are such layers, and nothing was said of them.
         ConfigError[start-from]: the file cannot be read, or its weights do not fit.
         ConfigError[train-only]: a pattern matches no parameter.
+        UnsupportedModel[no-head]: a head is asked for, and there is none.
     """
-    head = head_of(model)
+    patterns = [p.strip() for p in train_only.split(",")]
+    head = head_of(model) if reset_head or "head" in patterns else ()
     mixing = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if mixing and batch_norm == "refuse":
         raise UnsupportedModel(
@@ -59,13 +61,12 @@ def start(
         model = fix(model, batch_norm=batch_norm)
     if found is not None:
         _load(model, found, left_out, weights)
-    wanted = [pattern.strip() for pattern in train_only.split(",")]
     names = [name for name, _ in model.named_parameters()]
 
     def fits(name: str, pattern: str) -> bool:
         return _within(name, head) if pattern == "head" else fnmatchcase(name, pattern)
 
-    for pattern in wanted:
+    for pattern in patterns:
         if not any(fits(name, pattern) for name in names):
             raise ConfigError(
                 f"train_only: no parameter is named like {pattern!r}. There are: {', '.join(names[:20])}"
@@ -74,7 +75,7 @@ def start(
                 code="train-only",
             )
     for name, p in model.named_parameters():
-        p.requires_grad_(any(fits(name, pattern) for pattern in wanted))
+        p.requires_grad_(any(fits(name, pattern) for pattern in patterns))
     return model
 
 
