@@ -56,7 +56,7 @@ def test_a_threshold_chosen_on_the_counted_trials_would_be_wrong_too_often():
 
 
 def test_an_attack_of_infinite_scores_that_knows_nothing_bounds_nothing():
-    """Log-odds of an attack that is always sure: equal infinities are equal, and there is none between them."""
+    """Log-odds of an attack that is always sure: equal infinities are equal, with none between them."""
     wrong = 0
     for seed in range(RUNS):
         coins = np.random.default_rng(seed).integers(0, 2, 400) == 1
