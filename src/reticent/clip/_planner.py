@@ -146,7 +146,7 @@ class Planner:
             if method is None:
                 self._new, method = True, _least(seen)
             self._held += method.held
-            self._require_budget()
+            self._require_budget(units)
         else:
             method = min(_affordable(seen.methods, seen.own_bytes), key=lambda m: seen.seconds[m.name])
         seen.used = method.name
@@ -190,14 +190,15 @@ class Planner:
             )
         return plans
 
-    def _require_budget(self) -> None:
+    def _require_budget(self, units: int) -> None:
         if self._budget is not None and self._held > self._budget:
+            fitting = self._budget * units // self._held
             raise ConfigError(
                 f"Clipping must keep more than {self._held / 2**20:.1f} MiB between norms and sums, and "
                 f"memory_budget is {self._budget / 2**20:.1f} MiB: short by at least "
                 f"{(self._held - self._budget) / 2**20:.1f} MiB. A smaller physical batch keeps less in "
-                "proportion; method='ghost' keeps nothing, for a second backward; per-layer clipping keeps "
-                "nothing at all.",
+                f"proportion: no more than {fitting} of these {units} units can fit. method='ghost' keeps "
+                "nothing, for a second backward; per-layer clipping keeps nothing at all.",
                 code="memory-budget",
             )
 
