@@ -34,6 +34,9 @@ _TOLERANCE: Final = {
     torch.complex64: 1e-5,
 }
 _HALF_TOLERANCE: Final = 1e-3
+# Near the smallest floats a product is no longer rounded relative to its size, or becomes 0 at once: gradients
+# of examples that are fitted all but exactly are compared no closer than this, and below it they show nothing.
+_NOTHING: Final = {dtype: torch.finfo(dtype).tiny * 2.0**30 for dtype in (torch.float32, torch.float64)}
 _MAX_INNER: Final = 16
 _NUM_PROJECTIONS: Final = 4
 
@@ -180,7 +183,8 @@ def _holds(layout: Layout, ones: Print, scaled: Print, weights: Tensor, toleranc
     def per_unit(t: Tensor) -> Tensor:
         return torch.linalg.vector_norm(along.units_first(t).flatten(1), dim=1)
 
-    return bool((per_unit(recovered - expected) <= tolerance * per_unit(expected)).all())
+    allowed = tolerance * per_unit(expected) + _NOTHING[ones.projections.dtype]
+    return bool((per_unit(recovered - expected) <= allowed).all())
 
 
 def prove_layout(
@@ -197,7 +201,7 @@ def prove_layout(
 
     Returns:
         The layout (None if units mix, or lie in no regular way), and whether it is the only one
-        that fits. Where every gradient is zero any would, if only one is possible: nothing is proven.
+        that fits. Where every gradient is zero, or all but zero, any would: nothing is proven.
         Nor is it where a gradient is not finite.
     """
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
@@ -209,5 +213,6 @@ def prove_layout(
     if not fitting:
         return None, True
     finite = all(p.bad is None for p in ones.values())
-    seen = bool(ones[fitting[0].axis].projections.any())
+    projections = ones[fitting[0].axis].projections
+    seen = bool((projections.abs() > _NOTHING[projections.dtype]).any())
     return fitting[0], len(fitting) == 1 and finite and seen
