@@ -80,3 +80,41 @@ def test_rows_that_are_alike_hide_no_statistic_of_the_batch(num_alike: int) -> N
 
     with pytest.raises(CoupledExamples):
         rt.clipped_sum(model, losses, x, max_norm=1.0)
+
+
+def overfitted(seed: int) -> tuple[nn.Linear, tuple[Tensor, Tensor]]:
+    """A classifier that is sure of every row, and right: gradients down to the smallest floats."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, x = nn.Linear(384, 2), torch.randn(64, 384)
+    with torch.no_grad():
+        model.weight.mul_(120.0)
+    return model, (x, model(x).argmax(1))
+
+
+def entropy(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(rows[0]), rows[1], reduction="none")
+
+
+def test_a_model_that_fits_all_but_exactly_is_not_refused() -> None:
+    for seed in range(5):
+        model, rows = overfitted(seed)
+        norms = ClipEngine(model, max_norm=0.1).clipped_sum(lambda r, m=model: entropy(m, r), rows).norms
+        tiny = torch.finfo(torch.float32).tiny
+        assert bool(((norms > 0) & (norms < 1e3 * tiny)).any())  # of which products round otherwise
+        assert bool((norms > 0.1 * tiny).any())
+
+
+def test_what_is_all_but_zero_proves_nothing() -> None:
+    model, x = linear()
+    engine = ClipEngine(model, max_norm=1.0)
+
+    def losses(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        x, scale, mixed = batch
+        y = model(x).tanh() * scale[:, None]
+        return (y + mixed[:, None] * y.roll(1, 0)).sum(1)
+
+    zeros, ones = torch.zeros(8), torch.ones(8)
+    engine.clipped_sum(losses, (x, ones * 1e-36, zeros))
+    with pytest.raises(CoupledExamples, match="reaches other examples"):
+        engine.clipped_sum(losses, (x, ones, ones))
