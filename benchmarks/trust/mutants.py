@@ -297,7 +297,7 @@ MUTANTS = [
     (
         "gradients of zero prove that examples are apart",
         "clip/_probe.py",
-        "seen = bool(ones[fitting[0].axis].projections.any())",
+        "seen = bool((projections.abs() > _NOTHING[projections.dtype]).any())",
         "seen = True",
         "tests/clip/test_refusals.py -k test_a_batch_that_shows_nothing_proves_nothing",
     ),
