@@ -242,6 +242,7 @@ def main() -> None:
         }
         asked.out.write_text(json.dumps({**about, "results": results}, indent=1) + "\n", encoding="utf-8")
     if asked.plots:
+        asked.plots.mkdir(parents=True, exist_ok=True)
         for path in draw(results, asked.plots):
             print(path)
 
