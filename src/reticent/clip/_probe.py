@@ -37,7 +37,9 @@ _HALF_TOLERANCE: Final = 1e-3
 # Near the smallest floats a product is no longer rounded relative to its size, or becomes 0 at once:
 # gradients of examples that are fitted all but exactly are compared no closer than this, and below it they
 # show nothing.
-_NOTHING: Final = {dtype: torch.finfo(dtype).tiny * 2.0**30 for dtype in (torch.float32, torch.float64)}
+_NOTHING: Final = {
+    dtype: torch.finfo(dtype).tiny * 2.0**30 for dtype in (torch.bfloat16, torch.float32, torch.float64)
+} | {torch.float16: 0.0}  # it has no such range
 _MAX_INNER: Final = 16
 _NUM_PROJECTIONS: Final = 4
 
