@@ -106,9 +106,8 @@ def getitem(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     table, ids = args
     if ids.dtype not in (torch.int64, torch.int32) or not recorder.is_trainable(table):
         return NotImplemented
-    return _record(
-        recorder, torch.where(ids < 0, ids + table.shape[0], ids), table, None
-    )  # -1 is the last row
+    from_the_start = torch.where(ids < 0, ids + table.shape[0], ids)  # -1 is the last row
+    return _record(recorder, from_the_start, table, None)
 
 
 def index_select(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
