@@ -166,7 +166,7 @@ def test_a_recipes_plan_has_the_contracts_fields_and_its_cost(recipe):
     assert 0 < found["epsilon"] <= config.epsilon
     assert found["noise_multiplier"] == plan_of(asked).noise_multiplier
     memory = found["memory"]
-    parts = ("parameters", "clipped_sums", "optimizer_state", "ema")
+    parts = ("parameters", "clipped_sums", "optimizer_state", "averages")
     assert memory["total"] == sum(memory[name] for name in parts) + max(
         memory["noise"], memory["activations"]
     )
@@ -180,7 +180,7 @@ def test_the_memory_of_a_step_is_what_its_tensors_take():
         for rows in (32, 256)
     )
     weights = 4 * (64 * 10 + 10)
-    assert small["parameters"] == small["clipped_sums"] == small["ema"] == weights
+    assert small["parameters"] == small["clipped_sums"] == small["averages"] == weights
     assert small["optimizer_state"] == 2 * weights + 2 * 4  # two moments, and a step count each
     assert 32 * 10 * 4 < small["activations"] < large["activations"]
     assert 4 < large["activations"] / small["activations"] < 16

@@ -44,7 +44,7 @@ HELD = Held(
     num_trained=800,
     parameter_bytes=4000,
     optimizer_bytes=6400,
-    averaged=True,
+    num_averages=1,
     largest_part=400,
 )
 BATCH = Features(operations=8e9, bytes=10**6, calls=100, num_units=4)
@@ -105,7 +105,7 @@ def test_shards_hold_less_the_more_there_are_and_replicas_do_not():
     replicas = [estimate(PLAN, HELD, BATCH, HARDWARE, ranks=n, parallel="ddp") for n in (2, 4)]
     shards = [estimate(PLAN, HELD, BATCH, HARDWARE, ranks=n, parallel="fsdp2") for n in (2, 4)]
     assert replicas[0].memory == replicas[1].memory
-    for name in ("parameters", "clipped_sums", "optimizer_state", "ema"):
+    for name in ("parameters", "clipped_sums", "optimizer_state", "averages"):
         assert shards[1].memory[name] < shards[0].memory[name] < replicas[0].memory[name] + 401
     assert shards[0].memory["parameters"] == 4000 // 2 + 400
     assert replicas[1].compute_seconds == pytest.approx(

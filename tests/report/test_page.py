@@ -263,6 +263,46 @@ def test_one_evaluation_is_a_number_and_no_curve(tmp_path):
     assert "85.41 %" in words(page)
 
 
+def with_classes(folder, accuracies, *, names=None, areas=()):
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result |= {"test_class_accuracy": accuracies, "test_auc_by_class": list(areas)}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    about["data"]["classes"] = names
+    (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    return write_report(folder).path.read_text(encoding="utf-8")
+
+
+def test_classes_are_shown_the_worst_first_with_their_areas(tmp_path):
+    names = ["cat", "<b>dog</b> & $x$", "猫", "no rows"]
+    page = with_classes(
+        make_run(tmp_path / "run"), [0.75, 0.5, 1.0, None], names=names, areas=[0.9, None, 0.99, None]
+    )
+    told = words(page)
+    assert (
+        "The best known class, 猫, is right in 100.0 % of cases, the worst, <b>dog</b> & $x$, in 50.0 %"
+        in told
+    )
+    assert "1 classes have no test rows" in told
+    plain = " ".join(told.split())
+    assert "<b>dog</b> & $x$ 50.00 % none cat 75.00 % 0.9000 猫 100.00 % 0.9900" in plain
+    assert page.count('data-plot="classes"') == 1 and 'href="#classes"' in page
+    assert "<b>dog" not in page
+
+
+def test_many_classes_are_drawn_from_both_ends_and_listed_whole(tmp_path):
+    page = with_classes(make_run(tmp_path / "run"), [k / 200 for k in range(200)])
+    told = words(page)
+    assert "the worst and the best, without 176 between them" in told
+    assert told.count("class 100 ") == 1 and "class 0 0.00 %" in told and "class 199 99.50 %" in told
+
+
+@pytest.mark.parametrize("accuracies", [[], [0.5], [None, 0.5]])
+def test_a_run_of_fewer_than_two_classes_has_no_such_part(tmp_path, accuracies):
+    page = with_classes(make_run(tmp_path / "run"), accuracies)
+    assert "#classes" not in page and 'data-plot="classes"' not in page
+
+
 def test_a_page_that_cannot_be_written_is_a_clear_error(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "report.html").mkdir()

@@ -40,7 +40,7 @@ PLAN = Plan(  # full batches: their epsilon is exact, and takes no time
 )
 
 
-def make(out, *, ema=0.0, **options):
+def make(out, *, ema=0.0, polyak=False, **options):
     model = make_model()
     train(
         model,
@@ -49,7 +49,7 @@ def make(out, *, ema=0.0, **options):
         dataset=make_data(),
         loss_per_example=cross_entropy,
         out=out,
-        settings=TrainSettings(checkpoint_every=3, ema=ema),
+        settings=TrainSettings(checkpoint_every=3, ema=ema, polyak=polyak),
         **options,
     )
     return out
@@ -229,11 +229,15 @@ def test_what_a_terminal_would_obey_is_shown_as_text(run):
     assert shown.exit_code == 1 and "\x1b" not in shown.stdout and "x1b[2J" in shown.stdout
 
 
-def test_the_average_is_checked_too(tmp_path):
-    folder = make(tmp_path / "run", ema=0.5)
-    assert "averaged weights" in verify_run(folder).checks
-    flip("ema.safetensors", -1)(folder)
-    assert any("average" in problem for problem in verify_run(folder).problems)
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("ema.safetensors", "averaged weights"), ("polyak.safetensors", "plain mean of weights")],
+)
+def test_the_averages_are_checked_too(tmp_path, file, name):
+    folder = make(tmp_path / "run", ema=0.5, polyak=True)
+    assert name in verify_run(folder).checks
+    flip(file, -1)(folder)
+    assert any(file in problem and "average" in problem for problem in verify_run(folder).problems)
 
 
 def test_a_checkpoint_of_several_ranks_is_checked_part_by_part(run):

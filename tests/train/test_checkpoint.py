@@ -32,7 +32,7 @@ def checkpoint(step, model=None, optimizer=None):
         ledger_head=f"head-{step}",
         seconds=1.5,
         model=model.state_dict(),
-        ema={},
+        averages={},
         optimizer={} if optimizer is None else optimizer.state_dict(),
     )
 
@@ -225,7 +225,7 @@ def test_a_missing_list_is_an_error_while_checkpoints_are_there(tmp_path):
 
 def test_an_optimizer_state_that_is_no_data_is_refused(tmp_path):
     odd = Checkpoint(
-        step=1, updates=1, ledger_head=None, seconds=0.0, model={}, ema={}, optimizer={"state": object()}
+        step=1, updates=1, ledger_head=None, seconds=0.0, model={}, averages={}, optimizer={"state": object()}
     )
     with pytest.raises(CheckpointError, match=r"'optimizer/state'.*\[optimizer-state\]"):
         save_checkpoint(tmp_path, odd)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reticent.errors import ConfigError
-from reticent.train import SilentWatcher, TrainSettings, fit
+from reticent.train import Evaluation, SilentWatcher, TrainSettings, fit
 from reticent.train._checkpoint import load_tensors
 from reticent.train._ema import ema_decay, ema_start, ema_update
 from tests.train.joint import cross_entropy, make_data, make_model, make_plan, make_private, weights_of
@@ -46,7 +46,14 @@ def test_an_average_that_starts_late_is_the_last_weights_until_then_and_never_na
 
 
 @pytest.mark.parametrize(
-    "settings", [{"ema": 1.0}, {"ema": "mean"}, {"ema_start": 3}, {"ema": 0.9, "ema_start": -1}]
+    "settings",
+    [
+        {"ema": 1.0},
+        {"ema": "mean"},
+        {"ema_start": 3},
+        {"ema": 0.9, "ema_start": -1},
+        {"ema": "polyak", "polyak": True},
+    ],
 )
 def test_an_average_that_means_nothing_is_refused(settings):
     with pytest.raises(ConfigError, match="ema"):
@@ -77,9 +84,10 @@ def test_a_run_averages_once_for_each_update_whatever_the_chunks(tmp_path):
         plan.batches(make_data()),
         loss_per_example=cross_entropy,
         folder=tmp_path,
-        settings=TrainSettings(ema=0.99),
+        settings=TrainSettings(ema=0.99, polyak=True),
         watcher=SilentWatcher(),
     )
+    mean = torch.stack(seen).double().mean(0).float()
     for t, weights in enumerate(seen):
         mu = min(0.99, (1 + t) / (10 + t))
         expected = mu * expected + (1 - mu) * weights
@@ -87,5 +95,30 @@ def test_a_run_averages_once_for_each_update_whatever_the_chunks(tmp_path):
     other = make_model(seed=1)
     other.load_state_dict(saved)
     assert torch.allclose(weights_of(other), expected, atol=1e-6)
+    other.load_state_dict(load_tensors(tmp_path / "polyak.safetensors")[0])
+    assert torch.allclose(weights_of(other), mean, atol=1e-6)
+    assert not torch.allclose(mean, expected, atol=1e-4)
     other.load_state_dict(load_tensors(tmp_path / "weights.safetensors")[0])
     assert torch.equal(weights_of(other), weights_of(model))
+
+
+def test_both_averages_and_the_last_weights_are_evaluated_by_one_run(tmp_path):
+    model, plan = make_model(), make_plan(num_steps=4)
+    private = make_private(tmp_path, model=model, plan=plan)
+    done = fit(
+        private,
+        plan.batches(make_data()),
+        loss_per_example=cross_entropy,
+        folder=tmp_path,
+        settings=TrainSettings(ema=0.5, polyak=True, ema_start=1),
+        watcher=SilentWatcher(),
+        evaluation=Evaluation(dataset=make_data(), scores=lambda m, rows: {"loss": cross_entropy(m, rows)}),
+    )
+    assert done.scores.keys() == {"last", "ema", "polyak"}
+    for name, file in (("last", "weights"), ("ema", "ema"), ("polyak", "polyak")):
+        other = make_model(seed=1)
+        other.load_state_dict(load_tensors(tmp_path / f"{file}.safetensors")[0])
+        with torch.no_grad():
+            found = float(cross_entropy(other, make_data().tensors).mean())
+        assert done.scores[name]["loss"] == pytest.approx(found, rel=1e-5)
+    assert len({values["loss"] for values in done.scores.values()}) == 3

@@ -19,6 +19,7 @@ from reticent.clipping import (
 )
 from reticent.dist import Alone
 from reticent.errors import CheckpointError, ConfigError, LedgerError, StepError
+from reticent.noise import CipherNoise
 from reticent.train import TrainSettings, resume, train
 from reticent.train import _step as step_module
 from reticent.train._checkpoint import load_checkpoint
@@ -510,6 +511,7 @@ def test_what_is_shown_is_what_the_norms_were(tmp_path):
     )  # fmt: skip
     assert private.last_not_private is None
     before = weights_of(model)
+    named_before = {name: p.detach().clone() for name, p in model.named_parameters()}
     take(private, rows_of(plan, range(11)), long_for_some)
     norms = sorted(norm for call in engine.norms for norm in call)
     shown = private.last_not_private
@@ -517,7 +519,35 @@ def test_what_is_shown_is_what_the_norms_were(tmp_path):
     assert [shown[f"norm_q{q}"] for q in (10, 50, 90)] == [norms[1], norms[5], norms[9]]
     length = float((before - weights_of(model)).norm()) * BATCH_SIZE
     assert shown["signal_to_noise"] == pytest.approx(length / (0.5 * math.sqrt(53)), rel=1e-4)
+    assert shown["cosine"] == pytest.approx(1.0, abs=1e-6)  # no noise was added
     assert "clip_fraction" not in repr(private)
+    by_parameter = shown["signal_to_noise_by_parameter"]
+    after = dict(model.named_parameters())
+    assert by_parameter.keys() == after.keys()
+    for name, start in named_before.items():
+        length = float((start - after[name].detach()).norm()) * BATCH_SIZE
+        assert by_parameter[name] == pytest.approx(length / (0.5 * math.sqrt(start.numel())), rel=1e-4)
+
+
+def test_the_cosine_shown_is_of_the_noised_sum_and_the_clean_one(tmp_path):
+    """A step's update, of SGD at rate 1, is the noised sum; the same step without noise, the clean one."""
+    updates = []
+    for noise in (None, NoNoise()):
+        model = make_model()
+        plan = plan_for(FIXED[0])
+        private = private_for(
+            tmp_path / str(len(updates)), FIXED[0], model=model, plan=plan, show_norms=True,
+            noise=noise or CipherNoise.reproducible(3, start=0),
+        )  # fmt: skip
+        before = weights_of(model)
+        take(private, rows_of(plan, range(11)), long_for_some)
+        updates.append(before - weights_of(model))
+        if noise is None:
+            shown = private.last_not_private["cosine"]
+    noised, clean = (u.double() for u in updates)
+    expected = float(noised @ clean / (noised.norm() * clean.norm()))
+    assert 0.0 < abs(expected) < 0.99
+    assert shown == pytest.approx(expected, rel=1e-4)
 
 
 def stop_at(monkeypatch, point):

@@ -29,7 +29,7 @@ def scores(model, rows):
 def run(out, *, num_steps=6, model=None, plan=None, **options):
     model = model or make_model()
     options.setdefault("evaluation", Evaluation(dataset=make_data(seed=1), scores=scores))
-    options.setdefault("settings", TrainSettings(eval_every=2, checkpoint_every=2, ema=0.9))
+    options.setdefault("settings", TrainSettings(eval_every=2, checkpoint_every=2, ema=0.9, polyak=True))
     options.setdefault("loss_per_example", cross_entropy)
     options.setdefault("dataset", make_data())
     return train(
@@ -76,7 +76,7 @@ def stopped_run(out, *, after, **options):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     optimizer.register_step_post_hook(lambda *_: calls.__setitem__("steps", calls["steps"] + 1))
-    options.setdefault("settings", TrainSettings(eval_every=2, checkpoint_every=2, ema=0.9))
+    options.setdefault("settings", TrainSettings(eval_every=2, checkpoint_every=2, ema=0.9, polyak=True))
     with pytest.raises(Stop):
         train(
             model,
@@ -105,6 +105,7 @@ def test_a_run_leaves_the_folder_that_reports_read(tmp_path):
         "ema.safetensors",
         "ledger.jsonl",
         "metrics.jsonl",
+        "polyak.safetensors",
         "result.json",
         "run.json",
         "weights.safetensors",
@@ -415,6 +416,7 @@ WITNESSES = (
     "metrics.jsonl",
     "weights.safetensors",
     "ema.safetensors",
+    "polyak.safetensors",
     "result.json",
 )
 

@@ -18,7 +18,7 @@ from reticent.account.ledger import Ledger, LedgerView, verify_contains
 from reticent.errors import LedgerError
 
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d{6,15})(\.safetensors)?")
-_WEIGHTS: Final = ("weights.safetensors", "ema.safetensors")
+_WEIGHTS: Final = ("weights.safetensors", "ema.safetensors", "polyak.safetensors")
 _LINES: Final = ("metrics.jsonl", "not-private.jsonl")
 _MAX_HEADER: Final = 100 * 2**20
 _DAMAGE: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
@@ -40,7 +40,7 @@ def verify_traces(ledger: Ledger | LedgerView, folder: Path) -> int:
     |---|---|
     | `checkpoint.json` | steps and head of each checkpoint that it lists |
     | a checkpoint that it does not list | the same, and the steps in its name |
-    | `weights.safetensors`, `ema.safetensors` | steps and head at the end of the run |
+    | `weights.safetensors`, `ema.safetensors`, `polyak.safetensors` | steps and head at the end of the run |
     | `result.json` | the same |
     | `metrics.jsonl`, `not-private.jsonl` | the steps of each line |
 

@@ -25,7 +25,7 @@ class Held:
         num_trained: those that are trained.
         parameter_bytes: bytes of all parameters and buffers.
         optimizer_bytes: bytes of the optimizer's state.
-        averaged: an average of the weights is kept.
+        num_averages: averages of the weights that are kept.
         largest_part: bytes of the largest part that is put together at once where parameters are sharded.
     """
 
@@ -33,7 +33,7 @@ class Held:
     num_trained: int
     parameter_bytes: int
     optimizer_bytes: int
-    averaged: bool
+    num_averages: int
     largest_part: int
 
 
@@ -181,10 +181,10 @@ def _memory(
         "clipped_sums": sums // shards,
         "noise": 2 * sums // shards + min(_NOISE_BLOCK, 4 * sums),
         "optimizer_state": states // shards,
-        "ema": (sums if held.averaged else 0) // shards,
+        "averages": held.num_averages * sums // shards,
         "activations": int(batch.bytes * hardware.memory_factor),
     }
-    lasting = sum(found[name] for name in ("parameters", "clipped_sums", "optimizer_state", "ema"))
+    lasting = sum(found[name] for name in ("parameters", "clipped_sums", "optimizer_state", "averages"))
     return {**found, "total": lasting + max(found["noise"], found["activations"])}
 
 

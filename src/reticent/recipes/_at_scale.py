@@ -137,7 +137,7 @@ def _held(model: nn.Module, config: TrainingConfig) -> Held:
         num_trained=trained,
         parameter_bytes=_num_bytes([*model.parameters(), *model.buffers()]),
         optimizer_bytes=_BYTES * states * trained,
-        averaged=bool(config.ema),
+        num_averages=config.num_averages,
         largest_part=_largest_part(model),
     )
 

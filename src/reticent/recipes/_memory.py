@@ -25,7 +25,7 @@ def measure_memory(
     rows: Any,
     *,
     clipping: Clipping,
-    averaged: bool,
+    num_averages: int,
 ) -> dict[str, int]:
     """Bytes that a private step of `model` takes, by what they are for.
 
@@ -40,13 +40,13 @@ def measure_memory(
         losses: called as `losses(rows)`; returns (B,) losses.
         rows: one physical batch, of any values.
         clipping: the plan's; what is kept for the sums depends on it.
-        averaged: whether an average of the weights is kept.
+        num_averages: averages of the weights that are kept.
 
     Returns:
         Name -> bytes: `parameters` (and buffers), `clipped_sums`, `noise` (the noised sums, the gradients
-        made from them and a block of draws), `optimizer_state`, `ema`, `activations` (of one physical
-        batch, at their peak, with what clipping needs) and `total`, the peak of a step: activations and
-        noise never exist together.
+        made from them and a block of draws), `optimizer_state`, `averages` (of the weights), `activations`
+        (of one physical batch, at their peak, with what clipping needs) and `total`, the peak of a step:
+        activations and noise never exist together.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     sums = {
@@ -69,10 +69,10 @@ def measure_memory(
         "clipped_sums": sum_bytes,
         "noise": sum_bytes + gradient_bytes + min(_NOISE_BLOCK_BYTES, 4 * sum_bytes),
         "optimizer_state": _num_bytes(state),
-        "ema": sum_bytes if averaged else 0,
+        "averages": num_averages * sum_bytes,
         "activations": peak.bytes,
     }
-    lasting = sum(found[name] for name in ("parameters", "clipped_sums", "optimizer_state", "ema"))
+    lasting = sum(found[name] for name in ("parameters", "clipped_sums", "optimizer_state", "averages"))
     return {**found, "total": lasting + max(found["noise"], found["activations"])}
 
 

@@ -161,7 +161,7 @@ def step_memory(asked: Request) -> dict[str, int]:
             lambda rows: losses(model, rows),
             rows,
             clipping=clipping_of(config),
-            averaged=bool(config.ema),
+            num_averages=config.num_averages,
         )
 
 
@@ -226,6 +226,7 @@ def settings_of(config: TrainingConfig) -> TrainSettings:
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
         ema=config.ema,
+        polyak=config.polyak,
         ema_start=config.ema_start,
         lr_decay_steps=0 if config.lr_decay == "none" else config.num_steps,
         lr_decay="cosine" if config.lr_decay == "cosine" else "linear",

@@ -39,7 +39,7 @@ class PlainStep:
         self.num_steps = num_steps
         self.head = None
         self.clip_norms: tuple[float, ...] = ()
-        self.last_not_private: dict[str, float] | None = None
+        self.last_not_private: dict[str, Any] | None = None
         self.physical_batch_size = physical_batch_size
         self._transform, self._seed = transform, seed
 

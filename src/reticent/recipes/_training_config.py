@@ -125,7 +125,10 @@ class TrainingConfig(RecipeConfig):
         BeforeValidator(_average),
         Field(description="decay of the weights' average; 0 turns it off; polyak: the plain mean"),
     ] = 0.99
-    ema_start: Annotated[int, Field(ge=0, description="updates before the average begins")] = 0
+    polyak: Annotated[
+        bool, Field(description="keep the plain mean as well, and score it beside the others")
+    ] = False
+    ema_start: Annotated[int, Field(ge=0, description="updates before the averages begin")] = 0
     sampler: Annotated[
         Literal[
             "poisson", "truncated-poisson", "fixed-size", "cyclic", "shuffled", "balls-in-bins", "full-batch"
@@ -207,6 +210,11 @@ class TrainingConfig(RecipeConfig):
     def gradient_scale(self) -> float:
         """A step's gradients are this times those that `lr`, `weight_decay` and `agc` are meant for."""
         return 1.0
+
+    @property
+    def num_averages(self) -> int:
+        """Averages of the weights that a run keeps."""
+        return bool(self.ema) + self.polyak
 
     @property
     def batch_sizes(self) -> tuple[tuple[float, float], ...]:
@@ -291,7 +299,9 @@ class TrainingConfig(RecipeConfig):
             problems.append(
                 "expected_batch_size would be ignored: batch_schedule says the sizes. Leave either out"
             )
-        if "ema_start" in settings and not self.ema:
+        if self.polyak and self.ema == "polyak":
+            problems.append("polyak would keep the average twice: ema is polyak. Leave either out")
+        if "ema_start" in settings and not (self.ema or self.polyak):
             problems.append("ema_start would be ignored: ema is 0. Leave it out")
         if math.isinf(self.epsilon):
             problems += [

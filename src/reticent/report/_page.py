@@ -18,6 +18,7 @@ from reticent.records import SamplingScheme
 from reticent.report._attack import attack
 from reticent.report._audit import drawn, pictures
 from reticent.report._card import write_cards
+from reticent.report._classes import by_class
 from reticent.report._figures import round_up
 from reticent.report._plots import Series, accuracy_plot, epsilon_plot
 from reticent.report._run import Run, Twin, curve, read_run
@@ -116,6 +117,7 @@ def render(run: Run, statement: Statement, verification: Verification) -> str:
         audit=run.audit,
         audit_plots=drawn(run.audit) if run.audit else {},
         audit_pictures=pictures(run.audit, run.folder) if run.audit else (),
+        classes=by_class(run),
         accuracies=accuracies,
         last_accuracy={line.name: line.points[-1][1] for line in accuracies},
         layers=run.about.layers,
@@ -153,6 +155,7 @@ def accuracies_of(run: Run) -> tuple[Series, ...]:
     lines = [
         Series(name="last weights", points=curve(run.metrics, "last")),
         Series(name="averaged weights", points=curve(run.metrics, "ema")),
+        Series(name="plain mean of weights", points=curve(run.metrics, "polyak")),
     ]
     if run.twin:
         lines.append(Series(name="non-private twin", points=_twin_curve(run.twin)))

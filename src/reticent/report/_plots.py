@@ -5,6 +5,7 @@ Room: report; matplotlib is imported here and nowhere else, without its global s
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -112,6 +113,29 @@ def accuracy_plot(series: Sequence[Series]) -> str:
     _legend(figure, axes)
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.1%}" for line in series)
     return _svg(figure, name="accuracy", title="Test accuracy against steps", description=f"{ends}.")
+
+
+def classes_plot(accuracies: Sequence[tuple[str, float]], *, mean: float | None) -> str:
+    """Accuracy of each class as a bar, the first at the top, and of all test rows as a line, as SVG."""
+    figure, axes = _axes(x="test accuracy", y="", whole_numbers=False)
+    figure.set_size_inches(_SIZE[0], 0.8 + 0.24 * len(accuracies))
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name, _ in accuracies]
+    places = range(len(names))
+    axes.barh(places, [accuracy for _, accuracy in accuracies], height=0.7, color=_SERIES[0])
+    axes.set_yticks(places, names, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0.0, 1.0)
+    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
+    if mean is not None:
+        axes.axvline(mean, color=_SERIES[1], linestyle=_DASHES[1], linewidth=2, label="all test rows")
+        _legend(figure, axes)
+    (worst, least), (best, most) = accuracies[0], accuracies[-1]
+    return _svg(
+        figure,
+        name="classes",
+        title="Test accuracy of each class",
+        description=f"From {least:.1%} ({worst}) to {most:.1%} ({best}).",
+    )
 
 
 def attack_plot(
@@ -236,7 +260,9 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def _svg(figure: Figure, *, name: str, title: str, description: str) -> str:
     """The figure as an `<svg>` element: no date, no prologue, no identifiers that two plots could share."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        # Letters stay letters, which the reader's browser has fonts for; only their widths are guessed.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         out = io.StringIO()
         FigureCanvasSVG(figure).print_svg(
             out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}

@@ -68,6 +68,8 @@ class Result(_File):
     epsilon: float | None = None
     delta: float | None = None
     test_accuracy: float | None = None
+    test_class_accuracy: list[float | None] = []
+    test_auc_by_class: list[float | None] = []
     weights: str = "last"
     seconds: float | None = None
     twin: dict[str, JsonValue] = {}

@@ -344,21 +344,23 @@ def _check_weights(folder: Path, ledger: LedgerView, found: _Findings) -> None:
             "the last checkpoint is in the parts of several ranks; their bytes are checked"
         )
         return
-    kept, average = bytes_of(checkpoint, prefix="model/"), bytes_of(checkpoint, prefix="ema/")
-    averaged = folder / "ema.safetensors"
+    kept = bytes_of(checkpoint, prefix="model/")
     found.expect(
         "weights",
         bytes_of(weights) == kept,
         "those of the last checkpoint",
         "weights.safetensors does not hold the weights of the last checkpoint.",
     )
-    if averaged.exists():
-        found.expect(
-            "averaged weights",
-            bool(average) and bytes_of(averaged) == {**kept, **average},
-            "those of the last checkpoint",
-            "ema.safetensors does not hold the average of the last checkpoint.",
-        )
+    for kind, name in (("ema", "averaged weights"), ("polyak", "plain mean of weights")):
+        averaged = folder / f"{kind}.safetensors"
+        if averaged.exists():
+            average = bytes_of(checkpoint, prefix=f"{kind}/")
+            found.expect(
+                name,
+                bool(average) and bytes_of(averaged) == {**kept, **average},
+                "those of the last checkpoint",
+                f"{averaged.name} does not hold the average of the last checkpoint.",
+            )
 
 
 def _check_noted(folder: Path, found: _Findings) -> None:

@@ -38,6 +38,7 @@ from reticent.dist import (
 )
 from reticent.errors import CheckpointError
 
+from ._ema import AVERAGES
 from ._files import sync_folder, write_atomically, write_json
 
 _INDEX: Final = "checkpoint.json"
@@ -57,7 +58,7 @@ class Checkpoint:
         ledger_head: hash of the ledger's last entry then; None for a run without a ledger.
         seconds: time spent training so far, to the minute.
         model: the model's `state_dict`.
-        ema: name -> averaged parameter; empty if averaging is off.
+        averages: "ema", "polyak", those that are kept -> name -> averaged parameter.
         optimizer: the optimizer's `state_dict`.
         clip_norms: clipping norms of the next step, if they adapt: computed from noised counts.
         parts: where the tensors are, if ranks wrote a part each; none are here before `filled` reads them.
@@ -68,7 +69,7 @@ class Checkpoint:
     ledger_head: str | None
     seconds: float
     model: Mapping[str, Tensor] = field(repr=False)
-    ema: Mapping[str, Tensor] = field(repr=False)
+    averages: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
     optimizer: Mapping[str, Any] = field(repr=False)
     clip_norms: tuple[float, ...] = ()
     parts: Path | None = None
@@ -88,7 +89,8 @@ class Checkpoint:
     def flattened(self) -> tuple[dict[str, Tensor], Any]:
         """Every tensor under a name of its own, and the optimizer's state as JSON that names them."""
         tensors = {f"model/{name}": t for name, t in self.model.items()}
-        tensors |= {f"ema/{name}": t for name, t in self.ema.items()}
+        for kind, average in self.averages.items():
+            tensors |= {f"{kind}/{name}": t for name, t in average.items()}
         return tensors, _flatten(self.optimizer, "optimizer", tensors)
 
 
@@ -141,7 +143,10 @@ def save_in_parts(folder: Path, checkpoint: Checkpoint, ranks: Shards | TensorPa
 
 
 def filled(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor]
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: Optimizer,
+    averages: Mapping[str, Mapping[str, Tensor]],
 ) -> Checkpoint:
     """The checkpoint with its tensors as this process holds the model's: whole, or its shards of them.
 
@@ -154,8 +159,8 @@ def filled(
         kind, _, rest = name.partition("/")
         if kind == "model":
             return of_model[rest]
-        if kind == "ema":
-            return average[rest]
+        if kind in AVERAGES:
+            return averages[kind][rest]
         of_param = re.match(r"optimizer/state/(\d+)/", name)
         return None if of_param is None else params[int(of_param[1])]
 
@@ -176,7 +181,7 @@ def filled(
     return replace(
         checkpoint,
         model=_under(tensors, "model/"),
-        ema=_under(tensors, "ema/"),
+        averages=_averages(tensors),
         optimizer=_unflatten(raw, tensors),
     )
 
@@ -315,7 +320,7 @@ def _read_one(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
             ledger_head=header["ledger_head"],
             seconds=header["seconds"],
             model=_under(tensors, "model/"),
-            ema=_under(tensors, "ema/"),
+            averages=_averages(tensors),
             optimizer={"raw": header["optimizer"]} if in_parts else _unflatten(header["optimizer"], tensors),
             parts=path if in_parts else None,
             clip_norms=tuple(float(norm) for norm in header.get("clip_norms", ())),
@@ -339,6 +344,11 @@ def _is_sane(header: Mapping[str, Any]) -> bool:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _averages(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    found = {kind: _under(tensors, f"{kind}/") for kind in AVERAGES}
+    return {kind: average for kind, average in found.items() if average}
 
 
 def _sha256(path: Path) -> str:

@@ -7,12 +7,13 @@ Sources:
 """
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 Average: TypeAlias = float | Literal["polyak"]
+AVERAGES: Final = ("ema", "polyak")  # names of those that a run may keep, of their files and metrics
 
 
 def ema_decay(t: int, *, mu: Average) -> float:

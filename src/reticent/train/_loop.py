@@ -109,7 +109,7 @@ class Stepper(Protocol):
         ...
 
     @property
-    def last_not_private(self) -> dict[str, float] | None:
+    def last_not_private(self) -> dict[str, Any] | None:
         """Figures of the last step that are not private, if it was asked for them."""
         ...
 
@@ -130,8 +130,10 @@ class TrainSettings:
         eval_every: steps between evaluations; 0 for one at the end only.
         checkpoint_every: steps between checkpoints; 0 for one at the start and one at the end.
         ema: the average's final decay mu in [0, 1), or "polyak" for the plain mean of the weights after every
-            update; 0 for no average. Whichever it is, files and metrics call it `ema`.
-        ema_start: updates before the average begins; until then it is the last weights.
+            update; 0 for no average. Whichever it is, files and metrics call it `ema`, and it is what the
+            run reports.
+        polyak: keep the plain mean as well, and evaluate it beside the others as `polyak`.
+        ema_start: updates before the averages begin; until then they are the last weights.
         lr_decay_steps: steps over which every learning rate falls from its own value to zero; 0 keeps it
             constant.
         lr_decay: how it falls: step t of T runs at 1 - t / T of it ("linear"), or at
@@ -141,7 +143,7 @@ class TrainSettings:
         compile: clip in a compiled graph of one physical batch; see `PrivateStep`.
         show_loss: show the training loss. It is computed from private rows and is NOT private.
         show_norms: write down how long the units' gradients were: share clipped, quantiles, and the
-            clipped sum against its noise. NOT private either.
+            clipped sum against its noise, in all and by parameter. NOT private either.
         log: a tracker to tell of the run as well, "tensorboard" or "mlflow": of its settings, epsilon and
             scores on test data.
 
@@ -152,6 +154,7 @@ class TrainSettings:
     eval_every: int = 0
     checkpoint_every: int = 100
     ema: Average = 0.0
+    polyak: bool = False
     ema_start: int = 0
     lr_decay_steps: int = 0
     lr_decay: Literal["linear", "cosine"] = "linear"
@@ -167,6 +170,12 @@ class TrainSettings:
         """What is shown of the training rows without noise."""
         shown = (("loss", self.show_loss), ("norms", self.show_norms))
         return tuple(name for name, is_shown in shown if is_shown)
+
+    @property
+    def averages(self) -> dict[str, Average]:
+        """Name of each average of the weights that is kept -> its final decay."""
+        kept: dict[str, Average] = {"ema": self.ema} if self.ema else {}
+        return {**kept, "polyak": "polyak"} if self.polyak else kept
 
     def __post_init__(self) -> None:
         problems = [
@@ -184,7 +193,9 @@ class TrainSettings:
             problems.append(f"lr_decay must be 'linear' or 'cosine', got {self.lr_decay!r}")
         if self.ema != "polyak" and not (isinstance(self.ema, int | float) and 0.0 <= self.ema < 1.0):
             problems.append(f"ema must be in [0, 1) or 'polyak', got {self.ema!r}")
-        if self.ema_start and not self.ema:
+        if self.polyak and self.ema == "polyak":
+            problems.append("polyak would keep the average twice: ema is 'polyak'")
+        if self.ema_start and not self.averages:
             problems.append("ema_start would be ignored: ema is 0")
         if self.log not in get_args(Tracking):
             problems.append(f"log must be one of {', '.join(get_args(Tracking))}, got {self.log!r}")
@@ -199,7 +210,7 @@ class FitResult:
     Args:
         updates: updates that the weights hold.
         seconds: time spent in steps, without evaluation and checkpoints.
-        scores: "last" and, if on, "ema" -> name -> mean score on the public test data.
+        scores: "last" and, if on, "ema" and "polyak" -> name -> mean score on the public test data.
     """
 
     updates: int
@@ -213,7 +224,7 @@ class _State:
 
     updates: int = 0
     seconds: float = 0.0
-    ema: dict[str, Tensor] = field(default_factory=dict)
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     measured: tuple[int, dict[str, dict[str, float]]] = (-1, {})  # at which step, and what
 
 
@@ -251,7 +262,7 @@ def fit(
         CheckpointError[checkpoint-mismatch]: the checkpoint does not fit the model or the optimizer.
         ConfigError[scores]: `evaluation.scores` does not give one value for each row.
     """
-    state = _State(ema=ema_start(trainable(stepper.model)) if settings.ema else {})
+    state = _State(averages={name: ema_start(trainable(stepper.model)) for name in settings.averages})
     if evaluation is not None and stepper.ranks.size == 1:
         with torch.random.fork_rng():
             check_scores(stepper.model, evaluation)
@@ -342,7 +353,7 @@ def _take(
     settings: TrainSettings,
     state: _State,
 ) -> float | None:
-    """One step, its update's share in the average, and the mean loss if it was asked for."""
+    """One step, its update's share in the averages, and the mean loss if it was asked for."""
     total, count = 0.0, 0
     began = time.perf_counter()
     torch.manual_seed(_layers_seed(stepper, settings, batch))
@@ -352,8 +363,9 @@ def _take(
                 losses = _look(stepper.model, loss_per_example, chunk)
                 total, count = total + float(losses.double().sum()), count + len(losses)
             step.backward(loss_per_example, chunk)
-    if settings.ema:
-        ema_update(state.ema, trainable(stepper.model), t=state.updates - settings.ema_start, mu=settings.ema)
+    for name, mu in settings.averages.items():
+        t = state.updates - settings.ema_start
+        ema_update(state.averages[name], trainable(stepper.model), t=t, mu=mu)
     state.updates += 1
     state.seconds += time.perf_counter() - began
     return total / count if count else None
@@ -387,9 +399,9 @@ def _measure(
         return found
 
     scores = {"last": evaluated()}
-    if state.ema:
-        with averaged(stepper.model, state.ema):
-            scores["ema"] = evaluated()
+    for name, average in state.averages.items():
+        with averaged(stepper.model, average):
+            scores[name] = evaluated()
     trusts = stepper.optimizer.trust_ratios(stepper.model) if isinstance(stepper.optimizer, Lamb) else None
     for weights, values in scores.items() if stepper.ranks.leads else ():
         line = {"step": stepper.num_steps, "split": "test", "weights": weights, **values}
@@ -426,9 +438,9 @@ def _finish(
 ) -> FitResult:
     _save(stepper, state, folder)
     _keep(stepper, folder / "weights.safetensors")
-    if state.ema:
-        with averaged(stepper.model, state.ema):
-            _keep(stepper, folder / "ema.safetensors")
+    for name, average in state.averages.items():
+        with averaged(stepper.model, average):
+            _keep(stepper, folder / f"{name}.safetensors")
     scores = None
     if evaluation is not None:
         scores = stepper.ranks.measure(
@@ -452,7 +464,7 @@ def _save(stepper: Stepper, state: _State, folder: Path) -> None:
         ledger_head=stepper.head,
         seconds=60.0 * round(state.seconds / 60.0),  # one step's time would tell how many rows it drew
         model=stepper.model.state_dict(),
-        ema=state.ema,
+        averages=state.averages,
         optimizer=stepper.optimizer.state_dict(),
         clip_norms=stepper.clip_norms,
     )
@@ -464,7 +476,7 @@ def _save(stepper: Stepper, state: _State, folder: Path) -> None:
 
 def _restore(stepper: Stepper, state: _State, checkpoint: Checkpoint) -> None:
     try:
-        checkpoint = filled(checkpoint, stepper.model, stepper.optimizer, state.ema)
+        checkpoint = filled(checkpoint, stepper.model, stepper.optimizer, state.averages)
         stepper.model.load_state_dict(dict(checkpoint.model))
         stepper.optimizer.load_state_dict(dict(checkpoint.optimizer))
     except (RuntimeError, ValueError, KeyError) as e:
@@ -473,12 +485,19 @@ def _restore(stepper: Stepper, state: _State, checkpoint: Checkpoint) -> None:
             "the ones the run began with.",
             code="checkpoint-mismatch",
         ) from e
-    if {n: t.shape for n, t in checkpoint.ema.items()} != {n: t.shape for n, t in state.ema.items()}:
+    if _shapes(checkpoint.averages) != _shapes(state.averages):
         raise CheckpointError(
             "The checkpoint's averaged weights are not those of this model. Resume with the run's settings.",
             code="checkpoint-mismatch",
         )
     stepper.restore_clip_norms(checkpoint.clip_norms)
     device = next(stepper.model.parameters()).device
-    state.ema = {name: t.to(device) for name, t in checkpoint.ema.items()}  # sharded ones too
+    state.averages = {
+        name: {n: t.to(device) for n, t in average.items()}  # sharded ones too
+        for name, average in checkpoint.averages.items()
+    }
     state.updates, state.seconds = checkpoint.updates, checkpoint.seconds
+
+
+def _shapes(averages: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, torch.Size]]:
+    return {name: {n: t.shape for n, t in average.items()} for name, average in averages.items()}

@@ -324,7 +324,7 @@ class PrivateStep:
             self._holding: Final = ranks.hold(model)
             self._engine: Final[Engine] = self._make_engine(compile) if engine is None else engine
         self._show_norms: Final = show_norms
-        self.last_not_private: dict[str, float] | None = None
+        self.last_not_private: dict[str, Any] | None = None
         self._seed, self._transform, self._check_batch = seed, transform, check_batch
         self._checked = self._compared = self._is_open = False
         self.ledger: Final[Ledger | RanksLedger] = (
@@ -509,7 +509,7 @@ class PrivateStep:
             if self._norms.adapt:
                 self._norms.release(sums.count, plan, self._noise, self.ranks)
             if self._show_norms:
-                self.last_not_private = norm_figures(sums, bounded.bound, noise)
+                self.last_not_private = norm_figures(sums, noised, bounded.bound, noise)
         finally:
             destroy(sums)
         try:

@@ -6,6 +6,7 @@ Room: train. May import torch, `reticent.clip`.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,15 +42,19 @@ def destroy(sums: Sums) -> None:
     sums.norms.clear()
 
 
-def norm_figures(sums: Sums, bound: float, noise_multiplier: float) -> dict[str, float]:
+def norm_figures(
+    sums: Sums, noised: Mapping[str, Tensor], bound: float, noise_multiplier: float
+) -> dict[str, Any]:
     """How long the units' gradients were, and how the sum compares with its noise. NOT private.
 
     Returns:
         `clip_fraction`: share of units longer than `bound` (those that are not finite among them);
         `norm_q10`, `norm_q50`, `norm_q90`: quantiles of the norms; `signal_to_noise`: length of the clipped
-        sum over the expected length of its noise. What does not exist (no unit, no noise) is left out.
+        sum over the expected length of its noise, `signal_to_noise_by_parameter` name -> the same of one
+        parameter; `cosine`: of the angle between the clipped sum before and after noise. What does not exist
+        (no unit, no noise, a sum of zeros) is left out.
     """
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     norms = torch.cat(sums.norms) if sums.norms else torch.empty(0, dtype=torch.float64)
     if len(norms):
         figures["clip_fraction"] = float((~(norms <= bound)).double().mean())
@@ -57,9 +62,17 @@ def norm_figures(sums: Sums, bound: float, noise_multiplier: float) -> dict[str,
         ranked = finite.sort().values.tolist()
         for q in (10, 50, 90) if ranked else ():
             figures[f"norm_q{q}"] = ranked[round(q / 100 * (len(ranked) - 1))]
-    size = sum(t.numel() for t in sums.total.values())
-    noise = noise_multiplier * bound * math.sqrt(size)
-    if noise > 0:
-        square = sum(float(t.double().square().sum()) for t in sums.total.values())
-        figures["signal_to_noise"] = math.sqrt(square) / noise
+    deviation = noise_multiplier * bound
+    if deviation > 0:
+        lengths = {name: float(t.double().norm()) for name, t in sums.total.items()}
+        sizes = {name: t.numel() for name, t in sums.total.items()}
+        length = math.hypot(*lengths.values())
+        figures["signal_to_noise"] = length / (deviation * math.sqrt(sum(sizes.values())))
+        figures["signal_to_noise_by_parameter"] = {
+            name: lengths[name] / (deviation * math.sqrt(n)) for name, n in sizes.items() if n
+        }
+        inner = sum(float((t.double() * noised[name].double()).sum()) for name, t in sums.total.items())
+        product = length * math.hypot(*(float(noised[name].double().norm()) for name in sizes))
+        if product > 0:
+            figures["cosine"] = inner / product
     return figures

@@ -62,8 +62,8 @@ class TrainResult:
         ledger_head: hash of the ledger's last entry.
         seconds: time spent in steps, that before a resume to the minute. Where batches are drawn, it depends
             on how many rows were.
-        weights: which weights the scores to report belong to, "ema" if there is an average.
-        scores: "last" and, if on, "ema" -> name -> mean score on the public test data.
+        weights: which weights the scores to report belong to, "ema" if there is such an average.
+        scores: "last" and, if on, "ema" and "polyak" -> name -> mean score on the public test data.
     """
 
     run: Path

@@ -1,5 +1,7 @@
 """Views of images: what they show, that they depend on their own image alone, and what they cost."""
 
+import colorsys
+import itertools
 import math
 import sys
 from typing import Any
@@ -12,7 +14,7 @@ from reticent.clip import ClipEngine, fix
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.recipes import request, run
 from reticent.recipes._parts import asked_of, build_model, private_optimizer_of
-from reticent.recipes.vision._augment import Views, recoloured
+from reticent.recipes.vision._augment import Views, recoloured, turned
 from reticent.recipes.vision._layers import (
     ACTIVATIONS,
     Pixels,
@@ -90,6 +92,31 @@ def test_brightness_contrast_and_saturation_are_blends_in_this_order():
     unsaturated = recoloured(x, one, one, 0 * one).flatten(0, 3)
     assert unsaturated.tolist() == [[round(float(g))] * 3 for g in grey.flatten()]
     assert recoloured(x, 2 * one, one, one).max() == 255
+
+
+def test_hues_turn_as_the_standard_librarys_do():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (2, 3, 6, 5, 3), dtype=torch.uint8, generator=generator)
+    x[0, 0, 0, 0] = 77  # grey has no hue
+    turns = torch.rand((2, 3), generator=generator) - 0.5
+    made = turned(x, turns)
+    for b, k, i, j in itertools.product(range(2), range(3), range(6), range(5)):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(x[b, k, i, j].double() / 255).tolist())
+        expected = colorsys.hsv_to_rgb((hue + float(turns[b, k])) % 1.0, saturation, value)
+        given = (255 * torch.tensor(expected, dtype=torch.float64) - made[b, k, i, j]).abs()
+        assert float(given.max()) < 0.51
+    assert torch.equal(turned(x, torch.zeros(2, 3)), x)
+
+
+def test_hues_change_view_by_view_and_leave_grey_images_alone():
+    x = torch.randint(0, 256, (4, 6, 5, 3), dtype=torch.uint8)
+    views = make(x, Views(multiplicity=5, pad=0, flip=False, hue=0.2))
+    assert len({tuple(v.flatten().tolist()) for v in views.flatten(0, 1)}) == 20
+    assert torch.equal(views.amax(-1), x.amax(-1)[:, None].expand(4, 5, 6, 5))  # the value of HSV stays
+    refuse_mixing((x, torch.arange(4)), Views(multiplicity=2, hue=0.5), seed=0)
+    grey = torch.randint(0, 256, (4, 6, 5), dtype=torch.uint8)
+    same = make(grey, Views(multiplicity=2, pad=0, flip=False, hue=0.5))
+    assert torch.equal(same, grey[:, None].expand(4, 2, 6, 5))
 
 
 def test_pixels_are_scaled_by_constants():

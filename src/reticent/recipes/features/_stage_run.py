@@ -48,7 +48,7 @@ class StageStep:
     """
 
     clip_norms: tuple[float, ...] = ()
-    last_not_private: dict[str, float] | None = None
+    last_not_private: dict[str, Any] | None = None
     ranks = ALONE
 
     def __init__(
@@ -221,10 +221,10 @@ def _batches(
 
 def _with_average(checkpoint: Checkpoint | None, method: Method, *, averaged: bool) -> Checkpoint | None:
     """A checkpoint of an earlier stage has no average: the last stage's begins at its weights."""
-    if checkpoint is None or not averaged or checkpoint.ema:
+    if checkpoint is None or not averaged or checkpoint.averages:
         return checkpoint
     weight: Tensor = checkpoint.model["weight"]
-    return replace(checkpoint, ema=ema_start({"weight": weight}))
+    return replace(checkpoint, averages={"ema": ema_start({"weight": weight})})
 
 
 def _none(model: nn.Module, rows: Any) -> NoReturn:

@@ -30,6 +30,7 @@ class Views:
         flip: whether half of the views are mirrored left to right.
         colour: brightness, contrast and, where there are colours, saturation are each multiplied by a factor
             from 1 - colour to 1 + colour; 0 changes nothing.
+        hue: hues are turned by up to this share of the circle, at most a half, either way; nothing in grey.
 
     Every view has draws of its own. (torchvision's transforms give one draw to all that they are handed
     together, so K B views would take K B calls.)
@@ -42,6 +43,7 @@ class Views:
     pad: int = 4
     flip: bool = True
     colour: float = 0.0
+    hue: float = 0.0
 
     def __call__(self, rows: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(B, H, W, ...) -> (B, K, H, W, ...), on the device of the images."""
@@ -60,6 +62,9 @@ class Views:
         if self.colour:
             factors = 1 + self.colour * (2 * torch.rand((3, *shape), generator=generator) - 1)
             views = recoloured(views, *factors.to(x.device))
+        if self.hue and views.ndim == 5 and views.shape[-1] == 3:
+            turns = self.hue * (2 * torch.rand(shape, generator=generator) - 1)
+            views = turned(views, turns.to(x.device))
         return views, y
 
 
@@ -81,6 +86,21 @@ def recoloured(views: Tensor, brightness: Tensor, contrast: Tensor, saturation: 
     if planes.shape[-1] == 3:
         x = blend(x, _grey(x), saturation)
     return x.round().to(views.dtype).view_as(views)
+
+
+def turned(views: Tensor, turns: Tensor) -> Tensor:
+    """Views (B, K, H, W, 3) of bytes, each pixel's hue (of HSV) moved by `turns` of the circle, (B, K)."""
+    x = views.to(torch.float32)
+    largest, where = x.max(-1)
+    spread = largest - x.amin(-1)
+    red, green, blue = x.unbind(-1)
+    sixths = torch.stack([green - blue, blue - red, red - green]) / spread.clamp(min=1.0)
+    hue = 2.0 * where + sixths.movedim(0, -1).gather(-1, where[..., None])[..., 0]
+    k = (
+        torch.tensor([5.0, 3.0, 1.0], device=x.device) + (hue + 6.0 * turns[..., None, None])[..., None]
+    ) % 6.0
+    x = largest[..., None] - spread[..., None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
+    return x.round().to(views.dtype)
 
 
 def _grey(x: Tensor) -> Tensor:

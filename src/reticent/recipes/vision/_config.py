@@ -52,6 +52,9 @@ class VisionConfig(TrainingConfig):
         float,
         Field(ge=0, le=1, description="of views: brightness, contrast and saturation by up to this share"),
     ] = 0.0
+    hue: Annotated[
+        float, Field(ge=0, le=0.5, description="of views: hue by up to this share of the circle")
+    ] = 0.0
     label_smoothing: Annotated[
         float, Field(ge=0, lt=1, description="share of the target spread over all classes")
     ] = 0.0
@@ -91,7 +94,7 @@ class VisionConfig(TrainingConfig):
         if not self.augmult:
             problems += [
                 f"{name} would be ignored: augmult is 0, so no views are made. Set augmult, or leave it out"
-                for name in ("crop_pad", "flip", "colour")
+                for name in ("crop_pad", "flip", "colour", "hue")
                 if name in settings
             ]
         if self.features == "none" and self.mirror:

@@ -230,7 +230,13 @@ class VisionRecipe(TrainingRecipe):
     def transform(self, config: VisionConfig) -> Views | None:
         if not config.augmult:
             return None
-        return Views(multiplicity=config.augmult, pad=config.crop_pad, flip=config.flip, colour=config.colour)
+        return Views(
+            multiplicity=config.augmult,
+            pad=config.crop_pad,
+            flip=config.flip,
+            colour=config.colour,
+            hue=config.hue,
+        )
 
     def loss_per_example(self, config: VisionConfig) -> Callable[[nn.Module, Any], Tensor]:
         def losses(model: nn.Module, rows: Rows) -> Tensor:
