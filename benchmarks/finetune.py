@@ -15,8 +15,6 @@ and batches are fresh in every run. Settings are from the literature: nothing wa
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +24,8 @@ import torch
 from PIL import Image
 
 from reticent.data import Dataset, load
+
+from .runs import trained
 
 PUBLIC: Final = (0, 2, 4, 6, 8)
 PRIVATE: Final = (1, 3, 5, 7, 9)
@@ -56,16 +56,6 @@ def write_half(found: Dataset, classes: Sequence[int], folder: Path) -> Path:
     return folder
 
 
-def train(recipe: str, data: Path, out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's result: found, gone on with, or run now."""
-    result = out / "result.json"
-    if not result.exists():
-        sets = [part for k, v in {"data": data, **settings}.items() for part in ("--set", f"{k}={v}")]
-        command = [sys.executable, "-m", "reticent", "train", recipe, *sets, "--out", str(out), "--resume"]
-        subprocess.run([*command, "--json"], check=True, stdout=sys.stderr)
-    return json.loads(result.read_text(encoding="utf-8"))
-
-
 def one_seed(
     seed: int,
     arms: Sequence[str],
@@ -73,6 +63,8 @@ def one_seed(
     out: Path,
     common: Mapping[str, Any],
     more: Mapping[str, Mapping[str, Any]],
+    *,
+    kept_only: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Arm -> its result, and of "pretraining".
 
@@ -83,17 +75,28 @@ def one_seed(
         out: folder of the runs.
         common: settings of the private runs, over their own.
         more: arm, or "pretraining" -> settings over all others; "model" and "image_size" of "all runs".
+        kept_only: run nothing; arms that have not ended are left out.
+
+    Raises:
+        ConfigError[other-run]: a folder holds a run with other settings.
     """
+    found: dict[str, dict[str, Any]] = {}
+
+    def take(arm: str, recipe: str, data: Path, settings: Mapping[str, Any]) -> Path:
+        folder = out / f"{arm}-seed-{seed}"
+        if not kept_only or (folder / "result.json").exists():
+            found[arm] = trained(recipe, {"data": data, **settings}, folder)
+        return folder
+
     every = {"seed": seed, "image_size": 32, "model": "small-cnn", **more.get("every", {})}
-    first = out / f"pretraining-seed-{seed}"
     settings = {**every, **PRETRAINING, **more.get("pretraining", {})}
-    found = {"pretraining": train("vision-scratch", halves[0], first, settings)}
+    first = take("pretraining", "vision-scratch", halves[0], settings)
     for arm in arms:
         settings = {**every, **ARMS[arm], **common, **more.get(arm, {})}
         recipe = "vision-scratch" if arm == "scratch" else "vision-finetune"
         if arm != "scratch":
             settings["start_from"] = first / "weights.safetensors"
-        found[arm] = train(recipe, halves[1], out / f"{arm}-seed-{seed}", settings)
+        take(arm, recipe, halves[1], settings)
     return found
 
 
@@ -162,20 +165,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table-only", action="store_true", help="run nothing, show what is there")
     args = parser.parse_args()
-    found: dict[int, dict[str, dict[str, Any]]] = {}
-    if args.table_only:
-        for path in sorted(args.out.glob("*-seed-*/result.json")):
-            arm, _, seed = path.parent.name.partition("-seed-")
-            found.setdefault(int(seed), {})[arm] = json.loads(path.read_text(encoding="utf-8"))
-    else:
+    halves = args.out / "images" / "public", args.out / "images" / "private"
+    if not args.table_only:
         images = load("cifar10")
-        halves = tuple(
-            write_half(images, classes, args.out / "images" / name)
-            for name, classes in (("public", PUBLIC), ("private", PRIVATE))
-        )
-        common, more = {"epsilon": args.epsilon, "delta": args.delta}, _settings(args.set)
-        for seed in args.seeds:
-            found[seed] = one_seed(seed, args.arms, (halves[0], halves[1]), args.out, common, more)
+        for classes, folder in zip((PUBLIC, PRIVATE), halves, strict=True):
+            write_half(images, classes, folder)
+    common, more = {"epsilon": args.epsilon, "delta": args.delta}, _settings(args.set)
+    found = {
+        seed: one_seed(seed, args.arms, halves, args.out, common, more, kept_only=args.table_only)
+        for seed in args.seeds
+    }
     rows = summary(found)
     said = {
         "data": "cifar10, even classes public, odd classes private",

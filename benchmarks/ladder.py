@@ -13,8 +13,6 @@ the same number of images (views are more work, not more images), so a large bat
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,8 @@ from typing import Any, Final
 import torch
 
 from reticent.report import Curve, draw_curves
+
+from .runs import trained
 
 IMAGES: Final = 65_536  # that a run sees: 512 steps of 128, or 64 steps of 1024
 
@@ -67,17 +67,8 @@ def settings_of(index: int) -> dict[str, Any]:
 
 
 def run_once(recipe: str, index: int, seed: int, epsilon: float, folder: Path) -> dict[str, Any]:
-    """The rung's result for one seed: found, resumed, or run now."""
-    result = folder / "result.json"
-    if not result.exists():
-        if (folder / "run.json").exists():
-            command = ["resume", str(folder)]
-        else:
-            chosen = {**settings_of(index), "seed": seed, "epsilon": epsilon}
-            sets = [part for k, v in chosen.items() for part in ("--set", f"{k}={v}")]
-            command = ["train", recipe, *sets, "--out", str(folder)]
-        subprocess.run([sys.executable, "-m", "reticent", *command, "--json"], check=True, stdout=sys.stderr)
-    return json.loads(result.read_text(encoding="utf-8"))
+    """The rung's result for one seed: found, gone on with, or run now."""
+    return trained(recipe, {**settings_of(index), "seed": seed, "epsilon": epsilon}, folder)
 
 
 def results(

@@ -1,6 +1,5 @@
 """The benchmarks of images: each rung of the ladder is a run, and its table is what the runs say."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import augmult, finetune, ladder
+from benchmarks import augmult, finetune, ladder, runs
 from reticent.data import ArrayPair, Dataset
-from reticent.recipes import make_config, recipes
+from reticent.errors import ConfigError
+from reticent.recipes import make_config, recipes, request, run
 from reticent.train import load_tensors
 
 
@@ -24,17 +24,12 @@ def test_every_rung_is_a_run_of_as_many_images(name):
         assert recipe.loss_per_example(config)(model, rows).shape == (2,)
 
 
-def put(folder, accuracy):
-    folder.mkdir(parents=True)
-    result = {"test_accuracy": accuracy, "epsilon": 7.9, "seconds": 3.0}
-    (folder / "result.json").write_text(json.dumps(result))
-
-
-def test_a_gain_is_over_the_rung_before_seed_by_seed_and_nothing_runs_twice(tmp_path):
-    for rung, accuracies in ((0, (0.3, 0.4)), (1, (0.35, 0.47)), (3, (0.5,))):
-        for seed, accuracy in enumerate(accuracies):
-            put(tmp_path / f"rung-{rung}-seed-{seed}", accuracy)
-    found = list(ladder.results("cifar10", range(7), [0, 1], 8.0, tmp_path, new=0))
+def test_a_gain_is_over_the_rung_before_seed_by_seed(tmp_path):
+    found = [
+        (rung, seed, {"test_accuracy": accuracy, "epsilon": 7.9, "seconds": 3.0})
+        for rung, accuracies in ((0, (0.3, 0.4)), (1, (0.35, 0.47)), (3, (0.5,)))
+        for seed, accuracy in enumerate(accuracies)
+    ]
     rows = ladder.summary(found)
     assert [row["rung"] for row in rows] == [0, 1, 3]
     assert rows[1]["gain"] == pytest.approx(0.06)
@@ -43,6 +38,17 @@ def test_a_gain_is_over_the_rung_before_seed_by_seed_and_nothing_runs_twice(tmp_
     assert "| + group norm | 41.0 ± 8.5 | +6.0 ± 1.4 | 2 | 3 |" in ladder.table(rows)
     drawn = ladder.plot(rows, tmp_path, recipe="cifar10", epsilon=8.0)
     assert [path.name for path in drawn] == ["ladder-cifar10.svg", "ladder-cifar10.png"]
+
+
+def test_a_kept_run_is_found_again_and_never_taken_for_one_of_other_settings(tmp_path, monkeypatch):
+    settings = {"num_steps": 2, "epsilon": 8}
+    folder = tmp_path / "run"
+    result = run(request("digits", [f"{k}={v}" for k, v in settings.items()]), out=folder)
+    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
+    assert runs.trained("digits", settings, folder)["ledger_head"] == result["ledger_head"]
+    for recipe, other in (("digits", {**settings, "epsilon": 3}), ("mnist", settings)):
+        with pytest.raises(ConfigError, match=r"holds another run.*\[other-run\]"):
+            runs.trained(recipe, other, folder)
 
 
 def test_steps_on_views_are_timed_beside_plain_ones():
@@ -118,5 +124,12 @@ def test_each_arm_goes_on_from_the_public_weights_and_nothing_runs_twice(tmp_pat
     head = load_tensors(tmp_path / "runs" / "head-seed-1" / "weights.safetensors")[0]
     moved = {name for name in first if not torch.equal(first[name], head[name])}
     assert moved == {name for name in first if ".head." in name}
-    monkeypatch.setattr(finetune.subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
-    assert finetune.one_seed(*args) == found
+    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
+    again = finetune.one_seed(*args)
+    kept = finetune.one_seed(*args, kept_only=True)
+    for other in (again, kept):
+        assert {arm: result["weights_sha256"] for arm, result in other.items()} == {
+            arm: result["weights_sha256"] for arm, result in found.items()
+        }
+    with pytest.raises(ConfigError, match="other-run"):
+        finetune.one_seed(*args[:4], {"epsilon": 3, "delta": 1e-3}, more)

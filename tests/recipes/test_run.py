@@ -340,3 +340,16 @@ def test_a_schedule_edited_in_the_description_is_refused(tmp_path, digits, monke
     (out / "run.json").write_text(json.dumps(about))
     with pytest.raises(ConfigError, match=name):
         go_on(out, data=digits)
+
+
+def test_the_same_command_goes_on_with_a_run_of_an_older_version(tmp_path):
+    """Whose settings lack what was added since: they are the defaults."""
+    out = tmp_path / "run"
+    first = run_or_go_on(request("digits", ["num_steps=2"]), out=out)
+    about = json.loads((out / "run.json").read_text())
+    del about["config"]["polyak"], about["settings"]["polyak"]
+    (out / "run.json").write_text(json.dumps(about))
+    again = run_or_go_on(request("digits", ["num_steps=2"]), out=out)
+    assert again["ledger_head"] == first["ledger_head"]
+    with pytest.raises(ConfigError, match="polyak differ"):
+        run_or_go_on(request("digits", ["num_steps=2", "polyak=true"]), out=out)

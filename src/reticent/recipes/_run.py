@@ -13,7 +13,7 @@ from rich.console import Console
 
 from reticent.errors import ConfigError
 
-from ._config import make_config, nearest, parse_settings, read_toml
+from ._config import make_config, nearest, parse_settings, read_toml, restore_config
 from ._recipe import Request
 from ._table import DEFAULT_RECIPE, recipes
 
@@ -101,6 +101,8 @@ def run_or_go_on(asked: Request, *, out: Path, console: Console | None = None) -
     if about["data"].get("fallback_from") == asked.recipe.name:  # its data could not be reached then
         asked = instead_of(asked) or asked
     mine, theirs = json.loads(json.dumps(asked.config.public_dict())), about["config"]
+    if about["recipe"] == asked.recipe.name:  # a run of an older version lacks what came later
+        theirs = json.loads(json.dumps(restore_config(type(asked.config), theirs).public_dict()))
     if mine.get("physical_batch_size") == "auto":  # that run found a number, and needs no budget for it
         mine |= {name: theirs.get(name) for name in ("physical_batch_size", "memory_budget")}
     if mine.get("measure_norm"):  # that run measured it
