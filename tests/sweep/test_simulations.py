@@ -69,6 +69,8 @@ def test_the_best_by_held_out_rows_is_told_with_its_large_runs_plan(tmp_path, in
     assert said["stands_for"]["expected_batch_size"] == 600 and said["stands_for"]["epsilon"] <= 3
     assert said["simulation"]["noise_multiplier"] == 2 * 150 / 600
     assert "--set lr=0.5" in said["command"] and "expected_batch_size=600" in said["command"]
+    assert "validation" in said["command"] and "validation" not in said["command_on_all_rows"]
+    assert "--set lr=0.5" in said["command_on_all_rows"]
     small = json.loads((out / "trials" / "0001" / "run.json").read_text())["config"]
     assert (small["expected_batch_size"], small["noise_multiplier"], small["lr"]) == (150, 0.5, 0.5)
     assert json.loads((out / "trials" / "0001.json").read_text())["private"] is False
@@ -76,6 +78,7 @@ def test_the_best_by_held_out_rows_is_told_with_its_large_runs_plan(tmp_path, in
     assert in_process == [0, 1]  # nothing ran twice
     assert "Tried, NOT private" in again.stdout and "reticent train mnist" in again.stdout
     assert again.stdout.index("held-out accuracy") < again.stdout.index("stands for")
+    assert "or on all rows" in again.stdout
 
 
 def test_seeds_of_one_setting_are_averaged(tmp_path, in_process):

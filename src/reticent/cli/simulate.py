@@ -151,7 +151,10 @@ def _rows(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "device_hours" in large:
         hours = f"{large['device_hours']:.3g} device hours for {small['device_hours']:.3g}"
         rows.append(("cost", f"{hours}, at {large['device_hours_assume']}"))
-    return [*rows, ("train it with", said["command"]), ("note", said["note"])]
+    rows.append(("train it with", said["command"]))
+    if "command_on_all_rows" in said:  # the first one's scores are of private rows
+        rows.append(("or on all rows", said["command_on_all_rows"]))
+    return [*rows, ("note", said["note"])]
 
 
 def _plan(described: Mapping[str, Any]) -> str:

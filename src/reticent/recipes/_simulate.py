@@ -58,6 +58,7 @@ class Simulation:
             "simulation": describe(self.small),
             "stands_for": describe(self.large),
             "command": self.command,
+            **({"command_on_all_rows": whole} if (whole := self.command_on_all_rows) else {}),
         }
 
     def check(self, result: Mapping[str, Any]) -> None:
@@ -76,8 +77,18 @@ class Simulation:
     @property
     def command(self) -> str:
         """What trains the large run."""
-        chosen = [["--set", f"{name}={_written(value)}"] for name, value in self.large.chosen.items()]
-        return shlex.join(["reticent", "train", self.large.recipe.name, *chain.from_iterable(chosen)])
+        return self._command(self.large.chosen)
+
+    @property
+    def command_on_all_rows(self) -> str | None:
+        """The same without `validation`, so on all training rows and scored on the test rows; else None."""
+        if not self.large.chosen.get("validation"):
+            return None
+        return self._command({k: v for k, v in self.large.chosen.items() if k != "validation"})
+
+    def _command(self, chosen: Mapping[str, Any]) -> str:
+        sets = [["--set", f"{name}={_written(value)}"] for name, value in chosen.items()]
+        return shlex.join(["reticent", "train", self.large.recipe.name, *chain.from_iterable(sets)])
 
 
 def simulation(asked: Request, *, batch_size: float) -> Simulation:
