@@ -11,18 +11,18 @@ from reticent.optim import decayed_sgd
 from reticent.recipes import request
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_weights_shrink_beside_the_step_and_not_through_the_momentum(momentum, weight_decay):
+def test_weights_shrink_beside_the_step_and_not_through_the_momentum(momentum, nesterov, weight_decay):
     generator = torch.Generator().manual_seed(0)
     w = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimizer = decayed_sgd([w], lr=0.5, momentum=momentum, weight_decay=weight_decay)
+    optimizer = decayed_sgd([w], lr=0.5, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     expected, m = w.detach().clone(), torch.zeros(2, dtype=torch.float64)
     for rate in (0.5, 0.5, 0.1, 0.1):  # as a schedule sets it
         optimizer.param_groups[0]["lr"] = rate
         g = torch.randn(2, dtype=torch.float64, generator=generator)
         m = momentum * m + g
-        expected = expected - rate * weight_decay * expected - rate * m
+        expected = expected - rate * weight_decay * expected - rate * (g + momentum * m if nesterov else m)
         w.grad = g.clone()
         optimizer.step()
     torch.testing.assert_close(w.detach(), expected, rtol=1e-12, atol=0)

@@ -106,6 +106,10 @@ def test_values_out_of_range_are_refused(setting):
     ("settings", "text"),
     [
         (["optimizer=adam", "momentum=0.5"], "momentum is a setting of sgd"),
+        (["optimizer=adam", "nesterov=true"], "nesterov is sgd's momentum"),
+        (["momentum=0", "nesterov=true"], "nesterov is sgd's momentum"),
+        (["ema=polyak", "polyak=true"], "polyak would keep the average twice"),
+        (["ema=0", "ema_start=2"], "ema_start would be ignored"),
         (["epsilon=inf", "max_norm=1"], "max_norm would be ignored"),
         (["epsilon=inf", "delta=1e-6"], "delta would be ignored"),
         (["twin_lr=1"], "twin_lr would be ignored"),

@@ -17,12 +17,19 @@ from reticent.errors import ConfigError
 
 
 def decayed_sgd(
-    params: Iterable[Any], *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+    params: Iterable[Any],
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
 ) -> Optimizer:
     """torch's SGD, before each of whose steps the weights shrink by a share of their own [1].
 
         m = momentum m + g
         w = w - lr weight_decay w - lr m
+
+    With Nesterov's momentum g + momentum m takes the place of m in the last line.
 
     torch's own `weight_decay` adds to g instead, and so to the momentum; without momentum both are the same.
 
@@ -30,6 +37,7 @@ def decayed_sgd(
         params: parameters, or groups of them.
         lr: learning rate; finite, >= 0.
         momentum: in [0, 1).
+        nesterov: whether it is Nesterov's; momentum must then be above 0.
         weight_decay: decoupled decay; finite, >= 0. At 0 this is torch's SGD.
 
     Raises:
@@ -39,7 +47,7 @@ def decayed_sgd(
         raise ConfigError(
             f"weight_decay must be finite and >= 0, got {weight_decay!r}.", code="optimizer-settings"
         )
-    optimizer = SGD(params, lr=lr, momentum=momentum)
+    optimizer = SGD(params, lr=lr, momentum=momentum, nesterov=nesterov)
 
     @torch.no_grad()
     def shrink(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -114,7 +114,13 @@ def _plain_optimizer(
     trained = [p for p in model.parameters() if p.requires_grad]
     match config.optimizer:
         case "sgd":
-            return decayed_sgd(trained, lr=lr, momentum=config.momentum, weight_decay=decay or 0.0)
+            return decayed_sgd(
+                trained,
+                lr=lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                weight_decay=decay or 0.0,
+            )
         case "adam":
             return Adam(trained, lr=lr)
         case "adamw":

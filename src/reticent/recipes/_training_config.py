@@ -94,6 +94,7 @@ class TrainingConfig(RecipeConfig):
     lr: Annotated[_Positive, Field(description="learning rate")]
     twin_lr: Annotated[_Positive, Field(description="learning rate without privacy")]
     momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd")] = 0.9
+    nesterov: Annotated[bool, Field(description="of sgd: Nesterov's momentum")] = False
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw", "lamb"], Field(description="what updates the weights")
     ] = "sgd"
@@ -288,6 +289,11 @@ class TrainingConfig(RecipeConfig):
         if "momentum" in settings and self.optimizer != "sgd":
             problems.append(
                 f"momentum is a setting of sgd, and optimizer is {self.optimizer!r}: leave it out"
+            )
+        if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
+            problems.append(
+                f"nesterov is sgd's momentum, and optimizer is {self.optimizer!r} with momentum = "
+                f"{self.momentum:g}: leave it out"
             )
         if self.weight_decay is not None and self.optimizer == "adam":
             problems.append("weight_decay would be ignored by adam: set optimizer = adamw, or leave it out")

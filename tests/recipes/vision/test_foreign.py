@@ -42,7 +42,7 @@ def test_networks_have_their_published_sizes(name, side, millions):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
-@pytest.mark.parametrize("views", [1, 4])
+@pytest.mark.parametrize("views", [1, 4, 16])
 @pytest.mark.parametrize("name", ["test_nfnet", "test_vit", "test_convnext", "transformers"])
 def test_per_example_gradients_are_those_of_the_loop(name, views, tiny_vit):
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def test_per_example_gradients_are_those_of_the_loop(name, views, tiny_vit):
     total, norms = loop_clipped_sum(p.model, p.losses, p.batch, max_norm)
     engine = ClipEngine(p.model, max_norm=max_norm)
     engine.check(p.losses, p.batch)
-    assert_close(engine.clipped_sum(p.losses, p.batch), total, norms, max_norm=max_norm, tolerance=1e-11)
+    assert_close(engine.clipped_sum(p.losses, p.batch), total, norms, max_norm=max_norm, tolerance=1e-12)
 
 
 @pytest.fixture(scope="session")
