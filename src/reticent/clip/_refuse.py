@@ -5,16 +5,22 @@ Room: clip. May import torch, `reticent.errors`, `reticent.rules`.
 
 import copy
 import math
-from typing import Literal
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.rules._embedding import refuse_embedding_settings
+
+_OF_TORCH: Final = (_BatchNorm.forward, nn.SyncBatchNorm.forward)  # normalise, and nothing else
 
 
 def _where(name: str, module: nn.Module) -> str:
@@ -116,6 +122,55 @@ class FrozenBatchNorm(nn.Module):
         return x * self.get_buffer("scale").view(shape) + self.get_buffer("shift").view(shape)
 
 
+def _behind(name: str, old: _BatchNorm) -> dict[str, nn.Module]:
+    """What the layer runs behind its normalisation: nothing, or `drop` and then `act`, as timm's layers do.
+
+    Raises:
+        UnsupportedModel[batch-norm]: its forward is neither torch's nor of that kind.
+    """
+    if "forward" not in vars(old) and type(old).forward in _OF_TORCH:
+        return {}
+    behind = {n: m for n in ("drop", "act") if isinstance(m := getattr(old, n, None), nn.Module)}
+    if len(behind) < 2 or not _runs_only(old, behind):
+        raise UnsupportedModel(
+            f"{_where(name, old)} has a forward of its own, and what it does beside normalising would be "
+            "lost. Replace it in the model by nn.GroupNorm or reticent.clip.FrozenBatchNorm and what it "
+            "adds, or take another network.",
+            code="batch-norm",
+        )
+    return behind
+
+
+@torch.no_grad()
+def _runs_only(old: _BatchNorm, behind: Mapping[str, nn.Module]) -> bool:
+    """Whether in eval mode the layer is a frozen normalisation and then these modules.
+
+    A copy in float64 is asked, on random inputs, with random statistics, scale and shift: its own may be
+    0 or 1 and hide what is done with them. torch's global generator is left alone.
+    """
+    if any(t.is_meta for t in (*old.parameters(), *old.buffers())):
+        return True  # only shapes are asked for
+    probe = copy.deepcopy(old).cpu().double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for t in probe.parameters(recurse=False):
+        t.copy_(torch.randn(t.shape, generator=generator))
+    for t in probe.buffers(recurse=False):
+        t.copy_(0.5 + torch.rand(t.shape, generator=generator))  # a variance is positive
+    axes = 1 if isinstance(old, nn.BatchNorm1d) else 3 if isinstance(old, nn.BatchNorm3d) else 2
+    x = 4.0 * torch.randn((4, old.num_features, *[3] * axes), generator=generator, dtype=torch.float64)
+    try:
+        found = probe(x.clone())
+        if probe.running_mean is None:
+            y = F.batch_norm(x, None, None, probe.weight, probe.bias, training=True, eps=probe.eps)
+        else:
+            y = FrozenBatchNorm(probe)(x)
+        for name in behind:
+            y = getattr(probe, name)(y)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        return False
+    return isinstance(found, torch.Tensor) and found.shape == y.shape and torch.allclose(found, y)
+
+
 def fix(
     model: nn.Module, *, batch_norm: Literal["group-norm", "freeze"] = "group-norm", num_groups: int = 16
 ) -> nn.Module:
@@ -131,20 +186,39 @@ def fix(
 
     Returns:
         The copy. A one-group layer on a single value for each channel would erase its input, so
-        1-D batch normalisation becomes group normalisation only over at least two channels.
+        1-D batch normalisation, and `nn.SyncBatchNorm`, whose input may be 1-D, becomes group
+        normalisation only over at least two channels. Of timm's layers that run a `drop` and an activation
+        `act` behind the normalisation, both are kept: the layer becomes `norm`, `drop` and `act` in sequence.
+
+    Guarantee:
+        With "freeze" the copy computes, in either mode, what the layer computed in eval mode (beside `drop`,
+        which keeps its modes). A layer that does anything else is refused, not replaced.
 
     Raises:
         ConfigError[fix-mode]: `batch_norm` is neither of the two.
-        UnsupportedModel[batch-norm]: "freeze" on a layer without running statistics, or group
-            normalisation of a single channel.
+        UnsupportedModel[batch-norm]: "freeze" on a layer without running statistics, group
+            normalisation of a single channel, a lazy layer that has seen no input, or a subclass whose
+            forward does something else.
     """
     if batch_norm not in ("group-norm", "freeze"):
         raise ConfigError(
             f"batch_norm must be 'group-norm' or 'freeze', got {batch_norm!r}.", code="fix-mode"
         )
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and isinstance(module, LazyModuleMixin):
+            raise UnsupportedModel(
+                f"{_where(name, module)} does not know its number of channels yet. Run the model once on "
+                "inputs that are not private, and convert it then.",
+                code="batch-norm",
+            )
     model = copy.deepcopy(model)
 
     def replacement(name: str, old: _BatchNorm) -> nn.Module:
+        behind = _behind(name, old)
+        norm = normalisation(name, old)
+        return nn.Sequential(OrderedDict(norm=norm, **behind)).train(old.training) if behind else norm
+
+    def normalisation(name: str, old: _BatchNorm) -> nn.Module:
         if batch_norm == "freeze":
             if old.running_mean is None:
                 raise UnsupportedModel(
@@ -152,7 +226,7 @@ def fix(
                     code="batch-norm",
                 )
             return FrozenBatchNorm(old)
-        if isinstance(old, nn.BatchNorm1d):
+        if not isinstance(old, nn.BatchNorm2d | nn.BatchNorm3d):
             if old.num_features < 2:
                 raise UnsupportedModel(
                     f"{_where(name, old)} has one channel: group normalisation would erase it. Remove it.",

@@ -139,7 +139,7 @@ def test_the_head_is_what_timm_calls_the_classifier(name, side, head):
     with torch.device("meta"):
         model = network(f"timm:{name}", shape=(3, side, side), num_classes=7)
     assert set(head_of(model)) == head
-    model = start(model, weights=None, reset_head=True, train_only="head", batch_norm="freeze")
+    model = start(model, weights=None, reset_head=True, train_only="head")
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n.rpartition(".")[0] for n in trained} == head
 
@@ -154,20 +154,47 @@ def test_a_network_of_timm_trains_all_its_layers_in_views(tmp_path, folder):
     assert found.accuracy == result["test_accuracy"]
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """A function that writes the weights of one of timm's networks as its library does, with statistics."""
+
+    def write(name):
+        from safetensors.torch import save_file
+
+        torch.manual_seed(3)
+        model = import_module("timm").create_model(name, num_classes=9)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.uniform_(-0.5, 0.5)
+                    module.momentum = 1.0
+            model.train()(torch.rand((16, 3, 32, 32)))
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+        return model.eval(), str(tmp_path / f"{name}.safetensors")
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
 @pytest.mark.parametrize("choice", ["group-norm", "freeze"])
-def test_a_network_whose_batch_normalisation_was_replaced_predicts_as_it_was_scored(tmp_path, folder, choice):
-    result = run(asked_for(folder, "timm:test_resnet", f"batch_norm={choice}"), out=tmp_path / "run")
+def test_a_network_whose_batch_normalisation_was_replaced_predicts_as_it_was_scored(
+    tmp_path, folder, saved, choice, name
+):
+    weights = [f"start_from={saved(name)[1]}"] if choice == "freeze" else []
+    result = run(asked_for(folder, f"timm:{name}", f"batch_norm={choice}", *weights), out=tmp_path / "run")
     found = load_model(tmp_path / "run").predict(folder / "test")
     assert found.accuracy == result["test_accuracy"]
 
 
-def test_batch_normalisation_is_refused_converted_or_frozen(folder):
+def test_batch_normalisation_is_refused_converted_or_frozen(folder, saved):
     recipe: Any = recipes()["vision-scratch"]
     with pytest.raises(UnsupportedModel, match="batch_norm = group-norm") as e:
         build_model(recipe, asked_for(folder, "timm:test_resnet").config)
     assert e.value.code == "batch-norm"
     for choice in ("group-norm", "freeze"):
-        asked = asked_for(folder, "timm:test_resnet", f"batch_norm={choice}", "train_only=*")
+        weights = f"start_from={saved('test_resnet')[1]}"
+        asked = asked_for(folder, "timm:test_resnet", f"batch_norm={choice}", weights, "train_only=*")
         model = build_model(recipe, asked.config)
         assert not [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         rows, losses = recipe.random_rows(asked.config, 3), recipe.loss_per_example(asked.config)
@@ -175,20 +202,37 @@ def test_batch_normalisation_is_refused_converted_or_frozen(folder):
         engine.check(partial(losses, model), rows)  # no image reaches another
 
 
-def test_a_library_s_own_file_of_weights_is_taken_by_its_names(tmp_path):
-    from safetensors.torch import save_file
-
-    torch.manual_seed(3)
-    theirs = import_module("timm").create_model("test_resnet", num_classes=9)
-    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    model = network("timm:test_resnet", shape=(3, 32, 32), num_classes=2)
-    weights = str(tmp_path / "model.safetensors")
-    made: Any = start(model, weights=weights, reset_head=True, train_only="head", batch_norm="freeze")
-    x = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    scaled = made[0](x)
+# timm's layers of batch normalisation run an activation, but for ResNets'.
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "efficientnet_lite0", "mobilenetv3_small_050", "regnetx_002", "densenet121"]
+)
+def test_a_library_s_own_file_of_weights_is_taken_by_its_names(saved, name):
+    theirs, weights = saved(name)
+    model = network(f"timm:{name}", shape=(3, 32, 32), num_classes=2).double()
+    made: Any = start(model, weights=weights, reset_head=True, train_only="head", batch_norm="freeze").eval()
+    scaled = made[0](torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)).double()
     torch.testing.assert_close(
-        made[1].forward_features(scaled), theirs.eval().forward_features(scaled), rtol=1e-4, atol=1e-5
+        made[1].forward_features(scaled), theirs.double().forward_features(scaled), rtol=1e-8, atol=1e-8
     )
+
+
+@pytest.mark.parametrize("choice", ["group-norm", "freeze"])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenetv3_small_050"])
+def test_activations_of_timm_s_normalising_layers_are_kept(saved, name, choice):
+    theirs, weights = saved(name)
+    kinds = {n: m for n, m in theirs.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    acts = {n: type(m.act) for n, m in kinds.items()}  # all of them have one, if only the identity
+    assert len({*acts.values()}) > 1
+    model = network(f"timm:{name}", shape=(3, 32, 32), num_classes=2)
+    settings: Any = {"weights": weights, "reset_head": True, "train_only": "*"}
+    made: Any = start(model, **settings, batch_norm=choice).eval()
+    assert {n: type(made[1].get_submodule(f"{n}.act")) for n in acts} == acts
+    x, y = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8), torch.tensor([0, 1])
+
+    def losses(rows):
+        return F.cross_entropy(made(rows[0]), rows[1], reduction="none")
+
+    ClipEngine(made, max_norm=1.0).check(losses, (x, y))  # activations in place, too
 
 
 @pytest.mark.parametrize(
