@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from reticent.clip import ClipEngine, fix
 from reticent.errors import ConfigError, UnsupportedModel
-from reticent.recipes import request, run
+from reticent.recipes import describe, request, run
 from reticent.recipes._parts import asked_of, build_model, private_optimizer_of
 from reticent.recipes.vision._augment import Views, recoloured, turned
 from reticent.recipes.vision._layers import (
@@ -303,6 +303,35 @@ def test_batch_normalisation_is_refused_unless_something_is_said_of_it():
     assert kinds == ["Linear", "FrozenBatchNorm", "Linear"]
     replaced = start(model, **settings, batch_norm="group-norm").get_submodule("1")
     assert type(replaced).__name__ == "GroupNorm"
+
+
+@pytest.mark.parametrize("choice", ["group-norm", "freeze"])
+def test_a_word_on_batch_normalisation_is_refused_where_there_is_none(choice):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    with pytest.raises(ConfigError, match=f"batch_norm = {choice} would be ignored") as e:
+        start(model, weights=None, reset_head=True, train_only="*", batch_norm=choice)
+    assert e.value.code == "config"
+    asked = request("cifar10", [f"batch_norm={choice}", "start_from=w", "model=small-cnn"])
+    with pytest.raises(ConfigError, match="the network has no batch normalisation"):
+        describe(asked)  # before anything is trained
+
+
+def test_statistics_that_came_with_no_weights_are_not_frozen():
+    with pytest.raises(
+        ConfigError, match=r"mean 0 and variance 1.*group-norm.*pretrained or start_from"
+    ) as e:
+        request("cifar10", ["model=timm:x", "batch_norm=freeze"])
+    assert e.value.code == "config"
+    for more in ("pretrained=true", "start_from=w", "batch_norm=group-norm"):
+        assert request("cifar10", ["model=timm:x", "batch_norm=freeze", more]) is not None
+
+
+@pytest.mark.parametrize("setting", ["mirror=true", "standardise=pink-noise"])
+def test_settings_of_scattering_are_refused_where_pixels_are_read(setting):
+    with pytest.raises(ConfigError, match=f"{setting.split('=')[0]}.* is a setting of features") as e:
+        request("cifar10", [setting])
+    assert e.value.code == "config"
+    assert request("cifar10", [setting, "features=scattering", "model=linear"]) is not None
 
 
 def test_weights_fit_before_batch_normalisation_is_replaced_and_after(tmp_path):

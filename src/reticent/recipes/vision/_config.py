@@ -101,6 +101,11 @@ class VisionConfig(TrainingConfig):
             problems.append(
                 "mirror is a setting of features = 'scattering', and there are none: leave it out"
             )
+        if self.features == "none" and self.standardise != "groups":
+            problems.append(
+                f"standardise = {self.standardise} is a setting of features = 'scattering', and there are "
+                "none: leave it out, or set groups"
+            )
         if self.features == "scattering" and self.augmult:
             problems.append(
                 "augmult makes views of pixels, and features is 'scattering': set either, not both"
@@ -109,6 +114,11 @@ class VisionConfig(TrainingConfig):
             problems.append(
                 f"pretrained is a setting of timm: and transformers: networks, and model is {self.model!r}: "
                 "give start_from = FILE instead"
+            )
+        if self.batch_norm == "freeze" and self.start_from is None and not self.pretrained:
+            problems.append(
+                "batch_norm = freeze would keep statistics that no weights came with: mean 0 and variance 1 "
+                "normalise nothing. Set batch_norm = group-norm, or give weights: pretrained or start_from"
             )
         if self.pretrained and self.start_from is not None:
             problems.append("start_from would replace the weights of pretrained: set either, not both")

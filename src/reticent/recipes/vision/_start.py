@@ -37,7 +37,9 @@ def start(
         batch_norm: what becomes of layers that mix the images of a batch; see `reticent.fix`.
 
     Raises:
-        UnsupportedModel[batch-norm]: there are such layers, and nothing was said of them.
+        UnsupportedModel[batch-norm]: there are such layers, and nothing was said of them, or one of them
+            cannot be replaced.
+        ConfigError[config]: there are none, and something was said of them.
         ConfigError[start-from]: the file cannot be read, or its weights do not fit.
         ConfigError[train-only]: a pattern matches no parameter.
         UnsupportedModel[no-head]: a head is asked for, and there is none.
@@ -52,12 +54,18 @@ def start(
             "statistics that public weights came with.",
             code="batch-norm",
         )
+    if not mixing and batch_norm != "refuse":
+        raise ConfigError(
+            f"batch_norm = {batch_norm} would be ignored: the network has no batch normalisation. "
+            "Leave it out.",
+            code="config",
+        )
     left_out = head if reset_head else ()
     found = None if weights is None else _read(Path(weights), model)
     if found is not None and mixing and any(name.endswith("running_mean") for name in found):
         _load(model, found, left_out, weights)  # before its statistics are gone
         found = None
-    if mixing and batch_norm != "refuse":
+    if batch_norm != "refuse":
         model = fix(model, batch_norm=batch_norm)
     if found is not None:
         _load(model, found, left_out, weights)
