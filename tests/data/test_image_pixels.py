@@ -160,6 +160,17 @@ def test_thirty_two_bits_a_channel_are_unreadable_and_say_why(folder):
     assert e.value.code == "image-unreadable"
 
 
+@pytest.mark.parametrize("limit", [SIDE * SIDE - 1, SIDE * SIDE // 2 - 1])  # Pillow warns, and raises
+def test_an_image_above_pillows_limit_says_so(folder, monkeypatch, limit):
+    Image.fromarray(noise(SIDE, SIDE, 3)).save(folder / "train" / "cat" / "0.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match=rf"more than {limit} pixels.*save it smaller.*MAX_IMAGE_PIXELS") as e:
+        read_image_folder(folder, side=SIDE)
+    assert e.value.code == "image-unreadable" and "cut short" not in str(e.value)
+    with pytest.raises(DataError, match=rf"'cat/0.png' has more than {limit} pixels"):
+        opened(folder / "train" / "cat" / "0.png")
+
+
 def test_an_error_of_a_decoder_is_an_unreadable_image(tmp_path, monkeypatch):
     """As of a damaged AVIF under another name."""
     Image.fromarray(noise(SIDE, SIDE, 3)).save(tmp_path / "a.png")

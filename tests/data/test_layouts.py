@@ -183,6 +183,46 @@ def test_single_private_images_are_not_scored_as_public(folder, layout):
     assert e.value.code == "image-folder"
 
 
+@pytest.mark.parametrize("where", ["train", "val", "held-out"])
+@pytest.mark.parametrize("how", ["symbolic", "hard", "folder"])
+def test_a_file_is_one_image_whatever_links_it_has(folder, where, how):
+    """Three names of one image would move a sum by three bounds."""
+    base = folder / ("train" if where == "held-out" else where)
+    if where == "held-out":
+        for n in range(12):
+            save(base / "dog" / f"more-{n}.png", seed=n)
+    for name in ("one.png", "two.png"):
+        match how:
+            case "symbolic":
+                (base / "cat" / name).symlink_to(base / "cat" / "1.png")
+            case "hard":
+                (base / "cat" / name).hardlink_to(base / "cat" / "1.png")
+    if how == "folder":
+        (base / "cow").symlink_to(base / "cat")
+        other = folder / ("val" if where == "train" else "train") / "cow"
+        save(other / "1.png", seed=99)
+    with pytest.raises(DataError, match=r"Leave one name of each|training images too") as e:
+        read_image_folder(base if where == "held-out" else folder, side=8, hold_out=where == "held-out")
+    assert e.value.code == "image-folder"
+    if how != "folder" and where == "train":
+        assert "2 of" in str(e.value) and "'cat/two.png' = 'cat/" in str(e.value)
+
+
+def test_hard_links_are_one_image_in_tables_and_over_both_splits(folder):
+    (folder / "val" / "cat" / "8.png").hardlink_to(folder / "train" / "cat" / "1.png")
+    with pytest.raises(DataError, match=r"1 of 7 test images are training images too.*'cat/8.png'"):
+        read_image_folder(folder, side=8)
+    (folder / "train" / "cat" / "9.png").hardlink_to(folder / "train" / "cat" / "2.png")
+    (folder / "train" / "labels.csv").write_text("file,a\ncat/1.png,1\ncat/2.png,1\n")
+    (folder / "val" / "labels.csv").write_text("file,a\ncat/8.png,1\n")
+    with pytest.raises(DataError, match=r"1 of 1 test images are training images too.*'cat/8.png'"):
+        read_image_table(folder, side=8)
+    (folder / "train" / "labels.csv").write_text("file,a\ncat/2.png,1\ncat/9.png,1\n")
+    with pytest.raises(DataError, match=r"names 1 files more than once") as e:
+        read_image_table(folder, side=8)
+    assert e.value.code == "image-table"
+
+
 @pytest.mark.parametrize("damage", ["empty", "no-test", "other-classes", "one-class", "no-train"])
 def test_folders_that_are_no_classes_are_refused(folder, damage):
     match damage:

@@ -10,7 +10,7 @@ Shape letters: S side.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -106,11 +106,13 @@ def read_image_folder(
 
     Guarantee:
         Nothing is left out or changed that the arguments do not allow. What was left out or converted is
-        counted and named. Every image went through the conversion that training will ask for.
+        counted and named. Every image went through the conversion that training will ask for. A file is one
+        image, whatever other names and links it has: nobody counts twice.
 
     Raises:
         DataError[image-folder]: a split or class folder is missing or empty, there are not two, one is a link
-            to another, an image is in both splits, or there are too few images to hold a tenth out.
+            to another, an image is there twice or in both splits, by a link too, or there are too few images
+            to hold a tenth out.
         DataError[image-unreadable]: files cannot be read; counts them by why, and names the first three.
         DataError[image-mixed]: modes or sizes differ; says which there are, how often, and names three files.
     """
@@ -204,12 +206,14 @@ def both_splits(
     """Both splits of labelled files, each file opened and decoded once.
 
     Guarantee:
-        No file, by any name or link, is in both.
+        No file, by any name, symbolic or hard link, is in both, or twice in one. Copies are other files.
 
     Raises:
         DataError[image-folder]: one is.
         DataError[image-unreadable], DataError[image-mixed]: as `read_image_folder`.
     """
+    for split, files in (("training", train), ("test", test)):
+        _refuse_repeated(split, files)
     _refuse_shared(train, test)
     usual = None
     splits = []
@@ -228,9 +232,27 @@ def both_splits(
     return splits[1], splits[0]
 
 
+def file_key(path: Path) -> Hashable:
+    """What all names of a file have in common, links of both kinds; of no two files at once."""
+    found = path.stat()
+    return (found.st_dev, found.st_ino) if found.st_ino else path.resolve()
+
+
+def _refuse_repeated(split: str, files: Sequence[tuple[Path, Label]]) -> None:
+    first: dict[Hashable, Path] = {}
+    again = [(path, one) for path, _ in files if (one := first.setdefault(file_key(path), path)) is not path]
+    if again:
+        named = [f"{short_name(path)}' = '{short_name(one)}" for path, one in again]
+        raise DataError(
+            f"{len(again)} of {len(files)} {split} images are files that are there already, by another name "
+            f"or a link: {some(named)}. Whose image it is would count several times. Leave one name of each.",
+            code="image-folder",
+        )
+
+
 def _refuse_shared(train: Sequence[tuple[Path, Label]], test: Sequence[tuple[Path, Label]]) -> None:
-    private = {path.resolve() for path, _ in train}
-    shared = [path for path, _ in test if path.resolve() in private]
+    private = {file_key(path) for path, _ in train}
+    shared = [path for path, _ in test if file_key(path) in private]
     if shared:
         raise DataError(
             f"{len(shared)} of {len(test)} test images are training images too, by another path or a link, "

@@ -18,6 +18,7 @@ from reticent.errors import DataError
 Kind = tuple[str, tuple[int, int]]  # mode and size
 _BEHIND: Final = "white"  # what shows through transparent pixels
 _CUT: Final = "cut short or no image"
+_BOMBS: Final = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _NAMED: Final = 3
 
 
@@ -25,8 +26,8 @@ def trial(path: Path, side: int, mode: Literal["RGB", "L"] = "RGB") -> Kind | st
     """Mode and size of an image that could be opened and fitted, or why it could not."""
     try:
         image = opened(path)
-    except DataError:
-        return _CUT
+    except DataError as error:
+        return _too_large() if isinstance(error.__cause__, _BOMBS) else _CUT
     why = _no_bytes(image)
     if why is not None:
         return why
@@ -41,7 +42,7 @@ def opened(path: Path) -> Image.Image:
     """The decoded image, turned as its EXIF orientation says.
 
     Raises:
-        DataError[image-unreadable]: it cannot be decoded.
+        DataError[image-unreadable]: it cannot be decoded, or has more pixels than Pillow's limit.
     """
     try:
         with warnings.catch_warnings():
@@ -50,6 +51,10 @@ def opened(path: Path) -> Image.Image:
             with path.open("rb") as stream, Image.open(stream) as image:
                 image.load()
                 return _upright(image)
+    except _BOMBS as error:
+        raise DataError(
+            f"The image '{short_name(path)}' has {_too_large()}.", code="image-unreadable"
+        ) from error
     except (
         OSError,
         RuntimeError,  # of a damaged AVIF
@@ -57,8 +62,6 @@ def opened(path: Path) -> Image.Image:
         ValueError,
         TypeError,  # Pillow's, of a TIFF whose tags have other types
         UnidentifiedImageError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
     ) as error:
         raise DataError(
             f"The image '{short_name(path)}' cannot be decoded or is cut short.",
@@ -129,6 +132,14 @@ def refusal(bad: Sequence[tuple[str, str]], total: int, *, advice: str) -> DataE
     listed = "; ".join(f"{why}: {len(names)}, {some(names)}" for why, names in by_reason.items())
     return DataError(
         f"{len(bad)} of {total} images cannot be read ({listed}). {advice}", code="image-unreadable"
+    )
+
+
+def _too_large() -> str:
+    limit = Image.MAX_IMAGE_PIXELS
+    return (
+        f"more than {limit:,} pixels, above which Pillow suspects a file made to exhaust memory (save it "
+        "smaller, or if you trust it raise PIL.Image.MAX_IMAGE_PIXELS in Python)"
     )
 
 

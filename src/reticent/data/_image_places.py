@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from reticent.data._image_folder import ImageFolder, both_splits, refuse_one_folder
+from reticent.data._image_folder import ImageFolder, both_splits, file_key, refuse_one_folder
 from reticent.errors import DataError
 
 _CATEGORIES: Final = "categories_places365.txt"
@@ -89,7 +89,7 @@ def _files(path: Path, base: Path, num_classes: int) -> list[tuple[Path, int]]:
         raise _bad(path, f"names what can be no file ({type(e).__name__})") from e
     if absent:
         raise _bad(path, f"names {len(absent)} files that are not in '{base.name}', e.g. '{absent[0].name}'")
-    twice = len(files) - len({file for file, _ in files})
+    twice = len(files) - len({file_key(file) for file, _ in files})
     if twice:
         raise _bad(path, f"names {twice} files more than once")
     return files

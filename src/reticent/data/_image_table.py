@@ -10,7 +10,7 @@ import csv
 from pathlib import Path
 from typing import Final, Literal
 
-from reticent.data._image_folder import ImageFolder, both_splits, name_of_test
+from reticent.data._image_folder import ImageFolder, both_splits, file_key, name_of_test
 from reticent.errors import DataError
 
 TABLE: Final = "labels.csv"
@@ -72,10 +72,10 @@ def table_rows(base: Path) -> tuple[list[tuple[Path, tuple[int, ...]]], list[str
         absent = [file for file in files if not file.is_file()]
     except (OSError, ValueError) as e:  # too long, or with a null byte
         raise _bad(path, f"names what can be no file ({type(e).__name__})") from e
-    if len(set(files)) != len(files):
-        raise _bad(path, f"names {len(files) - len(set(files))} files more than once")
     if absent:
         raise _bad(path, f"names {len(absent)} files that are not there, e.g. '{absent[0].name}'")
+    if twice := len(files) - len({file_key(file) for file in files}):
+        raise _bad(path, f"names {twice} files more than once")
     return [(file, tuple(map(int, row[1:]))) for file, row in zip(files, rows, strict=True)], names
 
 
