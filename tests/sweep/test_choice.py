@@ -1,15 +1,17 @@
 """Keeping the best of a random number of runs: what is left, what it costs, and what is refused."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
 from reticent.account import RandomTrials, choice_epsilon
 from reticent.account.ledger import read_ledger
 from reticent.errors import ConfigError
-from reticent.recipes import go_on
+from reticent.recipes import go_on, request
 from reticent.report import read_run, state
 from reticent.sweep import Choice, _choose, read_sweep, sweep
+from reticent.sweep._choice import refuse_private_scores
 from tests.sweep.test_sweep import QUICK
 
 TRIALS = RandomTrials(distribution="geometric", mean=3)
@@ -154,6 +156,36 @@ def test_what_the_theorem_does_not_cover_is_refused(tmp_path, in_process, grid, 
         )
     assert in_process == []
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("choice", [Choice(trials=TRIALS), None])
+@pytest.mark.parametrize("recipe", ["mnist", "vision-scratch", "text-classify"])
+def test_a_choice_by_rows_that_were_held_out_is_refused(tmp_path, in_process, recipe, choice):
+    """They are private, whoever says that they are public: no epsilon covers what is learned of them."""
+    match recipe:
+        case "mnist":
+            more = ["validation=5000", "num_steps=2"]
+        case "vision-scratch":
+            for kind in ("dark", "light"):
+                (tmp_path / "images" / kind).mkdir(parents=True)
+            more = [f"data={tmp_path / 'images'}", "num_steps=2"]
+        case _:
+            (tmp_path / "rows.csv").write_text("text,label\n" + 50 * "a,no\nb,yes\n")
+            more = [f"data={tmp_path / 'rows.csv'}", "labels=no,yes", "num_steps=2"]
+    asked = read_sweep(recipe, ["epsilon=1", *more], ["lr=1,2"])
+    with pytest.raises(ConfigError, match=r"held out of the private ones.*with public ones in test") as e:
+        sweep(asked, out=tmp_path / "out", plain=False, validation_public=True, choice=choice)
+    assert e.value.code == "sweep-choice" and in_process == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("test_data", [True, False])
+def test_rows_of_a_table_are_public_only_in_a_file_of_their_own(tmp_path, test_data):
+    for name in ("rows.csv", "public.csv"):
+        (tmp_path / name).write_text("age,label\n" + 50 * "20,no\n30,yes\n")
+    more = [f"test_data={tmp_path / 'public.csv'}"] if test_data else []
+    settings = [f"data={tmp_path / 'rows.csv'}", "labels=no,yes", "columns=age=0..100", *more]
+    with nullcontext() if test_data else pytest.raises(ConfigError, match="held out of the private ones"):
+        refuse_private_scores(request("table", settings))
 
 
 def test_the_candidates_are_drawn_uniformly():

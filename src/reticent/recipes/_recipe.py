@@ -43,6 +43,10 @@ class Recipe(ABC):
             AccountingError, ConfigError: no noise meets the budget, or settings contradict each other.
         """
 
+    def holds_out(self, config: Any) -> bool:
+        """Whether scores are of rows that were held out of the private ones, and no test row is looked at."""
+        return False
+
     def reasons(self, asked: "Request") -> Mapping[str, str]:
         """Setting -> why it is as it is, of those that the recipe chose by itself from public facts."""
         return {}

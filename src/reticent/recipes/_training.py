@@ -140,10 +140,6 @@ class TrainingRecipe(Recipe):
         """What changes the training rows of each chunk, row by row, e.g. augments them; None for nothing."""
         return None
 
-    def holds_out(self, config: Any) -> bool:
-        """Whether scores are of rows that were held out of the training set, and no test row is looked at."""
-        return False
-
     def measures_norm(self, config: Any) -> bool:
         """Whether a run begins with measuring `max_norm` on made-up rows."""
         return False

@@ -12,6 +12,7 @@ import numpy as np
 
 from reticent.account import RandomTrials, Segments
 from reticent.errors import ConfigError
+from reticent.recipes import Request
 
 from ._spec import Sweep, asked_for
 
@@ -34,12 +35,28 @@ class Choice:
         return [int(k) for k in rng.integers(num_candidates, size=self.trials.draw(rng))]
 
 
+def refuse_private_scores(request: Request) -> None:
+    """Refuse to choose by scores that the recipe knows to be of private rows: no epsilon covers those.
+
+    Raises:
+        ConfigError[sweep-choice]: as said.
+    """
+    if request.recipe.holds_out(request.config):
+        raise ConfigError(
+            f"The rows that '{request.recipe.name}' would be scored on are held out of the private ones, and "
+            "not public: a choice by them has an epsilon that does not cover them. Divide the images "
+            "yourself, with public ones in test (tables and texts: in test_data), and leave validation out.",
+            code="sweep-choice",
+        )
+
+
 def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list[Segments]:
     """What a run of each candidate spends, from its plan.
 
     Raises:
-        ConfigError[sweep-choice]: a candidate varies epsilon or is no run; a tracker would be told of
-            each run; some but not all are reproducible; or the recipe cannot say what it will spend.
+        ConfigError[sweep-choice]: a candidate varies epsilon or is no run; it is scored on private rows; a
+            tracker would be told of each run; some but not all are reproducible; or the recipe cannot say
+            what it will spend.
     """
     if any("epsilon" in grid and len(grid["epsilon"]) > 1 for grid in asked.grids):
         raise ConfigError(
@@ -52,6 +69,7 @@ def what_each_spends(asked: Sweep, candidates: Sequence[dict[str, Any]]) -> list
     spent, seeded = [], set()
     for settings in candidates:
         request = asked_for(asked.recipe, settings)  # a bad combination must not make the choice smaller
+        refuse_private_scores(request)
         shown = [name for name in _NOT_PRIVATE if getattr(request.config, name, False)]
         if shown:
             raise ConfigError(

@@ -17,7 +17,7 @@ from rich.console import Console
 from reticent.errors import ConfigError
 from reticent.recipes import recipes
 
-from ._choice import Choice
+from ._choice import Choice, refuse_private_scores
 from ._choose import choose
 from ._cost import cost_of_everything, ledgers_under
 from ._pool import default_jobs, run_all
@@ -61,6 +61,7 @@ def sweep(
         out: the sweep's folder; new, empty, or that of the same sweep.
         plain: also run without privacy, for comparison; not with `choice`.
         validation_public: that the data which scores are measured on is public; needed to name a best run.
+            Refused where the recipe holds private rows out and scores those.
         choice: keep only the best of a random number of runs, and say what that costs.
         score: which of a run's `test_` scores compares runs.
         jobs: trials at once; by default one for each core.
@@ -77,7 +78,8 @@ def sweep(
     Raises:
         ConfigError[sweep]: no combination of the grid can run, the private runs have no epsilon together,
             the folder is another sweep's, or `jobs` is below 1.
-        ConfigError[sweep-choice]: a choice needs one epsilon, public scores and no runs beside it.
+        ConfigError[sweep-choice]: a choice needs one epsilon, public scores and no runs beside it; or the
+            scores are of private rows, and said to be public.
     """
     jobs = default_jobs() if jobs is None else jobs
     if jobs < 1:
@@ -91,6 +93,8 @@ def sweep(
             )
         return choose(asked, choice, out=out, score=score, jobs=jobs, threads=threads, console=console)
     check_together(asked)
+    if validation_public:
+        _check_public(asked)
     trials = _trials(asked, out, plain=plain)
     open_folder(out, "sweep", {"format": FORMAT, "sweep": asked.to_dict(), "plain": plain})
     left = [trial for trial in trials if trial.record() is None and not _refused(asked, trial)]
@@ -151,6 +155,15 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
         raise ConfigError(
             f"'{path}' is damaged. Restore it, or begin the {kind} in another folder.", code=kind
         ) from e
+
+
+def _check_public(asked: Sweep) -> None:
+    for settings in asked.private_settings():
+        try:
+            request = asked_for(asked.recipe, settings)
+        except ConfigError:  # no run: its trial says so
+            continue
+        refuse_private_scores(request)
 
 
 def _refused(asked: Sweep, trial: Trial) -> bool:

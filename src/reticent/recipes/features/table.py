@@ -125,6 +125,9 @@ class TableRecipe(LastLayerRecipe):
     def shape_of(self, config: Any) -> PublicShape:
         return table_shape(config.file)
 
+    def holds_out(self, config: Any) -> bool:
+        return config.test_data is None
+
     def features_of(self, config: Any, *, report: Callable[[str], None], progress: bool) -> Features:
         return table_features(config.file)
 
