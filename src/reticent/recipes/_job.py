@@ -19,6 +19,7 @@ from reticent.plan import Plan
 from reticent.train import Evaluation, RunDescription, train
 
 from ._memory import clipping_costs
+from ._origin import origin_of
 from ._parts import asked_of, available, build_model, losses_of, plan_of, private_optimizer_of, settings_of
 from ._recipe import Request
 from ._training_config import TrainingConfig
@@ -72,6 +73,9 @@ class Job:
                 recipe=recipe.name,
                 config=config.public_dict(),
                 data={**material.about, **available(recipe, config), **origin},
+                origin=origin_of(
+                    recipe.begins_with(config), about=material.about, data=config.model_dump().get("data")
+                ),
             ),
         )
 

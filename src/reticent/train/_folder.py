@@ -52,12 +52,14 @@ class RunDescription:
         config: its settings.
         data: where the data came from: name, source, licence. Nothing computed from its rows.
         layers: what clipping each parameter costs, found on made-up rows.
+        origin: where the rows lie, and runs whose weights it begins with: for those that begin with its own.
     """
 
     recipe: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     layers: Sequence[Mapping[str, Any]] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def new_folder(out: Path) -> Path:
@@ -164,6 +166,7 @@ def write_run(
         },
         "data": dict(description.data),
         **({"layers": [dict(layer) for layer in description.layers]} if description.layers else {}),
+        **({"origin": dict(description.origin)} if description.origin else {}),
         "private": private,
     }
     try:

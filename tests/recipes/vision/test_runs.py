@@ -83,6 +83,7 @@ def test_a_network_that_cannot_read_the_images_is_refused_before_anything_is_spe
 def run_on_others(tmp_path, folder):
     """A run on another folder of images, whose weights may be called public."""
     other = shutil.copytree(folder, tmp_path / "others")
+    (other / "train" / "dark" / "0.png").unlink()  # a copy as it is would be the same data
     run(asked_for("vision-scratch", other), out=tmp_path / "first")
 
 
@@ -99,6 +100,26 @@ def test_weights_of_a_run_on_the_same_images_are_refused(tmp_path, folder):
     )
     with pytest.raises(ConfigError, match="learned by a run on the same data"):  # its class folders alone
         run(asked, out=tmp_path / "second")
+
+
+def test_from_another_folder_and_by_way_of_another_run_they_are_refused_too(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(asked_for("vision-scratch", "images"), out=tmp_path / "first")  # a relative path
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    weights = "../first/ema.safetensors"
+    with pytest.raises(ConfigError, match="learned by a run on the same data"):
+        run(asked_for("vision-finetune", folder, f"start_from={weights}"), out=tmp_path / "second")
+    other = shutil.copytree(folder, tmp_path / "others")
+    with pytest.raises(ConfigError, match="learned by a run on the same data"):
+        run(asked_for("vision-finetune", other, f"start_from={weights}"), out=tmp_path / "second")
+    (other / "train" / "dark" / "0.png").unlink()
+    run(asked_for("vision-finetune", other, f"start_from={weights}"), out=tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")  # the second remembers it
+    weights = tmp_path / "second" / "ema.safetensors"
+    with pytest.raises(ConfigError, match=r"on the same data, .*first', by way of '.*second'") as e:
+        run(asked_for("vision-finetune", folder, f"start_from={weights}"), out=tmp_path / "third")
+    assert e.value.code == "start-from"
 
 
 def test_a_run_begins_with_anothers_weights_and_trains_the_head_alone(tmp_path, folder):

@@ -15,7 +15,7 @@ from rich.console import Console
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.train import silent_or_bar
 
-from .._origin import OWN_FOLDER, refuse_same_data
+from .._origin import OWN_FOLDER, folder_named, refuse_same_data
 from ._backbones import Backbone, Kind
 from ._store import FeatureStore, Fingerprint, Precision, Shape, StoreWriter, open_store
 
@@ -90,10 +90,11 @@ def extract(
         ConfigError[backbone-kind]: the model takes another kind of input.
         DataError: see `StoreWriter`.
     """
-    if Path(backbone.name).is_dir():
+    weights = folder_named(backbone.name)
+    if weights is not None:
         own = inputs.folder
         refuse_same_data(
-            Path(backbone.name),
+            weights,
             about={"name": inputs.name if own is None else OWN_FOLDER},
             data=None if own is None else str(own),
         )

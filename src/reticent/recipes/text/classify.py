@@ -23,6 +23,7 @@ from reticent.data import class_names, pretrained_names
 from reticent.errors import ConfigError
 from reticent.train import chunks_of, eval_mode
 
+from .._origin import folder_named
 from .._reader import Given, Reader, Watch, no_weights
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
@@ -95,7 +96,7 @@ class TextClassifyRecipe(TrainingRecipe):
         )
 
     def begins_with(self, config: TextClassifyConfig) -> Path | None:
-        return None if config.model in pretrained_names() else Path(config.model)
+        return folder_named(config.model)  # which goes before a known name, as `pretrained_folder` has it
 
     def build(self, config: TextClassifyConfig) -> nn.Module:
         model = read_model(

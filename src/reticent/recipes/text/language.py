@@ -27,6 +27,7 @@ from reticent.audit import Inputs
 from reticent.data import pretrained_names
 from reticent.errors import ConfigError
 
+from .._origin import folder_named
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
 from .._training_config import PhysicalBatchSize
@@ -187,7 +188,7 @@ class TextGenerateRecipe(TrainingRecipe):
         )
 
     def begins_with(self, config: TextGenerateConfig) -> Path | None:
-        return None if config.model in pretrained_names() else Path(config.model)
+        return folder_named(config.model)  # which goes before a known name, as `pretrained_folder` has it
 
     def build(self, config: TextGenerateConfig) -> nn.Module:
         return adapted(decoder_of(config), config)

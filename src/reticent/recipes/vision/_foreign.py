@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reticent.errors import ConfigError
 
+from .._origin import folder_named
 from ._layers import PixelsLike
 
 NETWORK: Final = "network"  # in a run's folder: the configuration of a network of transformers
@@ -28,8 +29,7 @@ def is_foreign(name: str) -> bool:
 
 def folder_of(name: str) -> Path | None:
     """The folder that a network's weights come from, if they lie on this machine."""
-    library, _, rest = name.partition(":")
-    return Path(rest) if library == "transformers" and Path(rest).is_dir() else None
+    return folder_named(name) if is_foreign(name) else None
 
 
 def foreign(
