@@ -25,6 +25,26 @@ def test_runs_without_privacy_drop_what_only_private_runs_read_and_the_private_r
     ]
 
 
+def test_settings_that_only_go_together_stay_together_without_privacy(tmp_path):
+    """Labels are asked for with a file of one's own, and refused without: neither may be lost."""
+    rows = tmp_path / "mine.csv"
+    rows.write_text("text,label\n" + 20 * "good,yes\nbad,no\n")
+    own = {"data": str(rows), "labels": "no,yes", "model": "minilm"}
+    shared = [*(f"{k}={v}" for k, v in own.items()), "delta=1e-3", "num_steps=4"]
+    asked = read_sweep("text-classify", shared, ["max_norm=0.1,1"])
+    assert asked.plain_settings() == [{"epsilon": math.inf, **own, "num_steps": 4}]
+
+
+def test_a_recipe_that_needs_a_file_is_swept(tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a,label\n1,no\n2,yes\n")
+    own = {"data": str(rows), "labels": "no,yes", "columns": "a=0..3"}
+    asked = read_sweep("table", [*(f"{k}={v}" for k, v in own.items()), "delta=1e-3"], ["method=sgd,adam"])
+    assert [settings["method"] for settings in asked.private_settings()] == ["sgd", "adam"]
+    for settings in asked.plain_settings():
+        assert {name: settings[name] for name in own} == own and "delta" not in settings
+
+
 def test_runs_without_privacy_have_rates_of_their_own():
     asked = read_sweep("digits", [], ["lr=1,2"], ["lr=0.1,0.5"])
     assert [settings["lr"] for settings in asked.plain_settings()] == [0.1, 0.5]

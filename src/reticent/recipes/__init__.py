@@ -5,7 +5,14 @@ Room: recipes (floor 4). May import torch, pydantic, rich, and the floors below.
 
 from ._at_scale import at_scale
 from ._audited import audit_recipe, audit_recipe_inputs, audit_run, audit_run_inputs
-from ._config import RecipeConfig, make_config, parse_settings, read_toml, restore_config
+from ._config import (
+    RecipeConfig,
+    make_config,
+    parse_settings,
+    read_toml,
+    restore_config,
+    without_what_would_be_ignored,
+)
 from ._parts import plan_of, step_memory, with_measured_norm, with_physical_batch
 from ._predict import Predictions, TrainedModel, load_model
 from ._recipe import Recipe, Request
@@ -48,4 +55,5 @@ __all__ = [
     "step_memory",
     "with_measured_norm",
     "with_physical_batch",
+    "without_what_would_be_ignored",
 ]

@@ -83,6 +83,39 @@ def make_config(kind: type[_Config], settings: Mapping[str, Any]) -> _Config:
     return config.completed(settings.keys())
 
 
+def without_what_would_be_ignored(
+    kind: type[RecipeConfig], settings: Mapping[str, Any], *, keep: Collection[str]
+) -> dict[str, Any]:
+    """The settings less those, one by one, whose absence mends a problem and makes none.
+
+    Some settings only go together: none of those is left out because it does not stand alone.
+
+    Args:
+        kind: the recipe's settings.
+        settings: name -> value.
+        keep: names that stay.
+    """
+    kept = dict(settings)
+    wrong, problems = _found(kind, kept)
+    for name in settings:
+        if not problems or name in keep:
+            continue
+        without = {n: value for n, value in kept.items() if n != name}
+        still_wrong, left = _found(kind, without)
+        if left < problems or (wrong and not still_wrong):
+            kept, wrong, problems = without, still_wrong, left
+    return kept
+
+
+def _found(kind: type[RecipeConfig], settings: Mapping[str, Any]) -> tuple[bool, frozenset[str]]:
+    """Whether values are wrong, and what `make_config` lists: those, or what would be ignored."""
+    try:
+        config = kind.model_validate(dict(settings))
+    except ValidationError as e:
+        return True, frozenset(_explain(kind, problem) for problem in e.errors())
+    return False, frozenset(config.ignored(settings.keys()))
+
+
 def with_defaults(kind: type[_Config], name: str, **defaults: Any) -> type[_Config]:
     """The settings `kind` with other defaults: types, ranges and meanings stay."""
     fields: dict[str, Any] = {}

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from reticent.errors import ConfigError
-from reticent.recipes import Recipe, Request, make_config, parse_settings, read_toml, recipes, request
+from reticent.recipes import (
+    Recipe,
+    Request,
+    make_config,
+    parse_settings,
+    read_toml,
+    recipes,
+    request,
+    without_what_would_be_ignored,
+)
 
 Grid = Mapping[str, tuple[Any, ...]]
 _TOML_KEYS = ("recipe", "x", "series", "set", "grid", "plain")
@@ -107,7 +116,8 @@ def read_sweep(
                 code="sweep",
             )
         target = str(given.get("recipe"))
-    request(target)  # refuses an unknown recipe
+    if target not in recipes():
+        request(target)  # refuses it, with those that there are
     grids = [_file_grid(entry) for entry in given.get("grid", ())]
     if grid:
         grids = [{**each, **read_grid(grid)} for each in grids or [{}]]
@@ -184,16 +194,9 @@ def _plain(settings: Mapping[str, Any]) -> bool:
 
 def _without_privacy(recipe: Recipe, settings: Mapping[str, Any], *, with_rate: bool) -> dict[str, Any]:
     """The same run without privacy: without what it would ignore, and with its own learning rate."""
-    kept: dict[str, Any] = {"epsilon": math.inf}
-    for name, value in settings.items():
-        if name in ("epsilon", "noise_seed") or (name == "lr" and not with_rate and not _plain(settings)):
-            continue
-        try:
-            make_config(recipe.config, {**kept, name: value})
-        except ConfigError:
-            continue
-        kept[name] = value
-    return kept
+    left_out = ["epsilon", "noise_seed", *(["lr"] if not with_rate and not _plain(settings) else [])]
+    kept = {"epsilon": math.inf, **{n: value for n, value in settings.items() if n not in left_out}}
+    return without_what_would_be_ignored(recipe.config, kept, keep=("epsilon",))
 
 
 def _names(text: str) -> tuple[str, ...]:
