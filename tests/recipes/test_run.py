@@ -12,8 +12,8 @@ from reticent.data import ArrayPair, load
 from reticent.errors import AuditError, ConfigError, DataError
 from reticent.recipes import _arrays as arrays_module
 from reticent.recipes import _training as training_module
-from reticent.recipes import audit_run, go_on, recipes, request, run, run_or_go_on
-from reticent.recipes._parts import build_model
+from reticent.recipes import audit_run, go_on, load_model, recipes, request, run, run_or_go_on
+from reticent.recipes._parts import asked_of, build_model, scored_at_once
 from reticent.recipes.vision import _recipe as vision_module
 from reticent.report import verify_run, write_report
 from reticent.train import _step as step_module
@@ -353,3 +353,30 @@ def test_the_same_command_goes_on_with_a_run_of_an_older_version(tmp_path):
     assert again["ledger_head"] == first["ledger_head"]
     with pytest.raises(ConfigError, match="polyak differ"):
         run_or_go_on(request("digits", ["num_steps=2", "polyak=true"]), out=out)
+
+
+def test_as_many_test_rows_are_scored_at_once_as_a_physical_batch_has_inputs():
+    at_once = {
+        (name, *settings): scored_at_once(*asked_of(request(name, list(settings))))
+        for name, *settings in (
+            ("digits", "physical_batch_size=16"),
+            ("cifar10", "physical_batch_size=8", "augmult=0"),
+            ("cifar10", "physical_batch_size=8", "augmult=16"),
+            ("cifar10", "physical_batch_size=512", "augmult=16"),
+            ("text-classify", "physical_batch_size=4"),
+        )
+    }
+    assert list(at_once.values()) == [16, 8, 128, 1024, 4]
+
+
+def test_the_final_evaluation_takes_no_more_rows_than_a_physical_batch(tmp_path, digits):
+    seen = []
+
+    def watch(module, given):
+        if not module.training and isinstance(module, torch.nn.Linear) and not torch.is_grad_enabled():
+            seen.append(len(given[0]))
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(watch):
+        run(request("digits", [*SHORT, "physical_batch_size=16"]), out=tmp_path / "run", data=digits)
+    assert max(seen) == 16
+    assert load_model(tmp_path / "run")._reader.batch_size == 16

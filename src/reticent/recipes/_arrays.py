@@ -18,7 +18,7 @@ from reticent.audit import Inputs
 from reticent.data import ArrayPair, Dataset, class_names, load, read_image_files
 from reticent.errors import DataError
 
-from ._parts import build_model
+from ._parts import build_model, scored_at_once
 from ._reader import Given, Reader, Watch, given_images, outputs_of_inputs, with_weights
 from ._training import Material, TrainingRecipe
 from ._training_config import TrainingConfig
@@ -110,6 +110,7 @@ class ArrayRecipe(TrainingRecipe):
             load=lambda run, weights: with_weights(build_model(self, config), run, weights),
             read=read,
             outputs=outputs_of_inputs,
+            batch_size=scored_at_once(self, config),
         )
 
     def _scaled(self, x: np.ndarray) -> Tensor:

@@ -20,7 +20,16 @@ from reticent.train import Evaluation, RunDescription, train
 
 from ._memory import clipping_costs
 from ._origin import origin_of
-from ._parts import asked_of, available, build_model, losses_of, plan_of, private_optimizer_of, settings_of
+from ._parts import (
+    asked_of,
+    available,
+    build_model,
+    losses_of,
+    plan_of,
+    private_optimizer_of,
+    scored_at_once,
+    settings_of,
+)
 from ._recipe import Request
 from ._training_config import TrainingConfig
 
@@ -68,7 +77,11 @@ class Job:
             model=model,
             optimizer=optimizer,
             material=material,
-            evaluation=Evaluation(dataset=material.test, scores=recipe.scores(config)),
+            evaluation=Evaluation(
+                dataset=material.test,
+                scores=recipe.scores(config),
+                batch_size=scored_at_once(recipe, config),
+            ),
             description=RunDescription(
                 recipe=recipe.name,
                 config=config.public_dict(),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ._training import Losses, TrainingRecipe
 
 _MEASURED_ROWS: Final = 32
+_MOST_SCORED: Final = 1024
 
 
 def asked_of(asked: Request) -> "tuple[TrainingRecipe, TrainingConfig]":
@@ -141,6 +142,11 @@ def losses_of(recipe: "TrainingRecipe", config: TrainingConfig) -> "Losses":
             return losses(model, rows)
 
     return in_half
+
+
+def scored_at_once(recipe: "TrainingRecipe", config: TrainingConfig) -> int:
+    """Test rows that are scored at once: inputs that a physical batch holds at most, 1024 of them at most."""
+    return min(_MOST_SCORED, config.num_rows_at_once * recipe.inputs_each(config))
 
 
 def _largest_batch(config: TrainingConfig) -> int:

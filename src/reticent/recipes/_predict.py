@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reticent.errors import CheckpointError, ConfigError
-from reticent.train import chunks_of, eval_mode, read_run
+from reticent.train import eval_mode, in_chunks, read_run
 
 from ._config import restore_config
 from ._going_on import read_result
@@ -117,7 +117,8 @@ class TrainedModel:
         Args:
             data: what the recipe reads: images (a file, a folder of them, or one with a folder for each
                 class), a table with the run's columns, texts (a table, or one a line), or features.
-            batch_size: rows at once; by default as many as in the run's evaluation.
+            batch_size: rows at once; by default as many as in the run's evaluation. Fewer where memory runs
+                out.
             watch: called with what is being done, how many rows are done, and of how many.
 
         Guarantee:
@@ -146,11 +147,15 @@ class TrainedModel:
         labels: list[Tensor] = []
         score, done = 0.0, 0
         device = next(self.module.parameters()).device
+
+        def answer(rows: Any) -> tuple[Tensor, Tensor]:
+            assert isinstance(rows, tuple), "labels come last"
+            return reader.outputs(self.module, rows).cpu(), rows[-1].cpu()
+
         with eval_mode(self.module):
-            for rows in chunks_of(given.rows, np.arange(total), size=batch_size, device=device):
-                assert isinstance(rows, tuple), "labels come last"
-                outputs.append(reader.outputs(self.module, rows).cpu())
-                labels.append(rows[-1].cpu())
+            for found, said in in_chunks(given.rows, answer, size=batch_size, device=device):
+                outputs.append(found)
+                labels.append(said)
                 # Summed batch by batch, as `reticent.train.evaluate` does: the same number to the last bit.
                 score += float(_score(reader, outputs[-1], labels[-1]).double().sum())
                 done += len(outputs[-1])

@@ -93,6 +93,10 @@ class TrainingRecipe(Recipe):
         """What `num_examples` and `expected_batch_size` count, and whom epsilon speaks of."""
         return ROW
 
+    def inputs_each(self, config: Any) -> int:
+        """The most inputs of the network that one of `physical_batch_size` is: its views, or its rows."""
+        return 1
+
     def num_available(self, config: Any) -> int | None:
         """Units that those to train on were chosen among, by a rule that looks at how many there are.
 

@@ -3,10 +3,10 @@
 Room: train. May import torch and `reticent.errors`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from reticent.errors import ConfigError
 
 from . import _rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,7 +28,7 @@ class Evaluation:
             shown: nothing protects it.
         scores: called as `scores(model, rows)`; returns name -> one value for each row, shape (B,), e.g.
             `{"accuracy": ..., "loss": ...}`. Each is averaged over the data set.
-        batch_size: rows at once.
+        batch_size: rows at once; fewer where memory runs out.
     """
 
     dataset: Any
@@ -35,34 +37,74 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, evaluation: Evaluation) -> dict[str, float]:
-    """Mean of each score over the data set, in eval mode; leaves the model as it was."""
+def evaluate(model: nn.Module, evaluation: Evaluation, *, halve: bool = True) -> dict[str, float]:
+    """Mean of each score over the data set, in eval mode; leaves the model as it was.
+
+    Args:
+        model: scored on the device where its parameters are.
+        evaluation: what to measure, on which data.
+        halve: whether fewer rows at once are tried where memory runs out; not where others take part in
+            every pass, who would still be in the one that failed.
+    """
+
+    def summed(rows: _rows.Rows) -> dict[str, float]:
+        found = evaluation.scores(model, rows)
+        return {name: float(values.double().sum()) for name, values in found.items()}
+
     sums: dict[str, float] = {}
-    num_rows = _rows.num_rows(evaluation.dataset)
     device = next(model.parameters()).device
     with eval_mode(model):
-        for start in range(0, num_rows, evaluation.batch_size):
-            indices = np.arange(start, min(start + evaluation.batch_size, num_rows))
-            rows = _rows.move(_rows.fetch(evaluation.dataset, indices), device)
-            for name, values in evaluation.scores(model, rows).items():
-                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+        for found in in_chunks(
+            evaluation.dataset, summed, size=evaluation.batch_size, device=device, halve=halve
+        ):
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value
+    num_rows = _rows.num_rows(evaluation.dataset)
     return {name: total / num_rows for name, total in sums.items()}
+
+
+def in_chunks(
+    dataset: Any, act: Callable[[_rows.Rows], T], *, size: int, device: torch.device, halve: bool = True
+) -> Iterator[T]:
+    """What `act` makes of a data set's rows on `device`, in order, at most `size` at a time.
+
+    Where memory runs out, the rows that did not fit come again in halves, and no more at once from there on.
+
+    Raises:
+        OutOfMemoryError: not even one row fits, or `halve` is off.
+    """
+    assert size >= 1, "rows at once"
+    start, num_rows = 0, _rows.num_rows(dataset)
+    while start < num_rows:
+        indices = np.arange(start, min(start + size, num_rows))
+        try:
+            found = act(_rows.move(_rows.fetch(dataset, indices), device))
+        except torch.OutOfMemoryError:
+            if len(indices) < 2 or not halve:
+                raise
+        else:
+            yield found
+            start += len(indices)
+            continue
+        size = len(indices) // 2  # outside the handler, which would keep the failed pass's tensors
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @torch.no_grad()
 def check_scores(model: nn.Module, evaluation: Evaluation) -> None:
-    """Score a row or two, so that a mistake in `scores` shows before anything is spent.
+    """Score the first rows, as many as later, so that a mistake in `scores` shows before anything is spent.
+
+    So does memory that not even one row fits in.
 
     Raises:
         DataError[data-rows]: the data set has no rows that can be read.
         ConfigError[scores]: a score is no tensor of one value for each row.
+        OutOfMemoryError: one row does not fit in memory.
     """
-    size = min(2, _rows.num_rows(evaluation.dataset))
-    if size == 0:
-        return
-    device = next(model.parameters()).device
-    with eval_mode(model):
-        rows = _rows.move(_rows.fetch(evaluation.dataset, np.arange(size)), device)
+
+    def check(rows: _rows.Rows) -> None:
+        size = _rows.count(rows)
         for name, values in evaluation.scores(model, rows).items():
             if not isinstance(values, Tensor) or tuple(values.shape[:1]) != (size,):
                 got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -71,6 +113,10 @@ def check_scores(model: nn.Module, evaluation: Evaluation) -> None:
                     "for each row, shape (B,).",
                     code="scores",
                 )
+
+    device = next(model.parameters()).device
+    with eval_mode(model):
+        next(in_chunks(evaluation.dataset, check, size=evaluation.batch_size, device=device), None)
 
 
 @contextmanager

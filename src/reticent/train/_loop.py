@@ -392,7 +392,7 @@ def _measure(
         return state.measured[1]
 
     def evaluated() -> dict[str, float]:
-        found = evaluate(stepper.model, evaluation)
+        found = evaluate(stepper.model, evaluation, halve=not stepper.ranks.shards)
         stepper.ranks.settle(
             stepper.model
         )  # else names lead to gathered parameters, which averages do not fit

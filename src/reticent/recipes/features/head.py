@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from .._arrays import accuracy_and_loss, cross_entropy
+from .._parts import scored_at_once
 from .._reader import Given, Reader, Watch, outputs_of_inputs, with_weights
 from .._training import Material, TrainingRecipe
 from .._training_config import TrainingConfig
@@ -81,6 +82,7 @@ class HeadRecipe(TrainingRecipe):
             load=lambda run, weights: with_weights(_network(config, dim, len(classes)), run, weights),
             read=read,
             outputs=outputs_of_inputs,
+            batch_size=scored_at_once(self, config),
         )
 
     def random_rows(self, config: HeadConfig, num_rows: int) -> tuple[Tensor, Tensor]:

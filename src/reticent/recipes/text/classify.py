@@ -24,6 +24,7 @@ from reticent.errors import ConfigError
 from reticent.train import chunks_of, eval_mode
 
 from .._origin import folder_named
+from .._parts import scored_at_once
 from .._reader import Given, Reader, Watch, no_weights
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
@@ -69,6 +70,9 @@ class TextClassifyRecipe(TrainingRecipe):
 
     def unit(self, config: TextClassifyConfig) -> str:
         return unit_of(config)
+
+    def inputs_each(self, config: TextClassifyConfig) -> int:
+        return config.rows_each
 
     def reasons(self, asked: Request) -> Mapping[str, str]:
         """Why each setting that the person left out is as it is."""
@@ -185,6 +189,7 @@ class TextClassifyRecipe(TrainingRecipe):
             load=load,
             read=read,
             outputs=lambda model, rows: _answers(kept)(model, rows),
+            batch_size=scored_at_once(self, config),
         )
 
     def finish(

@@ -153,6 +153,9 @@ class TextGenerateRecipe(TrainingRecipe):
     def unit(self, config: TextGenerateConfig) -> str:
         return unit_of(config)
 
+    def inputs_each(self, config: TextGenerateConfig) -> int:
+        return config.rows_each
+
     def reasons(self, asked: Request) -> Mapping[str, str]:
         """Why each setting that the person left out is as it is."""
         assert isinstance(asked.config, TextGenerateConfig)

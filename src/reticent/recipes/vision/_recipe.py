@@ -22,7 +22,7 @@ from reticent.errors import ConfigError, DataError
 
 from .._arrays import at_the_ends
 from .._going_on import read_result
-from .._parts import build_model
+from .._parts import build_model, scored_at_once
 from .._reader import Given, Reader, Watch, given_images, outputs_of_inputs, with_weights
 from .._recipe import Request
 from .._training import Material, TrainingRecipe
@@ -93,6 +93,9 @@ class VisionRecipe(TrainingRecipe):
         """Also epsilon by each accountant alone, the network's size, and what a run costs."""
         return {**TrainingRecipe.describe(self, asked), **what_it_takes(self, asked)}
 
+    def inputs_each(self, config: VisionConfig) -> int:
+        return max(1, config.augmult)
+
     def holds_out(self, config: VisionConfig) -> bool:
         return config.validation > 0
 
@@ -162,6 +165,7 @@ class VisionRecipe(TrainingRecipe):
             load=load,
             read=read,
             outputs=outputs_of_inputs,
+            batch_size=scored_at_once(self, config),
         )
 
     def finish(
