@@ -59,10 +59,21 @@ class Job:
         ranks: Ranks,
         plan: Plan | None = None,
         fallback_from: str | None,
+        unloaded: bool = False,
     ) -> "Job":
+        """All of it from a request and its data.
+
+        Args:
+            asked: the request.
+            material: its data.
+            ranks: the processes that train together.
+            plan: of a run that goes on; None: as the settings say.
+            fallback_from: recipe whose data could not be reached.
+            unloaded: whether the model's weights are overwritten by a checkpoint's, and not read here.
+        """
         recipe, config = asked_of(asked)
         with together(ranks):
-            model = build_model(recipe, config)
+            model = build_model(recipe, recipe.unloaded(config) if unloaded else config)
         if isinstance(ranks, Shards | TensorParallel):
             ranks.shard(model)
         optimizer = private_optimizer_of(model, config)

@@ -23,6 +23,7 @@ from reticent.train import (
     Transform,
     check_tracking,
     finite,
+    has_checkpoint,
     load_tensors,
     new_folder,
     removed_if_empty,
@@ -152,6 +153,14 @@ class TrainingRecipe(Recipe):
         """File or folder of the weights that a run begins with, if they are not random or known ones."""
         return None
 
+    def unloaded(self, config: Any) -> Any:
+        """Settings of the same model for who loads all its weights: without those that a run begins with.
+
+        A run that goes on from a checkpoint builds with these, so the first weights need not be there any
+        more. The settings as they are, where a run needs its first weights again at its end.
+        """
+        return config
+
     def assess(self, config: Any, model: nn.Module, test: Any) -> dict[str, Any]:
         """More of the trained model on the public test rows than means over rows; as JSON values."""
         return {}
@@ -228,7 +237,10 @@ class TrainingRecipe(Recipe):
             with together(ranks):
                 material = _prepared(asked, data)
             origin = about["data"].get("fallback_from")
-            job = Job.prepare(asked, material, ranks=ranks, plan=plan, fallback_from=origin)
+            overwritten = has_checkpoint(folder) and not config.twin  # which begins with the same weights
+            job = Job.prepare(
+                asked, material, ranks=ranks, plan=plan, fallback_from=origin, unloaded=overwritten
+            )
             if math.isinf(config.epsilon):
                 result = resume_plain(job, folder, console)
             else:
@@ -322,7 +334,7 @@ def _conclude(
 
 def _published(job: Job, folder: Path, weights: str, *, sharded: bool) -> nn.Module:
     """The trained model with the weights that its scores belong to, whole."""
-    model = build_model(job.recipe, job.config) if sharded else job.model
+    model = build_model(job.recipe, job.recipe.unloaded(job.config)) if sharded else job.model
     if weights == "ema" or sharded:
         file = "ema.safetensors" if weights == "ema" else "weights.safetensors"
         model.load_state_dict(load_tensors(folder / file)[0])

@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 
 from ._adapt import ClipNorms
-from ._checkpoint import Checkpoint, load_checkpoint, load_tensors, save_tensors
+from ._checkpoint import Checkpoint, has_checkpoint, load_checkpoint, load_tensors, save_tensors
 from ._ema import ema_start
 from ._evaluate import Evaluation, eval_mode, evaluate, in_chunks
 from ._files import append_line, finite, write_json
@@ -65,6 +65,7 @@ __all__ = [
     "evaluate",
     "finite",
     "fit",
+    "has_checkpoint",
     "in_chunks",
     "largest_physical_batch_size",
     "ledger_epsilon",

@@ -214,6 +214,11 @@ def _list(folder: Path, path: Path, digest: str, checkpoint: Checkpoint) -> None
     _delete_unlisted(folder, {e["file"] for e in entries})
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run goes on from a checkpoint: `load_checkpoint` then gives one, or refuses the folder."""
+    return (folder / _INDEX).exists()
+
+
 def load_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Checkpoint | None:
     """Read the newest whole checkpoint of a run.
 
@@ -227,7 +232,7 @@ def load_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Checkpoint |
         CheckpointError[checkpoint-index]: the list of checkpoints is damaged or missing.
         CheckpointError[checkpoint-damaged]: no listed checkpoint is whole.
     """
-    if not (folder / _INDEX).exists():
+    if not has_checkpoint(folder):
         if any(folder.glob("checkpoint-*")) and not _only_first(folder):
             raise CheckpointError(f"'{folder / _INDEX}' is missing.", code="checkpoint-index")
         return None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reticent.errors import ReticentError
-from reticent.recipes import load_model, request, run
+from reticent.recipes import go_on, load_model, request, run
 from reticent.recipes.text import classify
 from tests.recipes.text.encoders import save_masked
 
@@ -133,3 +133,28 @@ def test_a_model_that_is_gone_or_damaged_is_refused(tmp_path):
     with pytest.raises(ReticentError, match=r"model/config\.json") as e:
         load_model(tmp_path / "run")
     assert e.value.code == "no-weights"
+
+
+@pytest.mark.parametrize("settings", [[], ["adaptation=lora"], ["objective=mask", "template=sst-2"]])
+def test_a_run_goes_on_without_the_weights_of_the_model_that_it_began_with(tmp_path, settings):
+    model, out = save_masked(tmp_path / "tiny", initializer_range=0.5), tmp_path / "run"
+    given = [f"model={model}", f"data={films(tmp_path / 'a.csv', 60, 0)}", "text_column=one", "max_length=9"]
+    few = ["num_steps=3", "expected_batch_size=20", "epsilon=8", "labels=nein,ja", "label_column=y"]
+    result = run(request("text-classify", [*given, *few, *settings]), out=out)
+
+    def kept():
+        return {
+            str(path.relative_to(out)): path.read_bytes()
+            for folder in ("model", "adapter")
+            for path in sorted((out / folder).rglob("*"))
+            if path.is_file() and path.suffix != ".md"
+        }
+
+    before = kept()
+    (out / "result.json").unlink()
+    shutil.rmtree(out / "model")
+    (model / "model.safetensors").unlink()
+    again = go_on(out)
+    later = {"seconds": 0, "ledger_head": ""}  # going on is in the ledger
+    assert {**again, **later} == {**result, **later}
+    assert kept() == before

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from reticent.clip import ClipEngine
 from reticent.errors import ConfigError, UnsupportedModel
-from reticent.recipes import describe, load_model, recipes, request, run
+from reticent.recipes import describe, go_on, load_model, recipes, request, run
 from reticent.recipes._parts import build_model
 from reticent.recipes.features import _backbones
 from reticent.recipes.vision._augment import Views, mean_over_views, recoloured
 from reticent.recipes.vision._networks import network
 from reticent.recipes.vision._start import head_of, start
+from reticent.train import load_tensors
 from tests.support.case import Problem
 from tests.support.judge import assert_close, median_norm
 from tests.support.oracle import loop_clipped_sum
@@ -324,3 +325,22 @@ def test_backbones_of_both_libraries_give_features(name, monkeypatch):
         made = backbone.encode(np.zeros((2, 32, 32, 3), dtype=np.uint8))
     assert made.shape[0] == 2 and made.ndim == 2 and torch.equal(made[0], made[1])
     assert not any(p.requires_grad for p in backbone.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_run_from_public_weights_goes_on_without_them(tmp_path, folder, tiny_vit, dtype):
+    """Of a folder in half precision too: what a checkpoint holds is float32."""
+    transformers = import_module("transformers")
+    place, out = tmp_path / "vit", tmp_path / "run"
+    transformers.ViTForImageClassification.from_pretrained(tiny_vit, dtype=dtype).save_pretrained(place)
+    asked = asked_for(folder, f"transformers:{place}", "pretrained=true", "train_only=*")
+    result = run(asked, out=out)
+    left = load_tensors(out / "ema.safetensors")[0]
+    assert all(t.dtype == torch.float32 for t in left.values())
+    (out / "result.json").unlink()
+    (place / "model.safetensors").unlink()
+    again = go_on(out)
+    later = {"seconds": 0, "ledger_head": "", "weights_sha256": {}}  # files say their place in the ledger
+    assert {**again, **later} == {**result, **later}
+    now = load_tensors(out / "ema.safetensors")[0]
+    assert all(torch.equal(now[name], t) and now[name].dtype == t.dtype for name, t in left.items())

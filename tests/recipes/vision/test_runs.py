@@ -313,3 +313,48 @@ def test_the_area_under_the_curve_counts_pairs():
     )
     pairs = [(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
     assert area_under_curve(scores, positive) == pytest.approx(float(sum(pairs)) / len(pairs))
+
+
+def without_end(out):
+    """A run that was stopped after its last step, with every tensor that it left."""
+    (out / "result.json").unlink()
+    return {path.name: load_tensors(path)[0] for path in out.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("more", [["epsilon=8", "delta=1e-3"], ["epsilon=inf", "train_only=*"]])
+def test_a_run_goes_on_without_the_weights_that_it_began_with(tmp_path, folder, more):
+    run_on_others(tmp_path, folder)
+    few = ["image_size=16", "expected_batch_size=20", "num_steps=3", *more]
+    weights = tmp_path / "first" / "ema.safetensors"
+    asked = request("vision-finetune", [f"data={folder}", f"start_from={weights}", *few])
+    result = run(asked, out=tmp_path / "second")
+    left = without_end(tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    again = go_on(tmp_path / "second")
+    later = {"seconds", "ledger_head", "weights_sha256"}  # files say their place in the ledger
+    assert {k: v for k, v in again.items() if k not in later} == {
+        k: v for k, v in result.items() if k not in later
+    }
+    for name, tensors in left.items():
+        now = load_tensors(tmp_path / "second" / name)[0]
+        assert all(torch.equal(now[key], t) for key, t in tensors.items()), name
+
+
+def test_weights_that_no_checkpoint_replaces_or_that_a_twin_needs_are_missed_before_a_step(tmp_path, folder):
+    run_on_others(tmp_path, folder)
+    weights = tmp_path / "first" / "ema.safetensors"
+    with_twin = asked_for("vision-finetune", folder, f"start_from={weights}", "twin=true")
+    run(with_twin, out=tmp_path / "second")
+    without_end(tmp_path / "second")
+    run(asked_for("vision-finetune", folder, f"start_from={weights}"), out=tmp_path / "third")
+    for path in (tmp_path / "third").iterdir():
+        if path.name != "run.json":
+            path.unlink()
+    shutil.rmtree(tmp_path / "first")
+    for name in ("second", "third"):
+        before = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        with pytest.raises(ConfigError, match="start_from: cannot read") as e:
+            go_on(tmp_path / name)
+        assert e.value.code == "start-from"
+        after = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        assert after == before

@@ -4,14 +4,16 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from reticent.errors import ConfigError, UnsupportedModel
-from reticent.recipes import recipes, request
+from reticent.recipes import go_on, recipes, request, run
 from reticent.recipes._parts import build_model
 from reticent.recipes.vision._networks import network
 from reticent.recipes.vision._start import head_of, start
@@ -180,3 +182,24 @@ def test_reset_head_is_of_weights_that_a_run_begins_with():
     with pytest.raises(ConfigError, match="no start_from is given, and pretrained is false"):
         request("cifar10", ["reset_head=false"])
     assert not request("cifar10", ["model=timm:x", "pretrained=true", "reset_head=false"]).config.reset_head
+
+
+def test_a_run_from_a_hub_s_weights_goes_on_without_the_hub(timm, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("dark", "light"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for k in range(20):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{k}.png")
+    few = ["image_size=8", "expected_batch_size=12", "num_steps=2", "epsilon=8", "delta=1e-3"]
+    settings = [f"data={tmp_path / 'images'}", "model=timm:linear", "pretrained=true", *few]
+    result = run(request("vision-finetune", settings), out=tmp_path / "run")
+    assert True in timm
+    timm.clear()
+    (tmp_path / "run" / "result.json").unlink()
+    again = go_on(tmp_path / "run")
+    assert {name: again[name] for name in ("scores", "pixels")} == {
+        name: result[name] for name in ("scores", "pixels")
+    }
+    assert timm and True not in timm

@@ -102,6 +102,12 @@ class TextClassifyRecipe(TrainingRecipe):
     def begins_with(self, config: TextClassifyConfig) -> Path | None:
         return folder_named(config.model)  # which goes before a known name, as `pretrained_folder` has it
 
+    def unloaded(self, config: TextClassifyConfig) -> TextClassifyConfig:
+        """Of the model's folder only configuration and tokenizer are read."""
+        if config.objective == "prompt":  # settings of generation come with the weights, and are kept
+            return config
+        return config.model_copy(update={"init": "random"})
+
     def build(self, config: TextClassifyConfig) -> nn.Module:
         model = read_model(
             config.model,

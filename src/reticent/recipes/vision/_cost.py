@@ -27,7 +27,7 @@ def what_it_takes(recipe: "VisionRecipe", asked: Request) -> dict[str, Any]:
     """
     config: Any = asked.config
     with torch.device("meta"):
-        model = recipe.build(config.model_copy(update={"start_from": None, "pretrained": False}))
+        model = recipe.build(recipe.unloaded(config))
         x, _ = recipe.random_rows(config.model_copy(update={"augmult": 0}), 1)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x)

@@ -155,7 +155,7 @@ def _transformers(
         if keep_head and made:
             raise _other_head(f"transformers:{name}", f"does not fit {num_classes} classes, or is missing")
     else:
-        body = kind.from_config(config, trust_remote_code=False)
+        body = kind.from_config(config, trust_remote_code=False, dtype=torch.float32)
     try:
         wanted, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:  # a folder without preprocessor_config.json

@@ -150,13 +150,10 @@ class VisionRecipe(TrainingRecipe):
                 rows = scattered(np.stack([x for x, _ in files]), mirrored=config.mirror), files.labels
             return given_images(files, rows)
 
-        # What a run began with is overwritten by what it learned, and need not be there any more.
-        unloaded = config.model_copy(update={"start_from": None, "pretrained": False})
-
         def load(run: Path, weights: str) -> nn.Module:
             kept, noted = run / NETWORK, (read_result(run, concluded=True) or {}).get("pixels")
             here = {"model": f"transformers:{kept}"} if kept.is_dir() else {}
-            model = build_model(same, unloaded.model_copy(update=here))
+            model = build_model(same, self.unloaded(config).model_copy(update=here))
             return scaling_as(with_weights(model, run, weights), noted)
 
         return Reader(
@@ -187,6 +184,9 @@ class VisionRecipe(TrainingRecipe):
         if config.pretrained:
             return folder_of(config.model)
         return None if config.start_from is None else Path(config.start_from)
+
+    def unloaded(self, config: VisionConfig) -> VisionConfig:
+        return config.model_copy(update={"start_from": None, "pretrained": False})
 
     def build(self, config: VisionConfig) -> nn.Module:
         def made(*, pretrained: bool) -> nn.Module:
