@@ -41,12 +41,26 @@ def measured(batch_size):
 def test_rows_that_do_not_fit_in_memory_are_scored_in_halves_each_once(most):
     inner = make_model()
     model = Narrow(inner, most)
-    found = evaluate(model, measured(N))
-    expected = evaluate(inner, measured(N))
+    found = evaluate(model, measured(N)).means
+    expected = evaluate(inner, measured(N)).means
     assert found["accuracy"] == expected["accuracy"]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     fitted = [size for size in model.seen if size <= most]
     assert sum(fitted) == 2 * N  # `scores` makes two passes
+
+
+def test_what_is_kept_is_of_every_row_in_order_and_averaged_nowhere():
+    model, data = make_model(), make_data()
+
+    def scored(model, rows):
+        return {"loss": cross_entropy(model, rows), "logits": model(rows[0]), "labels": rows[1]}
+
+    evaluation = Evaluation(dataset=data, scores=scored, batch_size=7, kept=("logits", "labels"))
+    found = evaluate(Narrow(model, 3), evaluation)
+    assert found.means.keys() == {"loss"} and found.kept.keys() == {"logits", "labels"}
+    x, y = data.tensors
+    assert torch.equal(found.kept["labels"], y)
+    torch.testing.assert_close(found.kept["logits"], model.eval()(x))
 
 
 def test_a_score_that_runs_out_half_way_counts_for_nothing():

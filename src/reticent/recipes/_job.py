@@ -6,11 +6,11 @@ Room: recipes. May import torch, rich, `reticent.{plan,train,dist}` and the floo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reticent.dist import Ranks, Shards, TensorParallel, together
@@ -35,6 +35,10 @@ from ._training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from ._training import Material, TrainingRecipe
+
+
+# A run's result as JSON; and, of each kind of weights, what its evaluation kept of every test row.
+Ended: TypeAlias = tuple[dict[str, Any], Mapping[str, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -92,6 +96,7 @@ class Job:
                 dataset=material.test,
                 scores=recipe.scores(config),
                 batch_size=scored_at_once(recipe, config),
+                kept=recipe.kept,
             ),
             description=RunDescription(
                 recipe=recipe.name,
@@ -104,12 +109,12 @@ class Job:
         )
 
 
-def train_private(job: Job, out: Path, console: Console | None, ranks: Ranks) -> dict[str, Any]:
+def train_private(job: Job, out: Path, console: Console | None, ranks: Ranks) -> Ended:
     """The whole private run."""
     config = job.config
     for warning in job.plan.warnings():
         sayer(console)(f"warning: {warning}")
-    return train(
+    done = train(
         job.model,
         job.optimizer,
         plan=job.plan,
@@ -124,7 +129,8 @@ def train_private(job: Job, out: Path, console: Console | None, ranks: Ranks) ->
         description=replace(job.description, layers=_layers(job, sharded=ranks.shards)),
         console=console,
         ranks=ranks,
-    ).to_dict()
+    )
+    return done.to_dict(), done.kept
 
 
 def _layers(job: Job, *, sharded: bool) -> Sequence[Mapping[str, Any]]:

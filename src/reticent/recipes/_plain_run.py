@@ -25,13 +25,13 @@ from reticent.train import (
     write_run,
 )
 
-from ._job import Job, sayer
+from ._job import Ended, Job, sayer
 from ._parts import build_model, losses_of, optimizer_of, settings_of
 from ._plain import PlainStep
 from ._training_config import TrainingConfig
 
 
-def train_plain(job: Job, out: Path, console: Console | None) -> dict[str, Any]:
+def train_plain(job: Job, out: Path, console: Console | None) -> Ended:
     """The whole run without privacy, as `epsilon = inf` asks."""
     config = job.config
     write_run(
@@ -49,7 +49,7 @@ def train_plain(job: Job, out: Path, console: Console | None) -> dict[str, Any]:
         return resume_plain(job, out, console)
 
 
-def resume_plain(job: Job, folder: Path, console: Console | None) -> dict[str, Any]:
+def resume_plain(job: Job, folder: Path, console: Console | None) -> Ended:
     say = sayer(console)
     checkpoint = load_checkpoint(folder, say=say)
     if checkpoint is not None and checkpoint.ledger_head is not None:
@@ -81,7 +81,7 @@ def resume_plain(job: Job, folder: Path, console: Console | None) -> dict[str, A
         )
     result = _plain_result(done, config, folder)
     write_json(folder / "result.json", result)
-    return result
+    return result, done.kept
 
 
 def train_twin(job: Job, folder: Path, console: Console | None) -> dict[str, Any]:

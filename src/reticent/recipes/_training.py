@@ -33,7 +33,7 @@ from reticent.train import (
 
 from ._config import make_config, restore_config
 from ._going_on import as_chosen, check_unedited, finished
-from ._job import Job, sayer, train_private
+from ._job import Ended, Job, sayer, train_private
 from ._origin import refuse_same_data
 from ._parts import (
     asked_of,
@@ -79,12 +79,14 @@ class TrainingRecipe(Recipe):
         fallback: recipe to take, loudly, if no source of the data can be reached.
         strange: what `strange_rows` are; None: there are none, and an audit mislabels made-up rows.
         holding_out: how a person has training rows scored in the test rows' place; None: there is no way.
+        kept: names of `scores` that are no scores; all test rows' values come to `assess`.
     """
 
     config: type[TrainingConfig]
     fallback: str | None = None
     strange: Inputs | None = None
     holding_out: ClassVar[str | None] = None
+    kept: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def num_examples(self, config: Any) -> int:
@@ -161,8 +163,15 @@ class TrainingRecipe(Recipe):
         """
         return config
 
-    def assess(self, config: Any, model: nn.Module, test: Any) -> dict[str, Any]:
-        """More of the trained model on the public test rows than means over rows; as JSON values."""
+    def assess(self, config: Any, model: nn.Module, test: Any, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+        """More of the trained model on the public test rows than means over rows; as JSON values.
+
+        Args:
+            config: the settings.
+            model: with the weights that the run's scores belong to.
+            test: the rows.
+            kept: what these weights' evaluation kept of them, in their order: nothing is scored twice.
+        """
         return {}
 
     def finish(
@@ -211,8 +220,8 @@ class TrainingRecipe(Recipe):
                 asked = replace(asked, config=asked.config.model_copy(update={"max_norm": norm}))
                 job = Job.prepare(asked, material, ranks=ranks, fallback_from=replaced)
                 plain = math.isinf(job.config.epsilon)
-                result = train_plain(job, out, console) if plain else train_private(job, out, console, ranks)
-                return ranks.first(lambda: _conclude(job, out, result, console, ranks)) or result
+                ended = train_plain(job, out, console) if plain else train_private(job, out, console, ranks)
+                return ranks.first(lambda: _conclude(job, out, ended, console, ranks)) or ended[0]
 
     def go_on(
         self, folder: Path, *, about: Mapping[str, Any], console: Console | None, data: Any = None
@@ -242,9 +251,9 @@ class TrainingRecipe(Recipe):
                 asked, material, ranks=ranks, plan=plan, fallback_from=origin, unloaded=overwritten
             )
             if math.isinf(config.epsilon):
-                result = resume_plain(job, folder, console)
+                ended = resume_plain(job, folder, console)
             else:
-                result = resume(
+                done = resume(
                     job.model,
                     job.optimizer,
                     dataset=job.material.train,
@@ -254,8 +263,9 @@ class TrainingRecipe(Recipe):
                     evaluation=job.evaluation,
                     console=console,
                     ranks=ranks,
-                ).to_dict()
-            return ranks.first(lambda: _conclude(job, folder, result, console, ranks)) or result
+                )
+                ended = done.to_dict(), done.kept
+            return ranks.first(lambda: _conclude(job, folder, ended, console, ranks)) or ended[0]
 
 
 def _prepared(asked: Request, fetched: Any) -> Material:
@@ -303,10 +313,9 @@ def instead_of(asked: Request) -> Request | None:
     return Request(recipe=instead, config=make_config(instead.config, kept), chosen=kept)
 
 
-def _conclude(
-    job: Job, out: Path, result: dict[str, Any], console: Console | None, ranks: Ranks
-) -> dict[str, Any]:
+def _conclude(job: Job, out: Path, ended: Ended, console: Console | None, ranks: Ranks) -> dict[str, Any]:
     """Train the twin if it was asked for, and write the whole result down."""
+    result, kept = ended
     data = job.description.data
     result["recipe"] = job.recipe.name
     result |= {name: data[name] for name in ("fallback_from", "scored") if name in data}
@@ -322,7 +331,7 @@ def _conclude(
             ),
         }
     model = _published(job, out, result["weights"], sharded=ranks.shards)
-    result |= job.recipe.assess(job.config, model, job.material.test)
+    result |= job.recipe.assess(job.config, model, job.material.test, kept[result["weights"]])
     result |= job.recipe.finish(job.config, model, out, console=console)
     result["weights_sha256"] = weights_sha256(out, result["weights"])
     result |= adapter_sha256(out)

@@ -3,7 +3,7 @@
 Room: train. May import torch and `reticent.errors`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,17 +28,33 @@ class Evaluation:
             shown: nothing protects it.
         scores: called as `scores(model, rows)`; returns name -> one value for each row, shape (B,), e.g.
             `{"accuracy": ..., "loss": ...}`. Each is averaged over the data set.
+        kept: names of `scores` that are no scores, such as a row's logits: in place of a mean, all rows'
+            values are kept, in order, for whoever needs them together. Shape (B, ...).
         batch_size: rows at once; fewer where memory runs out.
     """
 
     dataset: Any
     scores: Callable[[nn.Module, Any], Mapping[str, Tensor]]
     batch_size: int = 1024
+    kept: Collection[str] = ()
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Measured:
+    """What one pass over the data set gave.
+
+    Args:
+        means: name -> mean score.
+        kept: name -> all rows' values, as `Evaluation.kept` asks for them; on the CPU.
+    """
+
+    means: Mapping[str, float]
+    kept: Mapping[str, Tensor]
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, evaluation: Evaluation, *, halve: bool = True) -> dict[str, float]:
-    """Mean of each score over the data set, in eval mode; leaves the model as it was.
+def evaluate(model: nn.Module, evaluation: Evaluation, *, halve: bool = True) -> Measured:
+    """Score the data set in eval mode; leaves the model as it was.
 
     Args:
         model: scored on the device where its parameters are.
@@ -47,20 +63,30 @@ def evaluate(model: nn.Module, evaluation: Evaluation, *, halve: bool = True) ->
             every pass, who would still be in the one that failed.
     """
 
-    def summed(rows: _rows.Rows) -> dict[str, float]:
+    def measured(rows: _rows.Rows) -> dict[str, float | Tensor]:
         found = evaluation.scores(model, rows)
-        return {name: float(values.double().sum()) for name, values in found.items()}
+        return {
+            name: values.cpu() if name in evaluation.kept else float(values.double().sum())
+            for name, values in found.items()
+        }
 
     sums: dict[str, float] = {}
+    kept: dict[str, list[Tensor]] = {}
     device = next(model.parameters()).device
     with eval_mode(model):
         for found in in_chunks(
-            evaluation.dataset, summed, size=evaluation.batch_size, device=device, halve=halve
+            evaluation.dataset, measured, size=evaluation.batch_size, device=device, halve=halve
         ):
             for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + value
+                if isinstance(value, Tensor):
+                    kept.setdefault(name, []).append(value)
+                else:
+                    sums[name] = sums.get(name, 0.0) + value
     num_rows = _rows.num_rows(evaluation.dataset)
-    return {name: total / num_rows for name, total in sums.items()}
+    return Measured(
+        means={name: total / num_rows for name, total in sums.items()},
+        kept={name: torch.cat(values) for name, values in kept.items()},
+    )
 
 
 def in_chunks(

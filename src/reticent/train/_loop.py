@@ -25,7 +25,7 @@ from reticent.plan import LogicalBatch
 
 from ._checkpoint import Checkpoint, filled, save_checkpoint, save_in_parts, save_tensors
 from ._ema import Average, ema_start, ema_update
-from ._evaluate import Evaluation, check_scores, evaluate
+from ._evaluate import Evaluation, Measured, check_scores, evaluate
 from ._files import append_line, finite
 from ._guards import trainable
 from ._progress import Watcher
@@ -211,11 +211,13 @@ class FitResult:
         updates: updates that the weights hold.
         seconds: time spent in steps, without evaluation and checkpoints.
         scores: "last" and, if on, "ema" and "polyak" -> name -> mean score on the public test data.
+        kept: alike, name -> what `Evaluation.kept` asks for of every public test row.
     """
 
     updates: int
     seconds: float
     scores: Mapping[str, Mapping[str, float]]
+    kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -225,7 +227,7 @@ class _State:
     updates: int = 0
     seconds: float = 0.0
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    measured: tuple[int, dict[str, dict[str, float]]] = (-1, {})  # at which step, and what
+    measured: tuple[int, dict[str, Measured]] = (-1, {})  # at which step, and what
 
 
 def fit(
@@ -386,33 +388,33 @@ def _look(model: nn.Module, loss_per_example: LossPerExample, chunk: Any) -> Ten
 
 def _measure(
     stepper: Stepper, state: _State, evaluation: Evaluation, folder: Path, watcher: Watcher
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Measured]:
     """Evaluate the last and the averaged weights, once a step, and write the metrics down."""
     if state.measured[0] == stepper.num_steps:
         return state.measured[1]
 
-    def evaluated() -> dict[str, float]:
+    def evaluated() -> Measured:
         found = evaluate(stepper.model, evaluation, halve=not stepper.ranks.shards)
         stepper.ranks.settle(
             stepper.model
         )  # else names lead to gathered parameters, which averages do not fit
         return found
 
-    scores = {"last": evaluated()}
+    found = {"last": evaluated()}
     for name, average in state.averages.items():
         with averaged(stepper.model, average):
-            scores[name] = evaluated()
+            found[name] = evaluated()
     trusts = stepper.optimizer.trust_ratios(stepper.model) if isinstance(stepper.optimizer, Lamb) else None
-    for weights, values in scores.items() if stepper.ranks.leads else ():
-        line = {"step": stepper.num_steps, "split": "test", "weights": weights, **values}
+    for weights, measured in found.items() if stepper.ranks.leads else ():
+        line = {"step": stepper.num_steps, "split": "test", "weights": weights, **measured.means}
         if stepper.clip_norms:
             line["clip_norms"] = list(stepper.clip_norms)
         if weights == "last" and trusts is not None:
             line["trust_ratios"] = finite(trusts)
         append_line(folder / "metrics.jsonl", line)
-        watcher.measured(stepper.num_steps, weights, values)
-    state.measured = stepper.num_steps, scores
-    return scores
+        watcher.measured(stepper.num_steps, weights, measured.means)
+    state.measured = stepper.num_steps, found
+    return found
 
 
 @contextmanager
@@ -441,12 +443,17 @@ def _finish(
     for name, average in state.averages.items():
         with averaged(stepper.model, average):
             _keep(stepper, folder / f"{name}.safetensors")
-    scores = None
+    found = None
     if evaluation is not None:
-        scores = stepper.ranks.measure(
+        found = stepper.ranks.measure(
             stepper.model, lambda: _measure(stepper, state, evaluation, folder, watcher)
         )
-    return FitResult(updates=state.updates, seconds=state.seconds, scores=scores or {})
+    return FitResult(
+        updates=state.updates,
+        seconds=state.seconds,
+        scores={weights: measured.means for weights, measured in (found or {}).items()},
+        kept={weights: measured.kept for weights, measured in (found or {}).items()},
+    )
 
 
 def _keep(stepper: Stepper, path: Path) -> None:

@@ -6,7 +6,7 @@ Room: train. May import torch, `reticent.{plan,clip,noise,sample,account}` and t
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,7 @@ class TrainResult:
             on how many rows were.
         weights: which weights the scores to report belong to, "ema" if there is such an average.
         scores: "last" and, if on, "ema" and "polyak" -> name -> mean score on the public test data.
+        kept: alike, what `Evaluation.kept` asks for of every public test row; in no file.
     """
 
     run: Path
@@ -75,6 +76,7 @@ class TrainResult:
     seconds: float
     weights: str
     scores: Mapping[str, Mapping[str, float]]
+    kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for `result.json`: what is not finite becomes null."""
@@ -378,6 +380,7 @@ def _run(
         seconds=done.seconds,
         weights="ema" if settings.ema else "last",
         scores=done.scores,
+        kept=done.kept,
     )
     ranks.first(lambda: write_json(folder / "result.json", result.to_dict()))
     return result

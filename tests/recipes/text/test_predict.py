@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from reticent.errors import ReticentError
 from reticent.recipes import go_on, load_model, request, run
@@ -158,3 +159,22 @@ def test_a_run_goes_on_without_the_weights_of_the_model_that_it_began_with(tmp_p
     later = {"seconds": 0, "ledger_head": ""}  # going on is in the ledger
     assert {**again, **later} == {**result, **later}
     assert kept() == before
+
+
+def test_test_rows_are_scored_once_at_the_end(tmp_path, monkeypatch):
+    make, seen = classify.head_answers, []
+
+    def counted(**how):
+        answers = make(**how)
+
+        def count(model, rows):
+            if not torch.is_grad_enabled():
+                seen.append(len(rows[0]))
+            return answers(model, rows)
+
+        return count
+
+    monkeypatch.setattr(classify, "head_answers", counted)
+    result, _ = trained(tmp_path, "labels=nein,ja", "label_column=y", "physical_batch_size=16")
+    assert seen == [16, 16, 16, 8]  # the early check, and all forty
+    assert 0 <= result["test_f1"] <= 1

@@ -79,13 +79,15 @@ def class_losses(answers: Answers) -> Callable[[nn.Module, Rows], Tensor]:
 
 
 def class_scores(answers: Answers) -> Callable[[nn.Module, Rows], dict[str, Tensor]]:
-    """Each row's accuracy (0 or 1) and cross-entropy, shape (B,)."""
+    """Each row's accuracy (0 or 1) and cross-entropy, shape (B,); beside them answers (B, K) and label."""
 
     def scores(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
         logits_BK = answers(model, rows)
         return {
             "accuracy": (logits_BK.argmax(1) == rows[4]).double(),
             "loss": F.cross_entropy(logits_BK, rows[4], reduction="none"),
+            "answers": logits_BK,
+            "labels": rows[4],
         }
 
     return scores
@@ -94,3 +96,13 @@ def class_scores(answers: Answers) -> Callable[[nn.Module, Rows], dict[str, Tens
 def number_losses(answers: Answers) -> Callable[[nn.Module, Rows], Tensor]:
     """Each row's squared error, shape (B,)."""
     return lambda model, rows: (answers(model, rows)[:, 0] - rows[4]).square()
+
+
+def number_scores(answers: Answers) -> Callable[[nn.Module, Rows], dict[str, Tensor]]:
+    """Each row's squared error, shape (B,); its answer (B, 1) and label beside it."""
+
+    def scores(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
+        found_B1 = answers(model, rows)
+        return {"loss": (found_B1[:, 0] - rows[4]).square(), "answers": found_B1, "labels": rows[4]}
+
+    return scores

@@ -10,9 +10,8 @@ Sources:
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from torch.utils.data import TensorDataset
 from reticent.audit import Inputs
 from reticent.data import class_names, pretrained_names
 from reticent.errors import ConfigError
-from reticent.train import chunks_of, eval_mode
 
 from .._origin import folder_named
 from .._parts import scored_at_once
@@ -41,6 +39,7 @@ from ._objectives import (
     class_scores,
     head_answers,
     number_losses,
+    number_scores,
     word_answers,
 )
 from ._packages import need_transformers
@@ -63,6 +62,7 @@ class TextClassifyRecipe(TrainingRecipe):
     config: type[TextClassifyConfig] = TextClassifyConfig
     fallback: str | None = None
     strange: Inputs | None = "random tokens"
+    kept: ClassVar[tuple[str, ...]] = ("answers", "labels")
     holding_out: ClassVar[str | None] = "give a file of your own without test_data and test_split"
 
     def num_examples(self, config: TextClassifyConfig) -> int:
@@ -139,22 +139,17 @@ class TextClassifyRecipe(TrainingRecipe):
 
     def scores(self, config: TextClassifyConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         answers = _answers(config)
-        if config.objective == "regression":
-            return lambda model, rows: {"loss": number_losses(answers)(model, rows)}
-        return class_scores(answers)
+        return number_scores(answers) if config.objective == "regression" else class_scores(answers)
 
-    def assess(self, config: TextClassifyConfig, model: nn.Module, test: Any) -> dict[str, Any]:
+    def assess(
+        self, config: TextClassifyConfig, model: nn.Module, test: Any, kept: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
         """Of classes: macro F1. Of numbers: Pearson's correlation with the labels."""
-        answers, device = _answers(config), next(model.parameters()).device
-        indices = np.arange(len(test))
-        with torch.no_grad(), eval_mode(model):
-            chunks = chunks_of(test, indices, size=32, device=device)
-            given = torch.cat([answers(model, cast(Rows, rows)).cpu() for rows in chunks])
-        y_N = test[:][4]
+        given, y_N = kept["answers"], kept["labels"]
         if config.objective != "regression":
             return {"test_f1": f1(given.argmax(1).tolist(), y_N.tolist())}
         pairs_2N = torch.stack([given[:, 0].double(), y_N.double()])
-        found = float(torch.corrcoef(pairs_2N)[0, 1]) if len(test) > 1 else float("nan")
+        found = float(torch.corrcoef(pairs_2N)[0, 1]) if len(y_N) > 1 else float("nan")
         return {"test_pearson": found if found == found else None}
 
     def reader(self, config: TextClassifyConfig, about: Mapping[str, Any], folder: Path) -> Reader:

@@ -208,7 +208,9 @@ class TextGenerateRecipe(TrainingRecipe):
     def scores(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         return lambda model, rows: {"loss": mean_loss(model, rows)}
 
-    def assess(self, config: TextGenerateConfig, model: nn.Module, test: Any) -> dict[str, Any]:
+    def assess(
+        self, config: TextGenerateConfig, model: nn.Module, test: Any, kept: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
         """Token-weighted perplexity of the held-out rows, before training and after."""
         batches = [test[k : k + 25] for k in range(0, len(test), 25)]
         after = perplexity(model, batches)

@@ -1,6 +1,6 @@
 """What a trained model is worth for each class, on public test images.
 
-Room: recipes. May import torch, `reticent.train`.
+Room: recipes. May import torch.
 
 Shape letters: N image, K class.
 """
@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from reticent.train import chunks_of, eval_mode, num_rows
+from torch import Tensor
 
 
-@torch.no_grad()
-def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
+def assess(logits_NK: Tensor, y: Tensor, *, num_classes: int) -> dict[str, Any]:
     """Accuracy of each class, how far classes are apart, and areas under the ROC curves.
 
     With a_k the accuracy of class k and a that of all images together:
@@ -34,8 +31,8 @@ def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
     their mean.
 
     Args:
-        model: images -> logits (N, K).
-        test: public images and labels, in any form that `reticent.train` takes.
+        logits_NK: a trained model's, of public images.
+        y: labels (N,), or (N, K) of zeros and ones.
         num_classes: K.
 
     Returns:
@@ -46,16 +43,7 @@ def assess(model: nn.Module, test: Any, *, num_classes: int) -> dict[str, Any]:
         [1] jax_privacy, experiments/image_classification/metrics.py; its areas are by the sigmoid of a
             class's logit, ours of one label each by its softmax.
     """
-    device = next(model.parameters()).device
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    with eval_mode(model):
-        for rows in chunks_of(test, torch.arange(num_rows(test)).numpy(), size=1024, device=device):
-            assert isinstance(rows, tuple), "images and labels"
-            x, y = rows
-            logits.append(model(x).double().cpu())
-            labels.append(y.cpu())
-    logits_NK, y = torch.cat(logits), torch.cat(labels)
+    logits_NK = logits_NK.double()
     if y.ndim == 2:
         right_NK = (logits_NK > 0) == (y == 1)
         each = right_NK.double().mean(0).tolist()

@@ -67,6 +67,7 @@ class VisionRecipe(TrainingRecipe):
     fallback: str | None = None
     strange: Inputs | None = "out of distribution"
     deviation: float = 0.25
+    kept: ClassVar[tuple[str, ...]] = ("logits", "labels")
     holding_out: ClassVar[str | None] = "set validation=N, the number of training rows to score instead"
 
     def num_examples(self, config: VisionConfig) -> int:
@@ -99,8 +100,10 @@ class VisionRecipe(TrainingRecipe):
     def holds_out(self, config: VisionConfig) -> bool:
         return config.validation > 0
 
-    def assess(self, config: VisionConfig, model: nn.Module, test: Any) -> dict[str, Any]:
-        return assess(model, test, num_classes=self.classes_of(config))
+    def assess(
+        self, config: VisionConfig, model: nn.Module, test: Any, kept: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        return assess(kept["logits"], kept["labels"], num_classes=self.classes_of(config))
 
     def fetch(self, config: VisionConfig, *, report: Callable[[str], None], progress: bool) -> Dataset:
         return load(self.dataset, report=report, progress=progress)
@@ -303,21 +306,29 @@ def losses_of_several(model: nn.Module, rows: Rows) -> Tensor:
 
 
 def scores_of_several(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
-    """Each image's share of right labels, whether all are right, and its loss: (B,)."""
+    """Each image's share of right labels, whether all are right, and its loss, (B,); and `kept`."""
     x, y_BK = rows
     logits_BK = model(x)
     right_BK = ((logits_BK > 0) == (y_BK == 1)).double()
     losses_BK = F.binary_cross_entropy_with_logits(logits_BK, y_BK.to(logits_BK.dtype), reduction="none")
-    return {"accuracy": right_BK.mean(1), "all_right": right_BK.amin(1), "loss": losses_BK.mean(1)}
+    return {
+        "accuracy": right_BK.mean(1),
+        "all_right": right_BK.amin(1),
+        "loss": losses_BK.mean(1),
+        "logits": logits_BK,
+        "labels": y_BK,
+    }
 
 
 def accuracies_and_loss(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
-    """Each image's accuracy (0 or 1), whether its class is among the first five, and its loss: (B,)."""
+    """Each image's accuracy (0 or 1), whether its class is among the first five, loss, (B,); and `kept`."""
     x, y = rows
     logits = model(x)
     scores = {
         "accuracy": (logits.argmax(1) == y).double(),
         "loss": F.cross_entropy(logits, y, reduction="none"),
+        "logits": logits,
+        "labels": y,
     }
     if logits.shape[1] > 5:
         scores["top5"] = (logits.topk(5, 1).indices == y[:, None]).any(1).double()
