@@ -39,9 +39,9 @@ def encoder_settings(kind="Bert", *, vocab_size=60, positions=40, **more):
     )
 
 
-def save_masked(folder, **more):
-    """A folder with a tiny BERT that fills masks, and its tokenizer."""
+def save_masked(folder, kind="Bert", **more):
+    """A folder with a tiny encoder that fills masks, and its tokenizer."""
     torch.manual_seed(0)
-    hf.BertForMaskedLM(encoder_settings(**more)).save_pretrained(folder)
+    getattr(hf, f"{kind}ForMaskedLM")(encoder_settings(kind, **more)).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder

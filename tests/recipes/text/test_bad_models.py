@@ -129,6 +129,44 @@ def test_a_model_is_refused_by_name_before_anything_is_spent(
     assert re.search(told, message), message
 
 
+@pytest.mark.parametrize("kind", ["RobertaPreLayerNorm", "Data2VecText", "Roberta"])
+def test_a_kind_whose_positions_begin_later_is_refused_before_anything_is_spent(tmp_path, rows, kind) -> None:
+    """The long row is one of many, and would be drawn by chance, when others have been spent on."""
+    sizes = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    more = {"num_attention_heads": 2, "max_position_embeddings": 16, "pad_token_id": 0}
+    model = getattr(hf, f"{kind}ForMaskedLM")(getattr(hf, f"{kind}Config")(**sizes, **more))
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    said = refused("text-classify", folder, rows, tmp_path / "run")
+    fits = (
+        "reads 14 tokens"
+        if kind == "Roberta"
+        else "cannot read a row of max_length = 16 tokens, as one made-up"
+    )
+    assert fits in said and "ower max_length" in said
+    few = [f"model={folder}", f"data={rows}", "labels=ham,spam", "num_steps=1", "expected_batch_size=4"]
+    assert run(request("text-classify", [*few, "max_length=14"]), out=tmp_path / "fits")["private"]
+
+
+def test_a_decoder_that_fails_at_a_full_row_is_refused_before_anything_is_spent(
+    tmp_path, rows, monkeypatch
+) -> None:
+    """As one whose configuration does not say how many positions it has."""
+    monkeypatch.setattr(_fit, "_check_length", lambda *_: None)
+    folder = saved(gpt2(context=12), tmp_path / "model")
+    said = refused("text-generate", folder, rows, tmp_path / "run", "adaptation=full")
+    assert "cannot read a row of max_length = 16" in said
+
+
+def test_token_types_that_the_model_has_not_are_refused_before_anything_is_spent(tmp_path, rows) -> None:
+    folder = save_masked(tmp_path / "model", type_vocab_size=1)
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    word_tokenizer(model_input_names=names).save_pretrained(folder)
+    more = ["pair_column=text", "text_column=text"]
+    assert "one has token types" in refused("text-classify", folder, rows, tmp_path / "run", *more)
+
+
 def with_a_norm(check):
     def checked(model, name):
         model.norm = torch.nn.BatchNorm1d(4)

@@ -13,7 +13,7 @@ from reticent.errors import ConfigError, ReticentError
 from reticent.recipes import describe, request, run, run_or_go_on, with_measured_norm
 from reticent.recipes._parts import build_model
 from reticent.recipes.text._adapt import adapt
-from reticent.recipes.text._fit import check_parts
+from reticent.recipes.text._fit import check_parts, read_lacking
 from reticent.recipes.text._objectives import (
     _WORD_HEADS,
     _word_logits,
@@ -85,6 +85,69 @@ def test_a_new_head_is_clipped_exactly(kind: str, adaptation: str) -> None:
     model = model_of(kind, hf.AutoModelForSequenceClassification)
     model = adapt(model, adaptation=adaptation, new_head=True)
     assert_exact(model, class_losses(head_answers(with_types=kind == "Bert")))
+
+
+WITH_ADAPTERS = [
+    *((kind, way) for kind in ("Bert", "DebertaV2", "Roberta") for way in ("lora", "ia3")),
+    *((kind, "lora") for kind in ("Albert", "DistilBert", "MPNet")),
+]
+PLAIN = ["bias", "attention", "last-layer"]
+
+
+@pytest.mark.parametrize(("kind", "adaptation"), [*WITH_ADAPTERS, *(("Bert", way) for way in PLAIN)])
+def test_all_of_a_new_head_is_trained_whatever_the_adaptation_and_exactly(tmp_path, kind, adaptation) -> None:
+    """Also what stands between the base and the classifier, and a pooler that the weights of masks lack."""
+    model, lacking = read_lacking(
+        str(save_masked(tmp_path, kind)), objective="head", max_length=9, num_labels=3
+    )
+    model = adapt(model, adaptation=adaptation, new_head=True, random=lacking)
+    parts = {name.rpartition(".")[0] for name in lacking}
+    assert any("classifier" in part for part in parts)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert not [
+        name
+        for name in frozen
+        if "original_module" not in name and any(f".{part}." in f".{name}" for part in parts)
+    ]
+    assert not any("lora" in name or "ia3" in name for name, _ in outside_of(model))
+    assert_exact(model, class_losses(head_answers(with_types=False)))
+
+
+def outside_of(model):
+    """Parameters outside the base model, by name."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inside = {id(p) for p in whole.base_model.parameters()}
+    return [(name, p) for name, p in whole.named_parameters() if id(p) not in inside]
+
+
+def test_a_pretrained_pooler_is_adapted_and_not_trained_whole() -> None:
+    model = adapt(model_of("Bert", hf.AutoModelForSequenceClassification), adaptation="lora", new_head=True)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and "pooler" in name]
+    assert len(trained) == 2 and all("lora" in name for name in trained)
+
+
+def test_what_predicts_words_gets_no_adapters() -> None:
+    model = adapt(model_of("Bert", hf.AutoModelForMaskedLM), adaptation="lora", new_head=False)
+    assert not any("lora" in name for name, _ in outside_of(model))
+
+
+def test_a_head_without_a_module_of_its_own_takes_no_adapters() -> None:
+    model = model_of("Bert", hf.AutoModelForSequenceClassification)
+    model.temperature = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(ConfigError, match="in no module of their own") as caught:
+        adapt(model, adaptation="lora", new_head=True)
+    assert caught.value.code == "text-model"
+
+
+@pytest.mark.parametrize("error", [TypeError("no such layers"), ValueError("no such layers")])
+def test_what_peft_says_is_told_with_the_way_out(monkeypatch, error) -> None:
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("peft.get_peft_model", fails)
+    model = model_of("Bert", hf.AutoModelForSequenceClassification)
+    with pytest.raises(ConfigError, match=r"no lora adapters on BertFor.*no such layers. Take lora or full"):
+        adapt(model, adaptation="lora", new_head=True)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from reticent.recipes.text._adapt import adapt
+from reticent.recipes.text._fit import read_lacking, read_tokenizer
 from reticent.recipes.text._save import merged, save_model
+from tests.recipes.text.encoders import save_masked
 from tests.recipes.text.models import byte_tokenizer, gpt2, llama
 
 # peft asks transformers for a property that transformers is about to rename.
@@ -54,6 +57,32 @@ def test_the_adapter_folder_gives_the_model_back(tmp_path, build):
     torch.testing.assert_close(logits(again), logits(model))
     stated = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert stated["base_model_name_or_path"] == "tiny"
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "ia3"])
+@pytest.mark.parametrize("kind", ["Bert", "DebertaV2", "DistilBert", "Roberta"])
+def test_adapters_with_a_new_head_give_the_model_back_on_weights_that_lack_it(tmp_path, kind, adaptation):
+    """Whatever random numbers stand where the base has no weights: in head, pooler and what lies between."""
+    if (kind, adaptation) == ("DistilBert", "ia3"):
+        pytest.skip("peft has no IA3 for it")
+    base = save_masked(tmp_path / "base", kind)
+    model, lacking = read_lacking(str(base), objective="head", max_length=8, num_labels=2)
+    model = adapt(model, adaptation=adaptation, new_head=True, random=lacking)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    save_model(model, read_tokenizer(str(base)), tmp_path)
+    wanted = logits(model)
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    torch.testing.assert_close(logits(whole), wanted)
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        again = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2).eval()
+        assert not torch.allclose(logits(again), wanted)
+        torch.testing.assert_close(
+            logits(PeftModel.from_pretrained(again, tmp_path / "adapter").eval()), wanted
+        )
 
 
 def test_saving_again_replaces_what_was_there(tmp_path):

@@ -1,10 +1,10 @@
 """Pretrained models and tokenizers, and whether they fit what is asked: all before anything is spent.
 
-Room: recipes.text. Imports torch; transformers when a model is read.
+Room: recipes.text. Imports torch and `reticent.train`; transformers when a model is read.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -13,12 +13,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 from reticent.errors import ConfigError
+from reticent.train import eval_mode
 
 from .._stamp import remembered
 from ._packages import need_transformers
 from ._pretrained import pretrained_folder
 
-# Their positions begin behind the padding's: so many fewer tokens than positions.
+# Their positions begin behind the padding's: so many fewer tokens than positions. Other kinds that do the
+# same are found out by `check_row`.
 _OFFSET: Final = 2
 _OFFSET_TYPES: Final = ("camembert", "mpnet", "roberta", "xlm-roberta")
 _WHERE: Final[Mapping[str, Any]] = MappingProxyType({"local_files_only": True, "trust_remote_code": False})
@@ -86,6 +88,15 @@ def read_tokenizer(model: str, *, pads: bool = True) -> Any:
 def read_model(
     model: str, *, objective: str, max_length: int, num_labels: int | None = None, random: bool = False
 ) -> Any:
+    """The model before training; see `read_lacking`, whose model it is."""
+    return read_lacking(
+        model, objective=objective, max_length=max_length, num_labels=num_labels, random=random
+    )[0]
+
+
+def read_lacking(
+    model: str, *, objective: str, max_length: int, num_labels: int | None = None, random: bool = False
+) -> tuple[Any, frozenset[str]]:
     """The model before training, in eval mode: dropout is off, noise is what regularises.
 
     Args:
@@ -94,6 +105,10 @@ def read_model(
         max_length: tokens of a row.
         num_labels: of a new head.
         random: random weights from its configuration instead of the pretrained ones.
+
+    Returns:
+        The model, and the names of parameters that its weights lack, which are random: of a new head, and
+        of a pooler under it.
 
     Raises:
         ConfigError[text-model]: it cannot be read, is of a kind that does not fit the objective, reads
@@ -139,7 +154,32 @@ def read_model(
             "they do not belong together.",
             code="text-model",
         )
-    return found.eval()
+    return found.eval(), frozenset(missing)
+
+
+def check_row(model: nn.Module, name: str, *, max_length: int, answers: Callable[[nn.Module], Any]) -> None:
+    """Refuse a model that cannot read a made-up row of full length: found out before anything is spent.
+
+    Args:
+        model: as it will be trained.
+        name: a known name or a folder.
+        max_length: tokens of that row.
+        answers: what a run asks of the model, for that one row.
+
+    Raises:
+        ConfigError[text-model]: it fails, e.g. for want of positions or of token types.
+    """
+    try:
+        with torch.no_grad(), eval_mode(model):
+            answers(model)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"'{name}' cannot read a row of max_length = {max_length} tokens, as one made-up row shows "
+            f"({type(error).__name__}: {_first_line(error)}). Lower max_length: some kinds read fewer tokens "
+            "than they have positions. If a shorter row fails too, model and tokenizer do not belong "
+            "together, as where one has token types and the other none: take another folder.",
+            code="text-model",
+        ) from error
 
 
 def _refuse_random(found: Any, missing: set[str], model: str, objective: str) -> None:
@@ -220,9 +260,13 @@ def _check_length(settings: Any, tokenizer: Any, model: str, max_length: int) ->
 
 
 def _unreadable(model: str, part: str, error: BaseException) -> ConfigError:
-    said = str(error).strip().split("\n")[0][:200]
+    why = f"{type(error).__name__}: {_first_line(error)}"
     return ConfigError(
-        f"The {part} of '{model}' cannot be read ({type(error).__name__}: {said}). Give a folder that "
-        "save_pretrained made of model and tokenizer, with weights in safetensors.",
+        f"The {part} of '{model}' cannot be read ({why}). Give a folder that save_pretrained made of model "
+        "and tokenizer, with weights in safetensors.",
         code="text-model",
     )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

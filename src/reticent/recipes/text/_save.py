@@ -51,7 +51,14 @@ def merged(model: Any) -> Any:
     """
     if not _is_adapted(model):
         return model
-    return copy.deepcopy(model).merge_and_unload()
+    from peft.utils import ModulesToSaveWrapper
+
+    found = copy.deepcopy(model)
+    for name, part in list(found.named_modules()):
+        if isinstance(part, ModulesToSaveWrapper):  # of which peft's IA3 puts back single layers only
+            parent, _, last = name.rpartition(".")
+            setattr(found.get_submodule(parent), last, part.modules_to_save[part.active_adapters[0]])
+    return found.merge_and_unload()
 
 
 def _is_adapted(model: Any) -> bool:

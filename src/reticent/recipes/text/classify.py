@@ -28,7 +28,7 @@ from .._recipe import Request
 from .._training import Material, TrainingRecipe
 from ._adapt import adapt
 from ._classify_config import TextClassifyConfig
-from ._fit import read_model, read_tokenizer
+from ._fit import check_row, read_lacking, read_model, read_tokenizer
 from ._labelled import KNOWN, Labelled, LabelledFile, Splits, new_rows, num_units, splits
 from ._made_up import random_tokens
 from ._metrics import f1
@@ -109,7 +109,7 @@ class TextClassifyRecipe(TrainingRecipe):
         return config.model_copy(update={"init": "random"})
 
     def build(self, config: TextClassifyConfig) -> nn.Module:
-        model = read_model(
+        model, lacking = read_lacking(
             config.model,
             objective=config.objective,
             num_labels=_num_labels(config),
@@ -118,14 +118,23 @@ class TextClassifyRecipe(TrainingRecipe):
         )
         if config.worded:
             prompt_of(config)  # refuse a template or a word now, not when rows are made
-        return adapt(
+        model = adapt(
             model,
             adaptation=config.adaptation,
             new_head=not config.worded,
+            random=lacking,
             lora_rank=config.lora_rank or 8,
             freeze_embeddings=config.freeze_embeddings,
             freeze_layers=config.freeze_layers,
         )
+        answers, row = _answers(config), _made_up(config, 1, whole=True)
+        check_row(
+            model,
+            config.model,
+            max_length=config.max_length,
+            answers=lambda read: answers(read, row),
+        )
+        return model
 
     def random_rows(self, config: TextClassifyConfig, num_rows: int) -> Any:
         return made_up_units(_made_up(config, num_rows * config.rows_each, whole=False), config)

@@ -32,7 +32,7 @@ from .._recipe import Request
 from .._training import Material, TrainingRecipe
 from .._training_config import PhysicalBatchSize
 from ._adapt import adapt
-from ._fit import read_model, read_tokenizer
+from ._fit import check_row, read_model, read_tokenizer
 from ._formats import Format
 from ._made_up import random_tokens
 from ._packages import need_transformers
@@ -194,7 +194,14 @@ class TextGenerateRecipe(TrainingRecipe):
         return folder_named(config.model)  # which goes before a known name, as `pretrained_folder` has it
 
     def build(self, config: TextGenerateConfig) -> nn.Module:
-        return adapted(decoder_of(config), config)
+        model, row = adapted(decoder_of(config), config), _random_rows(config, 1, whole=True)
+        check_row(
+            model,
+            config.model,
+            max_length=config.max_length,
+            answers=lambda read: mean_loss(read, row),
+        )
+        return model
 
     def random_rows(self, config: TextGenerateConfig, num_rows: int) -> Any:
         return _made_up(config, num_rows, whole=False)
@@ -231,16 +238,21 @@ class TextGenerateRecipe(TrainingRecipe):
 
 
 def _made_up(config: TextGenerateConfig, num_rows: int, *, whole: bool) -> Any:
-    """Random tokens, all to be learned; of users, as many rows each as take part."""
+    """Random tokens; of users, as many rows each as take part."""
+    return made_up_units(_random_rows(config, num_rows * config.rows_each, whole=whole), config)
+
+
+def _random_rows(config: TextGenerateConfig, num_rows: int, *, whole: bool) -> Rows:
+    """Random tokens, all to be learned."""
     ids_BT, mask_BT = random_tokens(
         tokenizer_of(config),
-        num_rows * config.rows_each,
+        num_rows,
         max_length=config.max_length,
         pad=0,
         whole=whole,
         seed=int(whole),
     )
-    return made_up_units((ids_BT, mask_BT, ids_BT.masked_fill(mask_BT == 0, IGNORED)), config)
+    return ids_BT, mask_BT, ids_BT.masked_fill(mask_BT == 0, IGNORED)
 
 
 def mean_loss(model: nn.Module, rows: Rows) -> Float[Tensor, " B"]:
