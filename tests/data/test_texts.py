@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from reticent.data import pretrained_names
+from reticent.data import pretrained_names, pretrained_note
 from reticent.data._table import TABLE
 from reticent.data._text_table import PRETRAINED
 from reticent.data._texts import (
@@ -102,6 +102,8 @@ def test_each_text_set_is_pinned_and_says_its_licence(name):
 
 def test_each_pretrained_model_is_pinned_and_says_its_licence():
     assert pretrained_names() == ("minilm", "mpnet", "smollm2")
+    assert "SmolLM2-135M-Instruct" in pretrained_note("smollm2") and "4 bits" in pretrained_note("smollm2")
+    assert pretrained_note("minilm") == pretrained_note("a/folder") == ""
     for model in PRETRAINED.values():
         assert model.licence and model.citation
         assert all(len(file.sha256) == 64 for source in model.sources for file in source.files)

@@ -124,6 +124,7 @@ def test_guess_accuracy_is_that_of_the_worst_mechanism_there_is(eps, delta):
     [
         ("data", {"fallback_from": "fashion-mnist", "name": "digits"}, "trained on digits instead"),
         ("settings", {"show_loss": True}, "The training loss was shown"),
+        ("data", {"model_note": "smollm2: rounded to 4 bits"}, "should say: smollm2: rounded to 4 bits"),
         ("data", {"scored": "validation rows, NOT private"}, "Scores were measured on validation rows"),
     ],
 )

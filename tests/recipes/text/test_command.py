@@ -5,6 +5,7 @@ import json
 import pytest
 
 import reticent.cli
+from reticent.recipes.text import _pretrained
 from tests.recipes.text.encoders import save_masked
 from tests.recipes.text.models import byte_tokenizer, llama
 
@@ -29,6 +30,24 @@ def settings_of(recipe, folder):
     llama().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return [f"model={folder}"]
+
+
+@pytest.mark.parametrize("recipe", ["text-classify", "text-generate"])
+def test_what_figures_should_say_of_a_known_model_is_shown_and_kept(
+    tmp_path, rows, capfd, monkeypatch, recipe
+):
+    monkeypatch.setattr(_pretrained, "pretrained_note", lambda name: "rounded to 4 bits")
+    settings = [*settings_of(recipe, tmp_path / "tiny"), f"data={rows}", *SHORT]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    with pytest.raises(SystemExit) as left:
+        reticent.cli.main(["train", recipe, *flags, "--out", str(tmp_path / "run")], prog_name="reticent")
+    out, err = capfd.readouterr()
+    assert not left.value.code, err
+    assert "rounded to 4 bits" in out + err
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["data"]["model_note"] == f"{tmp_path / 'tiny'}: rounded to 4 bits"
+    assert "rounded to 4 bits" in (tmp_path / "run" / "report.html").read_text()
+    assert "rounded to 4 bits" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("epsilon", ["3", "inf"])

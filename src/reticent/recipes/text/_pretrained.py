@@ -4,11 +4,12 @@ Room: recipes.text. Imports transformers when a model must be converted, hugging
 """
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from reticent.data import cached_folder, fetch_pretrained, pretrained_names
+from reticent.data import cached_folder, fetch_pretrained, pretrained_names, pretrained_note
 from reticent.errors import ConfigError
 
 from ._packages import missing
@@ -43,6 +44,18 @@ def pretrained_folder(name: str, *, report: Any = None) -> Path:
     return cached_folder(
         f"{name}-hf", f"{found} as float32", lambda folder: _from_gguf(found, folder), report=report
     )
+
+
+def tell_note(name: str, report: Callable[[str], None]) -> None:
+    """Say what a person who publishes a figure of a known model should know of it."""
+    if note := pretrained_note(name):
+        report(f"model = {name}: {note}")
+
+
+def with_note(about: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same of a run's data, and of its known model what `tell_note` says."""
+    note = pretrained_note(name)
+    return {**about, "model_note": f"{name}: {note}"} if note else about
 
 
 def _unknown(name: str, why: str = "") -> ConfigError:

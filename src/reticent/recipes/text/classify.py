@@ -43,6 +43,7 @@ from ._objectives import (
     word_answers,
 )
 from ._packages import need_transformers
+from ._pretrained import tell_note, with_note
 from ._save import MODEL, save_model
 from ._templates import PRESETS, Prompt, make_prompt, prompted
 from ._units import as_units, losses_of_units, made_up_units, unit_of
@@ -91,12 +92,15 @@ class TextClassifyRecipe(TrainingRecipe):
 
     def fetch(self, config: TextClassifyConfig, *, report: Callable[[str], None], progress: bool) -> Splits:
         need_transformers()
+        tell_note(config.model, report)
         return splits(config.data, config.file, report=report, progress=progress)
 
     def prepare(self, config: TextClassifyConfig, fetched: Splits) -> Material:
         train, test = (encoded(config, rows) for rows in (fetched.train, fetched.test))
         return Material(
-            train=as_units(train, fetched.train.users, config), test=TensorDataset(*test), about=fetched.about
+            train=as_units(train, fetched.train.users, config),
+            test=TensorDataset(*test),
+            about=with_note(fetched.about, config.model),
         )
 
     def begins_with(self, config: TextClassifyConfig) -> Path | None:

@@ -36,6 +36,7 @@ from ._fit import check_row, read_model, read_tokenizer
 from ._formats import Format
 from ._made_up import random_tokens
 from ._packages import need_transformers
+from ._pretrained import tell_note, with_note
 from ._save import save_model
 from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses
 from ._splits import KNOWN, Split, named_split, own_split, some
@@ -165,6 +166,7 @@ class TextGenerateRecipe(TrainingRecipe):
 
     def fetch(self, config: TextGenerateConfig, *, report: Callable[[str], None], progress: bool) -> Split:
         need_transformers()
+        tell_note(config.model, report)
         return split_of(config)
 
     def prepare(self, config: TextGenerateConfig, fetched: Split) -> Material:
@@ -183,11 +185,14 @@ class TextGenerateRecipe(TrainingRecipe):
         return Material(
             train=as_units(train, fetched.users, config),
             test=TensorDataset(*test),
-            about={
-                "name": name,
-                "only_class": config.only_class,
-                **({} if fetched.scored is None else {"scored": fetched.scored}),
-            },
+            about=with_note(
+                {
+                    "name": name,
+                    "only_class": config.only_class,
+                    **({} if fetched.scored is None else {"scored": fetched.scored}),
+                },
+                config.model,
+            ),
         )
 
     def begins_with(self, config: TextGenerateConfig) -> Path | None:
