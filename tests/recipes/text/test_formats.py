@@ -1,9 +1,11 @@
 """Public formats as data to train on: rows stay where they stand, and prompts later look as they did."""
 
+import sys
+
 import pytest
 
 from reticent.account.ledger import read_run_ledger
-from reticent.errors import ReticentError
+from reticent.errors import ConfigError, ReticentError
 from reticent.recipes import request, run
 from reticent.recipes.text import _answers as answers
 from reticent.recipes.text import answer, read_prompts
@@ -91,6 +93,39 @@ def test_of_dialogs_the_unit_is_the_dialog(folder, file):
     assert TEXT_GENERATE.num_examples(settings.config) == len(set(found.users)) < len(found.train)
     with pytest.raises(ReticentError, match="set user_column = dialog"):
         asked(folder, path, "format=persona-chat")
+
+
+@pytest.mark.parametrize("name", ["bleu", "rouge_l", "nist", "meteor"])
+def test_what_a_metric_lacks_is_told_before_a_model_is_read(file, tmp_path, monkeypatch, name):
+    modules = {
+        "bleu": "sacrebleu.metrics.bleu",
+        "rouge_l": "rouge_score.rouge_scorer",
+        "nist": "nltk.translate.nist_score",
+        "meteor": "nltk.translate.meteor_score",
+    }
+    prompts = read_prompts(file(E2E, "test.csv"), "e2e")
+    monkeypatch.setitem(sys.modules, modules[name], None)
+    with pytest.raises(ReticentError, match=r"pip install 'reticent\[text-metrics\]'") as caught:
+        answer(tmp_path / "no run", prompts, decoding=Decoding(max_new_tokens=2), metrics=[name])
+    assert caught.value.code == "missing-library"
+
+
+def test_meteor_without_wordnet_is_told_before_a_model_is_read(file, tmp_path, monkeypatch):
+    def nowhere():
+        raise ConfigError("METEOR needs WordNet", code="missing-library")
+
+    monkeypatch.setattr("reticent.recipes.text._metrics._wordnet", nowhere)
+    prompts = read_prompts(file(E2E, "test.csv"), "e2e")
+    with pytest.raises(ConfigError, match="needs WordNet"):
+        answer(tmp_path / "no run", prompts, decoding=Decoding(max_new_tokens=2), metrics=["meteor"])
+
+
+@pytest.mark.parametrize("name", ["bleu", "rouge_l", "nist"])
+def test_with_its_library_a_metric_goes_on_to_the_model(file, tmp_path, name):
+    prompts = read_prompts(file(E2E, "test.csv"), "e2e")
+    with pytest.raises(ConfigError) as caught:
+        answer(tmp_path / "no run", prompts, decoding=Decoding(max_new_tokens=2), metrics=[name])
+    assert caught.value.code == "no-text-model"
 
 
 @pytest.mark.parametrize(

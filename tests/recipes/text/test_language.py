@@ -19,7 +19,14 @@ from reticent.recipes import describe, go_on, request, run
 from reticent.recipes._config import make_config
 from reticent.recipes.text._score import IGNORED
 from reticent.recipes.text._suggest import suggest_generation
-from reticent.recipes.text.language import TEXT_GENERATE, TextGenerateConfig, adapted, mean_loss, token_rows
+from reticent.recipes.text.language import (
+    TEXT_GENERATE,
+    TextGenerateConfig,
+    adapted,
+    mean_loss,
+    num_units,
+    token_rows,
+)
 from reticent.report import write_report
 from tests.recipes.text.encoders import word_tokenizer
 from tests.recipes.text.models import byte_tokenizer, gpt2, llama
@@ -275,6 +282,68 @@ def test_scores_of_rows_held_out_of_the_private_file_are_marked_in_the_result(ro
     assert result["scored"] == "held-out rows of the file, NOT private"
     assert json.loads((tmp_path / "run" / "result.json").read_text())["scored"] == result["scored"]
     assert ("scores are of", result["scored"]) in screen_rows({**result, "report": None})
+
+
+def test_another_file_is_scored_in_full_and_nothing_is_held_out(rows, tmp_path):
+    llama().save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    other = tmp_path / "other.jsonl"
+    lines = [{"text": f"letter {k}", "source": "s", "target": "abc"} for k in range(7)]
+    other.write_text("\n".join(map(json.dumps, lines)))
+    few = ["adaptation=last-layer", f"test_data={other}", "source_column=source"]
+    found = asked(tmp_path / "tiny", rows, *few)
+    assert not TEXT_GENERATE.holds_out(found.config)
+    result = run(found, out=tmp_path / "run")
+    assert result["private"] and "scored" not in result
+    assert result["test_tokens"] == 7 * 4  # three letters and the end token
+    assert read_ledger(tmp_path / "run" / "ledger.jsonl").public["num_examples"] == 40
+    assert go_on(tmp_path / "run")["epsilon"] == result["epsilon"]
+    assert num_units(found.config) == 40
+    other.write_text(json.dumps(lines[0]))
+    assert len(TEXT_GENERATE.fetch(found.config, report=print, progress=False).test) == 1, "read anew"
+
+
+def test_with_users_the_rows_of_another_file_are_anybodys(rows, tmp_path):
+    lines = [{"text": f"mail {k}", "who": k % 8} for k in range(40)]
+    rows.write_text("\n".join(map(json.dumps, lines)))
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"text": "a letter"}))
+    config = asked(tmp_path, rows, f"test_data={other}", "user_column=who").config
+    found = TEXT_GENERATE.fetch(config, report=print, progress=False)
+    assert found.num_units == 8 and len(found.train) == 40 and found.test == (("", "a letter"),)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (["test_data={rows}"], "these are the private rows"),
+        (["test_data={rows}.b", "test_fraction=0.2"], "test_fraction would be ignored"),
+        (
+            ["test_data={rows}.b"],
+            "there is no file|no such file|No such file|not there|missing|does not exist",
+        ),
+        (["data=brown", "test_data={rows}"], "test_data would be ignored"),
+    ],
+)
+def test_a_file_to_score_on_that_does_not_fit_is_refused(rows, tmp_path, settings, match):
+    given = [setting.format(rows=rows) for setting in settings]
+    with pytest.raises(ReticentError, match=match):
+        run(asked(tmp_path, rows, *given), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("way", ["lora", "ia3", "attention"])
+def test_a_head_that_is_not_tied_stays_as_it_is_in_what_the_page_of_the_paper_names(way):
+    model = adapted(llama(), make_config(TextGenerateConfig, {"adaptation": way}))
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "lm_head" in name)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_frozen_embeddings_are_the_head_where_both_are_one(build):
+    model = adapted(
+        build(), make_config(TextGenerateConfig, {"adaptation": "full", "freeze_embeddings": True})
+    )
+    assert model.lm_head.weight.requires_grad == (build is llama)
 
 
 def test_an_encoder_is_refused(folder, rows, tmp_path):

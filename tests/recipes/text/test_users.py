@@ -11,9 +11,11 @@ import reticent as rt
 from reticent.account.ledger import read_run_ledger
 from reticent.cli.account import command as account_command
 from reticent.cli.plan import command as plan_command
+from reticent.data import read_table
 from reticent.errors import ReticentError
 from reticent.recipes import describe, go_on, request, run
 from reticent.recipes.text._splits import own_split, some
+from reticent.recipes.text._users import names_of
 from reticent.recipes.text.classify import TEXT_CLASSIFY
 from reticent.recipes.text.language import TEXT_GENERATE, mean_loss
 from reticent.report import write_report
@@ -287,3 +289,9 @@ def test_a_user_in_two_spellings_is_refused_before_anything_is_spent(
         else:
             run(classified(tmp_path, rows, "user_column=who"), out=tmp_path / "run")
     assert caught.value.code == "user-column" and not (tmp_path / "run").exists()
+
+
+def test_a_number_and_its_digits_are_one_user(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"who": 7}\n{"who": "7"}\n{"who": "8"}\n')
+    assert names_of(read_table(path), "who") == ("7", "7", "8")

@@ -146,6 +146,7 @@ def answer(
         ConfigError[no-text-model]: the run keeps no model that continues texts.
         ConfigError[text-metric]: a metric is unknown or refused.
         ConfigError[text-references]: a metric is asked for and a source has no reference.
+        ConfigError[missing-library]: a metric's library, or WordNet, is not there; told first.
         ConfigError[text-decoding], ConfigError[text-prompt]: as `generate`.
     """
     _check_metrics(metrics, rows)
@@ -177,6 +178,8 @@ def _check_metrics(metrics: Sequence[str], rows: Sequence[SourceTargets]) -> Non
             "with references, or leave the metrics out.",
             code="text-references",
         )
+    if metrics:  # a library or WordNet that is not there is told now
+        text_metrics(("a",), (("a",),), names=metrics)
 
 
 def _separator(run: Path) -> str:

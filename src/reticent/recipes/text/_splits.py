@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from reticent.data import load
+from reticent.data import Table, load
 from reticent.errors import ConfigError
 
 from .._stamp import remembered
@@ -29,7 +29,7 @@ class Split:
 
     Args:
         train: (source, target) pairs.
-        test: held-out pairs; of other users, where there are users.
+        test: held-out pairs, of other users where there are users; or pairs of another file, anybody's.
         users: whose each training row is; None: a row is a unit of its own.
         scored: what the test rows are, if they are not public.
     """
@@ -88,7 +88,7 @@ def named_split(name: str, only_class: str | None) -> Split:
     return Split(train=train, test=test)
 
 
-@remembered(lambda path, **_: [path], maxsize=2)
+@remembered(lambda path, *, test_data=None, **_: [path, test_data], maxsize=2)
 def own_split(
     path: str,
     *,
@@ -96,11 +96,13 @@ def own_split(
     target_column: str,
     user_column: str | None,
     test_fraction: float,
+    test_data: str | None = None,
     form: Format = "table",
 ) -> Split:
     """A person's own file, a share of it held out by a public seed: of its rows, or of its users.
 
-    Whether a user is held out depends on nothing but the user's name.
+    Whether a user is held out depends on nothing but the user's name. With `test_data`, a file of public
+    rows, nothing is held out.
 
     Raises:
         DataError[data-column]: a column is missing.
@@ -110,12 +112,11 @@ def own_split(
         DataError[data-empty]: too few rows (users) to hold that share out.
     """
     table, name = table_in(Path(path), form), Path(path).name
-    targets = texts_of(table, target_column, setting="text_column or target_column")
-    sources = [""] * len(table)
-    if source_column is not None:
-        sources = texts_of(table, source_column, setting="source_column")
-    rows = tuple(zip(sources, targets, strict=True))
+    rows = _pairs(table, source_column, target_column)
     users = None if user_column is None else names_of(table, user_column)
+    if test_data is not None:
+        test = _pairs(table_in(Path(test_data), form), source_column, target_column)
+        return Split(train=rows, test=test, users=users)
     out = held_out(name, num_rows=len(rows), users=users, share=test_fraction)
     kept = np.flatnonzero(~out).tolist()
     return Split(
@@ -124,3 +125,11 @@ def own_split(
         users=None if users is None else tuple(users[k] for k in kept),
         scored=HELD_OUT,
     )
+
+
+def _pairs(table: Table, source_column: str | None, target_column: str) -> tuple[Pair, ...]:
+    targets = texts_of(table, target_column, setting="text_column or target_column")
+    sources = [""] * len(table)
+    if source_column is not None:
+        sources = texts_of(table, source_column, setting="source_column")
+    return tuple(zip(sources, targets, strict=True))

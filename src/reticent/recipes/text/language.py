@@ -29,6 +29,7 @@ from reticent.errors import ConfigError
 
 from .._origin import folder_named
 from .._recipe import Request
+from .._stamp import same_rows
 from .._training import Material, TrainingRecipe
 from .._training_config import PhysicalBatchSize
 from ._adapt import adapt
@@ -83,7 +84,13 @@ class TextGenerateConfig(TextConfig):
     max_test: Annotated[
         int | None, Field(ge=1, description="test on so many held-out rows, chosen by a fixed seed")
     ] = None
-    test_fraction: Annotated[float, Field(gt=0, lt=1, description="of a file: share held out")] = 0.1
+    test_data: Annotated[
+        str | None,
+        Field(description="another file to score on, with the same columns; taken as public"),
+    ] = None
+    test_fraction: Annotated[
+        float, Field(gt=0, lt=1, description="of a file without test_data: share held out and scored")
+    ] = 0.1
     max_length: Annotated[int, Field(ge=2, description="tokens of a row; longer ones are cut")] = 64
     adaptation: Annotated[str, Field(description=f"which weights are trained: {', '.join(WAYS)}")] = "lora"
     lora_rank: Annotated[int, Field(ge=1, description="of lora")] = 4
@@ -101,7 +108,8 @@ class TextGenerateConfig(TextConfig):
             "source_column": table,
             "target_column": table and self.source_column is not None,
             "separator": not named and not (table and self.source_column is None),
-            "test_fraction": not named,
+            "test_data": not named,
+            "test_fraction": not named and self.test_data is None,
             "user_column": not named,
         }
         if self.format == "persona-chat" and not named and self.user_column != "dialog":
@@ -109,6 +117,8 @@ class TextGenerateConfig(TextConfig):
                 "format = persona-chat: what is said in a dialog stands in every later row of it, so a row "
                 "bounds nobody: set user_column = dialog, and epsilon is a whole dialog's"
             )
+        if self.data is not None and self.test_data is not None and same_rows(self.data, self.test_data):
+            problems.append("test_data: these are the private rows, whose scores are not public")
         return problems + unread(settings, reads)
 
     def suggestion(self) -> Suggestion:
@@ -136,7 +146,7 @@ class TextGenerateRecipe(TrainingRecipe):
     config: type[TextGenerateConfig] = TextGenerateConfig
     fallback: str | None = None
     strange: Inputs | None = "random tokens"
-    holding_out: ClassVar[str | None] = "give a file of your own, of which test_fraction is held out"
+    holding_out: ClassVar[str | None] = "give a file of your own without test_data"
 
     def num_examples(self, config: TextGenerateConfig) -> int:
         return num_units(config)
@@ -149,7 +159,7 @@ class TextGenerateRecipe(TrainingRecipe):
         return found if found > config.max_examples else None
 
     def holds_out(self, config: TextGenerateConfig) -> bool:
-        return config.data is not None and config.data not in KNOWN
+        return config.data is not None and config.data not in KNOWN and config.test_data is None
 
     def unit(self, config: TextGenerateConfig) -> str:
         return unit_of(config)
@@ -177,7 +187,7 @@ class TextGenerateRecipe(TrainingRecipe):
         )
         if not bool((test[2][:, 1:] != IGNORED).any()):
             raise ConfigError(
-                "No row that is held out has a token to predict, so there would be no perplexity: all are "
+                "No row that is scored has a token to predict, so there would be no perplexity: all are "
                 "empty, or all source. Give other rows, or raise test_fraction or max_length.",
                 code="text-no-tokens",
             )
@@ -367,6 +377,7 @@ def split_of(config: TextGenerateConfig) -> Split:
             source_column=source,
             target_column=target,
             user_column=config.user_column,
+            test_data=config.test_data,
             test_fraction=config.test_fraction,
             form=config.format,
         )

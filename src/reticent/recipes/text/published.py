@@ -12,14 +12,11 @@ Sources:
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self
-
-from pydantic import Field
+from typing import Any, ClassVar, Final, Self
 
 from reticent.errors import DataError
 
 from .._config import with_defaults
-from .._stamp import same_rows
 from ._classify_config import TextClassifyConfig
 from ._formats import table_in
 from ._labelled import Splits
@@ -76,18 +73,12 @@ class PublishedClassify(TextClassifyRecipe):
 
 
 class PublishedGenerateConfig(TextGenerateConfig):
-    """Settings of `text-generate`, with a file to score on."""
-
-    test_data: Annotated[
-        str | None, Field(description="the file to score on, with the same columns; taken as public")
-    ] = None
+    """Settings of `text-generate`, none of which is derived."""
 
     def ignored(self, settings: Collection[str]) -> list[str]:
         reads: dict[str, bool] = {"max_examples": False, "test_fraction": False}
         problems = [*super().ignored(settings), *_of_rows(settings), *unread(settings, reads)]
-        if self.data is not None and self.test_data is not None and same_rows(self.data, self.test_data):
-            problems.append("test_data: these are the private rows, whose scores are not public")
-        return problems
+        return list(dict.fromkeys(problems))
 
     def completed(self, settings: Collection[str]) -> Self:
         return super(TextGenerateConfig, self).completed(settings)
