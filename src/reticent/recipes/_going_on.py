@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from reticent.account import recorded_choice_epsilon
 from reticent.account.ledger import LedgerView, read_run_ledger
@@ -21,6 +21,8 @@ from ._clipping import clipping_of
 from ._sampling import sampler_for
 from ._training_config import TrainingConfig
 
+_USERS: Final = ("user_column", "rows_per_user")
+
 
 def check_unedited(
     folder: Path,
@@ -30,11 +32,23 @@ def check_unedited(
     *,
     written: Mapping[str, Any],
     settings: TrainSettings,
+    unit: str,
+    data: Mapping[str, Any],
 ) -> None:
     """Refuse a description whose settings are not those of its plan: an edit that would be ignored, or worse.
 
     A private run above all may not go on without privacy: its ledger would speak for weights that
-    were trained without noise.
+    were trained without noise. Nor with another column of users: the guarantee would be nobody's.
+
+    Args:
+        folder: of the run.
+        num_examples: N, as its settings say.
+        config: its settings.
+        plan: its plan; None: it is not private.
+        written: settings of its steps, as it noted them.
+        settings: of steps, as `config` implies them.
+        unit: whom epsilon speaks of, as `config` implies it.
+        data: what the run noted of its data. An older version noted nothing of users.
 
     Raises:
         ConfigError[run-edited]: names the settings in question.
@@ -46,10 +60,12 @@ def check_unedited(
     }
     found = {**asdict(TrainSettings()), **written}  # a run of an older version lacks what came later
     wrong = [name for name, value in implied.items() if found.get(name) != value]
+    if "user_column" in data:
+        wrong += [name for name in _USERS if data.get(name) != getattr(config, name, None)]
     if math.isinf(config.epsilon):
         wrong += ["epsilon"] if plan is not None or (folder / "ledger.jsonl").exists() else []
     else:
-        wrong += _not_of_plan(num_examples, config, plan)
+        wrong += _not_of_plan(num_examples, config, plan, unit=unit)
     if wrong:
         raise ConfigError(
             f"'{folder / 'run.json'}' contradicts itself or the ledger in: {', '.join(wrong)}. A run goes on "
@@ -58,7 +74,13 @@ def check_unedited(
         )
 
 
-def _not_of_plan(num_examples: int, config: TrainingConfig, plan: Plan | None) -> list[str]:
+def users_of(config: TrainingConfig) -> dict[str, Any]:
+    """Settings that say whose rows are whose, which a run's plan does not hold; {} if each row is a unit."""
+    found = {name: getattr(config, name, None) for name in _USERS}
+    return {} if found["user_column"] is None else found
+
+
+def _not_of_plan(num_examples: int, config: TrainingConfig, plan: Plan | None, *, unit: str) -> list[str]:
     """Names of settings in which a private run's plan differs from its config."""
     if plan is None or plan.budget is None:
         return ["epsilon"]
@@ -70,6 +92,7 @@ def _not_of_plan(num_examples: int, config: TrainingConfig, plan: Plan | None) -
         ("num_steps", config.num_steps, plan.num_steps),
         ("expected_batch_size", config.expected_batch_size, config.mean_batch_size),
         (drawn, sampler, plan.sampler),
+        ("user_column", unit, plan.unit),
     )
     return [
         *(name for name, one, other in pairs if one != other),

@@ -18,6 +18,7 @@ from reticent.errors import ReticentError
 from reticent.plan import Plan
 from reticent.train import Evaluation, RunDescription, train
 
+from ._going_on import users_of
 from ._memory import clipping_costs
 from ._origin import origin_of
 from ._parts import (
@@ -101,7 +102,7 @@ class Job:
             description=RunDescription(
                 recipe=recipe.name,
                 config=config.public_dict(),
-                data={**material.about, **available(recipe, config), **origin},
+                data={**material.about, **available(recipe, config), **users_of(config), **origin},
                 origin=origin_of(
                     recipe.begins_with(config), about=material.about, data=config.model_dump().get("data")
                 ),

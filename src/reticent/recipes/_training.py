@@ -236,6 +236,8 @@ class TrainingRecipe(Recipe):
             plan,
             written=about["settings"],
             settings=settings_of(config),
+            unit=self.unit(config),
+            data=about["data"],
         )
         done = finished(folder, config, plan, run_id=about["run_id"])
         if done is not None:

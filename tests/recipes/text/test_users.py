@@ -111,6 +111,20 @@ def test_a_private_run_counts_draws_and_states_users(folder, rows, tmp_path):
     written = write_report(out)
     assert "user" in written.path.read_text() and "user" in written.cards[0].read_text()
     assert go_on(out)["epsilon"] == pytest.approx(result["epsilon"])
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    renamed = [{**line, "other": f"{line['who']}!"} for line in lines]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in renamed))
+    path = out / "run.json"
+    about = json.loads(path.read_text())
+    for edit, named in (
+        ({"user_column": "other"}, "user_column"),
+        ({"rows_per_user": 9}, "rows_per_user"),
+        ({"user_column": None, "rows_per_user": None}, "user_column"),
+    ):
+        path.write_text(json.dumps({**about, "config": {**about["config"], **edit}}))
+        with pytest.raises(ReticentError, match=f"contradicts itself or the ledger in: .*{named}") as caught:
+            go_on(out)
+        assert caught.value.code == "run-edited"
 
 
 def test_a_users_rows_are_clipped_as_one(folder, rows):
