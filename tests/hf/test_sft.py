@@ -234,3 +234,28 @@ def test_adapters_half_precision_and_evaluation_work_together(tmp_path):
     assert trained and all("lora" in name for name in trained)
     assert read_run_ledger(tmp_path / "run").num_steps == 2
     assert (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("packing", True, "packing: "),
+        ("loss_type", "dft", "loss_type = 'dft'"),
+        ("max_length", 8, "max_length=24"),
+    ],
+)
+def test_fields_that_are_set_after_a_trainer_was_made_are_refused_as_before(tmp_path, name, value, text):
+    trainer = trainer_of(tmp_path / "run")
+    setattr(trainer.args, name, value)
+    with pytest.raises(ConfigError, match=text) as caught:
+        trainer.train()
+    assert caught.value.code == "trainer-argument" and not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+def test_tokens_that_the_model_does_not_have_are_refused_before_a_step(tmp_path):
+    given = [{"input_ids": [5, 6], "labels": [-100, 6]} for _ in range(24)]
+    given[7] = {"input_ids": [5, 300], "labels": [-100, 6]}
+    given[9] = {"input_ids": [5, 6], "labels": [-100, 300]}
+    with pytest.raises(DataError, match=r"number 7\) have input_ids .*number 9\) have labels") as caught:
+        trainer_of(tmp_path / "run", given).train()
+    assert caught.value.code == "trainer-rows" and not (tmp_path / "run" / "ledger.jsonl").exists()

@@ -2,17 +2,29 @@
 
 import copy
 import dataclasses
+import inspect
+import json
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from reticent.account.ledger import read_run_ledger
 from reticent.errors import ConfigError, DataError, StepError
 from reticent.hf import PrivacyArguments, PrivateTrainer, per_example_loss
+from reticent.hf._trainer import NOT_CALLED
 from reticent.train import TrainSettings, train
 from tests.recipes.text.models import byte_tokenizer, gpt2
 
@@ -362,3 +374,311 @@ def test_the_same_trainer_goes_on_with_its_own_run(tmp_path):
     trainer.train()
     stop.stop_after = None
     assert trainer.train(resume_from_checkpoint=True).global_step == 3
+
+
+def test_nor_does_another_trainer_around_the_same_model(tmp_path):
+    """A cell of a notebook, run again: the second ledger would leave out what the first run spent."""
+    first = trainer_of(tmp_path / "a")
+    first.train()
+    for settings in ({"model": first.model}, {"model": Around(first.model)}):
+        again = trainer_of(tmp_path / "b", loss_per_example=loss_of_words, **settings)
+        with pytest.raises(ConfigError, match="in no ledger of another run in") as caught:
+            again.train()
+        assert caught.value.code == "trainer-resume"
+    assert not (tmp_path / "b" / "ledger.jsonl").exists()
+
+
+class Around(torch.nn.Module):
+    """A model of one's own, around one of transformers."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask)
+
+
+def loss_of_words(model, rows):
+    inner = getattr(model, "inner", model)
+    return per_example_loss(inner)(inner, rows)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time:UserWarning")
+def test_nor_under_a_wrapper_of_peft(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = gpt2()
+    first = trainer_of(
+        tmp_path / "a", model=peft.get_peft_model(base, peft.LoraConfig(r=2, fan_in_fan_out=True))
+    )
+    first.train()
+    merged = first.model.merge_and_unload()
+    assert merged is base
+    for model in (merged, peft.get_peft_model(base, peft.LoraConfig(r=2, fan_in_fan_out=True))):
+        with pytest.raises(ConfigError, match="in no ledger of another run in"):
+            trainer_of(tmp_path / "b", model=model).train()
+
+
+def test_nor_a_model_that_was_loaded_from_a_runs_folder(tmp_path):
+    first = trainer_of(tmp_path / "a", callbacks=[Recorder(stop_after=1)])
+    first.train()
+    first.save_model(str(tmp_path / "a" / "model"))
+    loaded = type(first.model).from_pretrained(tmp_path / "a" / "model")
+    with pytest.raises(ConfigError, match="in no ledger of another run in") as caught:
+        trainer_of(tmp_path / "b", model=loaded).train()
+    assert caught.value.code == "trainer-resume" and not (tmp_path / "b" / "ledger.jsonl").exists()
+    out = trainer_of(tmp_path / "a", model=loaded).train(resume_from_checkpoint=True)
+    assert out.global_step == 3, "its own run it may go on with"
+
+
+def test_a_model_trained_on_other_data_may_go_on_if_that_is_said_and_it_is_noted(tmp_path):
+    first = trainer_of(tmp_path / "a")
+    first.train()
+    said = PrivacyArguments(**PRIVACY, other_data=True)
+    with pytest.raises(ConfigError, match="are those of the run in") as caught:
+        trainer_of(tmp_path / "b", model=first.model, privacy=said).train()  # alike rows, made anew
+    assert caught.value.code == "trainer-resume"
+    others = rows([f"another's {k}" for k in range(20)])
+    stop = Recorder(stop_after=1)
+    trainer_of(
+        tmp_path / "b", model=first.model, privacy=said, train_dataset=others, callbacks=[stop]
+    ).train()
+    about = json.loads((tmp_path / "b" / "run.json").read_text(encoding="utf-8"))
+    assert about["config"]["other_data"] is True
+    with pytest.raises(ConfigError, match="other_data = True, now False"):
+        trainer_of(tmp_path / "b", train_dataset=others).train(resume_from_checkpoint=True)
+    again = trainer_of(tmp_path / "b", model=first.model, train_dataset=others, privacy=said)
+    assert again.train(resume_from_checkpoint=True).global_step == 3
+
+
+def test_a_run_that_failed_before_its_first_step_does_not_keep_the_model_from_another(tmp_path):
+    model = gpt2()
+
+    def coupled(model, rows):
+        each = per_example_loss(model)(model, rows)
+        return each - each.mean()
+
+    with pytest.raises(Exception, match="example"):
+        trainer_of(tmp_path / "a", model=model, loss_per_example=coupled).train()
+    trainer_of(tmp_path / "b", callbacks=[Recorder(stop_after=1)]).train()
+    with pytest.raises(ConfigError, match="another plan"):
+        more = arguments(tmp_path / "b", max_steps=5)
+        trainer_of(tmp_path / "b", model=model, args=more).train(resume_from_checkpoint=True)
+    assert trainer_of(tmp_path / "c", model=model).train().global_step == 3
+
+
+def test_a_run_goes_on_with_the_users_it_began_with(tmp_path):
+    owned = [{**row, "who": f"u{k % 12}", "other": f"v{k // 2}"} for k, row in enumerate(rows())]
+
+    def asked(column="who", most=2):
+        privacy = PrivacyArguments(**PRIVACY, user_column=column, rows_per_user=most)
+        return trainer_of(tmp_path / "run", privacy=privacy, train_dataset=owned, callbacks=[stop])
+
+    stop = Recorder(stop_after=1)
+    asked().train()
+    stop.stop_after = None
+    for other, named in (
+        (asked("other"), "user_column = 'who', now 'other'"),
+        (asked(most=1), "rows_per_user"),
+    ):
+        with pytest.raises(ConfigError, match=named) as caught:
+            other.train(resume_from_checkpoint=True)
+        assert caught.value.code == "trainer-resume"
+    path = tmp_path / "run" / "run.json"
+    text = path.read_text(encoding="utf-8")
+    about = json.loads(text)
+    del about["config"]["user_column"], about["config"]["rows_per_user"]  # as older versions wrote it
+    path.write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(ConfigError, match="of an older version"):
+        asked().train(resume_from_checkpoint=True)
+    path.write_text(text, encoding="utf-8")
+    assert read_run_ledger(tmp_path / "run").num_steps == 1
+    assert asked().train(resume_from_checkpoint=True).global_step == 3
+
+
+@pytest.mark.parametrize(
+    ("privacy", "settings", "named"),
+    [
+        ({"show_loss": True}, {}, "show_loss = False, now True"),
+        ({"show_norms": True}, {}, "show_norms"),
+        ({"noise_seed": 4}, {}, "noise_seed = the default, now 4"),
+        ({}, {"seed": 9}, "seed = 3, now 9"),
+        ({}, {"weight_decay": 0.5}, "weight_decay"),
+        (
+            {},
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+            "per_device_train_batch_size = 4, now 2",
+        ),
+    ],
+)
+def test_settings_that_a_resumed_run_would_ignore_are_refused(tmp_path, privacy, settings, named):
+    trainer_of(tmp_path / "run", callbacks=[Recorder(stop_after=1)]).train()
+    changed = PrivacyArguments(**PRIVACY, **privacy)
+    again = trainer_of(tmp_path / "run", privacy=changed, args=arguments(tmp_path / "run", **settings))
+    with pytest.raises(ConfigError, match=named) as caught:
+        again.train(resume_from_checkpoint=True)
+    assert caught.value.code == "trainer-resume"
+    assert read_run_ledger(tmp_path / "run").num_steps == 1
+
+
+class Looks(TrainerCallback):
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.add_callback(Looks()), "Looks has on_optimizer_step"),
+        (lambda t: setattr(t.args, "fp16", True), "fp16: "),
+        (lambda t: setattr(t.args, "max_grad_norm", 0.5), "max_grad_norm: "),
+        (lambda t: setattr(t, "compute_loss", lambda *given: None), "compute_loss is never called"),
+    ],
+)
+def test_what_is_set_after_a_trainer_was_made_is_refused_as_before(tmp_path, change, named):
+    trainer = trainer_of(tmp_path / "run")
+    change(trainer)
+    with pytest.raises(ConfigError, match=named) as caught:
+        trainer.train()
+    assert caught.value.code == "trainer-argument" and not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+def test_what_is_set_after_a_trainer_was_made_is_described(tmp_path):
+    trainer = trainer_of(tmp_path / "run")
+    trainer.args.learning_rate = 0.25
+    trainer.train()
+    about = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert about["config"]["learning_rate"] == 0.25
+
+
+# Methods of `Trainer` that private training, evaluation or saving calls, or that are for the user to call.
+CALLED = frozenset(
+    """
+    __init__ _build_accelerator_args _determine_best_metric _finish_current_push
+    _get_collator_with_removed_columns _get_dataloader _get_eval_sampler _move_model_to_device _save
+    _set_signature_columns_if_needed _validate_args _wrap_model add_callback
+    create_accelerator_and_postprocess create_model_card create_optimizer end evaluate evaluation_loop
+    get_decay_parameter_names get_eval_dataloader get_optimizer_cls_and_kwargs get_test_dataloader
+    hyperparameter_search init_hf_repo is_local_process_zero is_world_process_zero log num_examples
+    pop_callback predict prediction_step push_to_hub remove_callback save_model train
+    get_learning_rates get_num_trainable_parameters get_optimizer_group log_metrics metrics_format
+    save_metrics save_state
+    """.split()
+)
+# Those that only evaluation calls: what they were changed to would hold there, and not in training.
+ONLY_EVALUATION = frozenset(
+    """
+    _get_num_items_in_batch _prepare_context_parallel_inputs _prepare_input _prepare_inputs
+    _remove_unused_columns autocast_smart_context_manager compute_loss compute_loss_context_manager
+    get_cp_size get_sp_size get_tp_size
+    """.split()
+)
+
+
+def _functions_of_trainer():
+    found = {
+        name: inspect.unwrap(getattr(member, "__func__", member)) for name, member in vars(Trainer).items()
+    }
+    return {name: member for name, member in found.items() if inspect.isfunction(member)}
+
+
+def test_every_method_of_the_installed_trainer_is_called_or_may_not_be_overridden():
+    names = set(_functions_of_trainer())
+    assert names == CALLED | NOT_CALLED, "say which: private training calls them, or it refuses another"
+    assert not CALLED & NOT_CALLED and ONLY_EVALUATION <= NOT_CALLED
+
+
+def test_methods_that_are_said_not_to_be_called_are_not(tmp_path):
+    names = {member.__code__: name for name, member in _functions_of_trainer().items()}
+    seen = set()
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code in names:
+            seen.add(names[frame.f_code])
+
+    def watched(call):
+        sys.setprofile(note)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
+
+    args = arguments(tmp_path / "run", logging_steps=1, save_strategy="steps", save_steps=1)
+    watched(lambda: trainer_of(tmp_path / "run", args=args, eval_dataset=rows(TEXTS[:5])).train())
+    assert "create_optimizer" in seen and not seen & NOT_CALLED
+    args = arguments(tmp_path / "other", eval_strategy="steps", eval_steps=1)
+    watched(lambda: trainer_of(tmp_path / "other", args=args, eval_dataset=rows(TEXTS[:5])).train())
+    assert seen & NOT_CALLED <= ONLY_EVALUATION
+
+
+@pytest.mark.parametrize("name", ["_prepare_inputs", "create_optimizer_and_scheduler", "_save_checkpoint"])
+def test_every_method_that_is_not_called_may_not_be_overridden(tmp_path, name):
+    kind = type("Mine", (PrivateTrainer,), {name: lambda self, *given, **named: None})
+    with pytest.raises(ConfigError, match=rf"Mine\.{name} is never called") as caught:
+        trainer_of(tmp_path / "run", kind=kind)
+    assert caught.value.code == "trainer-argument"
+
+
+def test_rows_longer_than_max_length_are_refused_though_all_are_padded_alike(tmp_path):
+    longer = rows(["x" * (33 + k) for k in range(24)])  # a multiple of 32 holds them all: 64
+    with pytest.raises(DataError, match="longer than max_length = 32") as caught:
+        trainer_of(tmp_path / "run", train_dataset=longer).train()
+    assert caught.value.code == "trainer-rows" and "24 of them (number 0, 1, 2, ...)" in str(caught.value)
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+def _classifier_of(out, change, *, problem=None, classes=2, **settings):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=40, num_labels=classes, problem_type=problem,
+    )  # fmt: skip
+    given = [{**row, "label": k % 2} for k, row in enumerate(rows())]
+    for k in (7, 20):
+        change(given[k])
+    return PrivateTrainer(
+        model=BertForSequenceClassification(config), args=arguments(out), train_dataset=given,
+        processing_class=byte_tokenizer(), privacy=PrivacyArguments(**PRIVACY), **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda row: row.update(label=2), "labels outside 0 to 1"),
+        (lambda row: row.update(label=-1), "labels outside 0 to 1"),
+        (lambda row: row.update(input_ids=[*row["input_ids"][:-1], 400]), "input_ids outside 0 to 258"),
+        (lambda row: row.update(input_ids=[*row["input_ids"][:-1], -1]), "input_ids outside 0 to 258"),
+    ],
+)
+def test_tokens_and_labels_that_the_model_does_not_have_are_refused_before_a_step(tmp_path, change, text):
+    with pytest.raises(DataError, match=text) as caught:
+        _classifier_of(tmp_path / "run", change).train()
+    assert caught.value.code == "trainer-rows" and "2 of them (number 7, 20)" in str(caught.value)
+    assert "400" not in str(caught.value), "nothing of what is in the row"
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+def test_labels_that_the_loss_ignores_or_reads_as_numbers_pass(tmp_path):
+    _classifier_of(tmp_path / "a", lambda row: row.update(label=-100)).train()
+    _classifier_of(tmp_path / "b", lambda row: row.update(label=7), classes=1, problem="regression").train()
+
+    def mine(model, given):
+        out = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"])
+        return out.logits.sum(1) * given["labels"]
+
+    _classifier_of(tmp_path / "c", lambda row: row.update(label=7), loss_per_example=mine).train()
+
+
+def test_words_to_predict_that_the_model_does_not_have_are_refused(tmp_path):
+    given = [{**row, "labels": [*row["input_ids"][:-1], 300]} for row in rows(["abc"] * 24)]
+    trainer = trainer_of(tmp_path / "run", train_dataset=given)
+    trainer.data_collator = default_data_collator
+    trainer.privacy = PrivacyArguments(noise_multiplier=2.0, target_delta=1e-3)
+    with pytest.raises(DataError, match="labels outside 0 to 258, the words of the model"):
+        trainer.train()
+    for row in given:
+        row["labels"][-1] = -100
+    assert trainer.train().global_step == 3

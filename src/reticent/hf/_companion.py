@@ -85,6 +85,11 @@ class TrainerCompanion:
         self._logged = -1
 
     @property
+    def began(self) -> bool:
+        """Whether there was a step to take."""
+        return self._began
+
+    @property
     def mean_loss(self) -> float:
         """Mean training loss over steps, if it is shown, which is NOT private; else NaN."""
         return self._sum_of_losses / self._num_losses if self._num_losses else math.nan

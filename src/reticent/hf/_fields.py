@@ -156,17 +156,28 @@ _OPTIMIZERS: Final = (
 )
 
 
-def check_arguments(args: TrainingArguments, uses: Mapping[str, Use] = FIELDS) -> None:
+def usual_of(args: TrainingArguments) -> TrainingArguments:
+    """Every field at its default, in the same place and on the same device.
+
+    Making one resets what `Trainer` sets up in the process, so a trainer makes it before it does that.
+    """
+    return TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu)
+
+
+def check_arguments(
+    args: TrainingArguments, uses: Mapping[str, Use] = FIELDS, *, usual: TrainingArguments | None = None
+) -> None:
     """Refuse what a private run would ignore or could not do, all of it at once.
 
     Args:
         args: of a trainer.
         uses: what becomes of each field; those of subclasses may be named beside `FIELDS`.
+        usual: what `usual_of` made of them; by default it is made here.
 
     Raises:
         ConfigError[trainer-argument]: lists every field that is refused, with the reason.
     """
-    problems = refused_fields(args, uses, unknown=True) + _bad_values(args)
+    problems = refused_fields(args, uses, unknown=True, usual=usual) + _bad_values(args)
     if problems and type(args).__name__ == "SFTConfig" and uses is FIELDS:
         problems.append("an SFTConfig goes with reticent.hf.PrivateSFTTrainer")
     if problems:
@@ -176,15 +187,22 @@ def check_arguments(args: TrainingArguments, uses: Mapping[str, Use] = FIELDS) -
         )
 
 
-def refused_fields(args: TrainingArguments, uses: Mapping[str, Use], *, unknown: bool = False) -> list[str]:
+def refused_fields(
+    args: TrainingArguments,
+    uses: Mapping[str, Use],
+    *,
+    unknown: bool = False,
+    usual: TrainingArguments | None = None,
+) -> list[str]:
     """Fields that are refused and not at their defaults, each with the reason.
 
     Args:
         args: of a trainer.
         uses: what becomes of each field.
         unknown: whether fields that `uses` does not have are refused too.
+        usual: as in `check_arguments`.
     """
-    usual = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu)
+    usual = usual or usual_of(args)
     known = {field.name for field in fields(TrainingArguments)}
     problems = []
     for field in fields(args):
@@ -202,9 +220,11 @@ def refused_fields(args: TrainingArguments, uses: Mapping[str, Use], *, unknown:
     return problems
 
 
-def chosen(args: TrainingArguments, uses: Mapping[str, Use] = FIELDS) -> dict[str, Any]:
+def chosen(
+    args: TrainingArguments, uses: Mapping[str, Use] = FIELDS, *, usual: TrainingArguments | None = None
+) -> dict[str, Any]:
     """Supported fields that are not at their defaults, as JSON: what a run's description keeps."""
-    usual = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu)
+    usual = usual or usual_of(args)
     defaults = {field.name: field.default for field in fields(args)}
     found = {}
     for name, use in uses.items():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from reticent.errors import ConfigError
 
 Rows = Mapping[str, Tensor]
-_IGNORED: Final = -100
+IGNORED: Final = -100
 _KINDS: Final = {
     "ForCausalLM": "next word",
     "GPT2LMHeadModel": "next word",
@@ -51,14 +51,14 @@ def per_example_loss(model: nn.Module, *, label_smoothing: float = 0.0) -> Calla
     kind = kind_of(model)
     if label_smoothing and kind not in ("next word", "tokens", "target words", "class"):
         raise ConfigError(
-            f"label_smoothing_factor is not defined for {type(_base(model)).__name__}: leave it out.",
+            f"label_smoothing_factor is not defined for {type(base_of(model)).__name__}: leave it out.",
             code="trainer-loss",
         )
 
     def loss(model: nn.Module, rows: Rows) -> Float[Tensor, " B"]:
         given = {name: rows[name] for name in rows if name not in _LABELS[kind]}
         if kind == "target words" and "decoder_input_ids" not in given:
-            shift = _base(model).prepare_decoder_input_ids_from_labels
+            shift = base_of(model).prepare_decoder_input_ids_from_labels
             given["decoder_input_ids"] = shift(labels=_labels(rows, "labels"))
         out = model(**given)
         if kind == "span":
@@ -70,7 +70,7 @@ def per_example_loss(model: nn.Module, *, label_smoothing: float = 0.0) -> Calla
         if kind == "choice":
             return F.cross_entropy(out.logits, labels, reduction="none")
         if kind == "class":
-            return _class_loss(out.logits, labels, _base(model).config, label_smoothing)
+            return _class_loss(out.logits, labels, base_of(model).config, label_smoothing)
         logits = out.logits
         if kind == "next word":
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -90,8 +90,8 @@ def kind_of(model: nn.Module) -> str:
     Raises:
         ConfigError[trainer-loss]: its name says nothing known.
     """
-    name = type(_base(model)).__name__
-    decoder_only = not getattr(_base(model).config, "is_encoder_decoder", False)
+    name = type(base_of(model)).__name__
+    decoder_only = not getattr(base_of(model).config, "is_encoder_decoder", False)
     for ending, kind in _KINDS.items():
         if name.endswith(ending) and not (kind == "target words" and decoder_only):
             return kind
@@ -102,7 +102,8 @@ def kind_of(model: nn.Module) -> str:
     )
 
 
-def _base(model: nn.Module) -> Any:
+def base_of(model: nn.Module) -> Any:
+    """The model itself, under a wrapper of peft."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
 
 
@@ -124,10 +125,10 @@ def _token_mean(
         _at_least_float32(logits_BTV).mT,
         labels_BT,
         reduction="none",
-        ignore_index=_IGNORED,
+        ignore_index=IGNORED,
         label_smoothing=smoothing,
     )
-    return each_BT.sum(1) / (labels_BT != _IGNORED).sum(1).clamp_min(1)
+    return each_BT.sum(1) / (labels_BT != IGNORED).sum(1).clamp_min(1)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
@@ -137,21 +138,23 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 def _span(logits_BT: Tensor, rows: Rows, name: str) -> Float[Tensor, " B"]:
     """Cross-entropy over positions; a position outside the row counts as zero, as in transformers."""
     positions_B = _labels(rows, name).view(-1).clamp(0, logits_BT.shape[1])
-    kept_B = torch.where(positions_B < logits_BT.shape[1], positions_B, _IGNORED)
-    return F.cross_entropy(logits_BT, kept_B, reduction="none", ignore_index=_IGNORED)
+    kept_B = torch.where(positions_B < logits_BT.shape[1], positions_B, IGNORED)
+    return F.cross_entropy(logits_BT, kept_B, reduction="none", ignore_index=IGNORED)
+
+
+def problem_of(config: Any, labels: Tensor, num_classes: int) -> str:
+    """What a classifier's labels are: as its settings say, or else as transformers guesses."""
+    problem = getattr(config, "problem_type", None)
+    if problem is not None:
+        return problem
+    if num_classes == 1:
+        return "regression"
+    whole = labels.dtype in (torch.int32, torch.int64)
+    return "single_label_classification" if whole else "multi_label_classification"
 
 
 def _class_loss(logits_BK: Tensor, labels: Tensor, config: Any, smoothing: float) -> Float[Tensor, " B"]:
-    problem = getattr(config, "problem_type", None)
-    if problem is None:
-        whole = labels.dtype in (torch.int32, torch.int64)
-        problem = (
-            "regression"
-            if logits_BK.shape[1] == 1
-            else "single_label_classification"
-            if whole
-            else "multi_label_classification"
-        )
+    problem = problem_of(config, labels, logits_BK.shape[1])
     if smoothing and problem != "single_label_classification":
         raise ConfigError(
             f"label_smoothing_factor is not defined for {problem}: leave it out.", code="trainer-loss"

@@ -34,6 +34,9 @@ class PrivacyArguments:
         show_loss: log the training loss, which is NOT private.
         show_norms: write down gradient norms, which are NOT private either.
         noise_seed: fixes noise and sampling, for tests and research: the run is then NOT private.
+        other_data: says that no one whose rows are to be trained on had rows in the data of the earlier
+            runs that trained the model. Without it, a model that is known to come from a run is refused,
+            since what that run spent would be in no ledger of the new one. `run.json` notes it.
 
     Raises:
         ConfigError[trainer-privacy]: no noise follows from these, or one of them would be ignored.
@@ -52,6 +55,7 @@ class PrivacyArguments:
     show_loss: bool = False
     show_norms: bool = False
     noise_seed: int | None = None
+    other_data: bool = False
 
     def __post_init__(self) -> None:
         problems = []

@@ -7,8 +7,9 @@ it draws one after the other: there, one row changes others, and its influence h
 """
 
 import copy
+import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from reticent.errors import ConfigError, DataError
 from reticent.train import mix_seed
 
 _MULTIPLE: Final = "pad_to_multiple_of"
+_NUM_NAMED: Final = 3
 
 
 class CollatedRows:
@@ -30,6 +32,7 @@ class CollatedRows:
         collate: turns a list of one item into tensors by name, of one row each.
         seed: public seed of what `collate` draws (torch, numpy, random). The n-th time that row i is
             fetched it draws from (seed, i, n), whatever is drawn for other rows.
+        problem: what is wrong with a collated row, in words that tell nothing of it; None: nothing is.
 
     Guarantee:
         What `fetch` returns for a row is a function of the row, its index, how often it was fetched, and
@@ -38,8 +41,15 @@ class CollatedRows:
 
     unit: Final = "example"
 
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], *, seed: int) -> None:
-        self._dataset, self._collate, self._seed = dataset, collate, seed
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list[Any]], Any],
+        *,
+        seed: int,
+        problem: Callable[[Mapping[str, Tensor]], str | None] = lambda row: None,
+    ) -> None:
+        self._dataset, self._collate, self._seed, self._problem = dataset, collate, seed, problem
         self._fetched: dict[int, int] = {}
         self._shapes: dict[str, tuple[torch.Size, torch.dtype]] | None = None
 
@@ -60,15 +70,34 @@ class CollatedRows:
         rows = [self._row(int(i)) for i in indices]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def check(self) -> None:
+    def check(self) -> bytes:
         """Collate every row once, so that no row stops the run in the middle of it.
 
+        Returns:
+            A digest of all of them, in their order. It is private.
+
         Raises:
-            DataError[trainer-rows]: as `fetch`.
+            DataError[trainer-rows]: as `fetch`; or there is a `problem` with rows, of which it says how many
+                they are and the numbers of the first.
         """
+        found: dict[str, list[int]] = {}
+        digest = hashlib.sha256()
         for index in range(len(self)):
-            self._row(index)
+            row = self._row(index)
+            wrong = self._problem(row)
+            if wrong is not None:
+                found.setdefault(wrong, []).append(index)
+            for name in sorted(row):
+                digest.update(row[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         self._fetched.clear()
+        if found:
+            raise DataError(
+                "Rows of train_dataset would stop the run in the middle: "
+                + "; ".join(f"{_numbers(rows)} {wrong}" for wrong, rows in found.items())
+                + ".",
+                code="trainer-rows",
+            )
+        return digest.digest()
 
     def _row(self, index: int) -> dict[str, Tensor]:
         times = self._fetched[index] = self._fetched.get(index, -1) + 1
@@ -131,6 +160,11 @@ def fixed_length(collator: Any, max_length: int | None) -> Any:
     padding = copy.copy(collator)
     setattr(padding, _MULTIPLE, max_length)
     return padding
+
+
+def _numbers(rows: list[int]) -> str:
+    first = ", ".join(map(str, rows[:_NUM_NAMED])) + (", ..." if len(rows) > _NUM_NAMED else "")
+    return f"{len(rows)} of them (number {first})"
 
 
 @contextmanager

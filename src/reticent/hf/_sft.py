@@ -15,7 +15,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar, Final
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from reticent.errors import ConfigError, DataError
 
@@ -158,6 +158,12 @@ class PrivateSFTTrainer(PrivateTrainer):
         )
         self._private_rows.append(train_dataset)  # as they were given, beside what was made of them
 
+    def _refuse_unused(self) -> None:
+        problems = _bad_fields(self.args, self.privacy, usual=self._usual)
+        if problems:
+            raise ConfigError("PrivateSFTTrainer: " + "; ".join(problems) + ".", code="trainer-argument")
+        super()._refuse_unused()
+
 
 def prepared(
     dataset: Any,
@@ -266,9 +272,9 @@ def _cut(row: dict[str, Any], keep: tuple[int | None, int | None]) -> dict[str, 
     return {name: row[name][slice(*keep)] for name in ("input_ids", "labels")}
 
 
-def _bad_fields(args: Any, privacy: PrivacyArguments) -> list[str]:
+def _bad_fields(args: Any, privacy: PrivacyArguments, *, usual: TrainingArguments | None = None) -> list[str]:
     """Fields of TRL's own that are refused, and values that supported ones may not have."""
-    problems = refused_fields(args, SFT_FIELDS)
+    problems = refused_fields(args, SFT_FIELDS, usual=usual)
     if args.max_length is None:
         problems.append(f"max_length = None: {SFT_FIELDS['max_length'].why}")
     if args.loss_type != "nll":

@@ -29,20 +29,30 @@ from reticent.train import (
 )
 
 from ._companion import TrainerCompanion, refuse_unheard, spent, steps_of
-from ._fields import FIELDS, Use, check_arguments, chosen
+from ._fields import FIELDS, Use, check_arguments, chosen, usual_of
+from ._going_on import check_same_run, goes_on, noted
+from ._limits import row_check
 from ._losses import per_example_loss
+from ._origin import refuse_earlier_run, remember, versions, was_spent
 from ._privacy import PrivacyArguments
 from ._rows import CollatedRows, fixed_length
 
-# Methods of `Trainer` that training would call, and private training does not.
-_NOT_CALLED: Final = (
-    "_inner_training_loop",
-    "_maybe_log_save_evaluate",
-    "compute_loss",
-    "create_scheduler",
-    "get_batch_samples",
-    "get_train_dataloader",
-    "training_step",
+# Methods of `Trainer` (transformers 5.23) that training would call, and private training does not.
+NOT_CALLED: Final = frozenset(
+    """
+    _clip_grad_norm _defer_fsdp_gradient_reduction _evaluate _finalize_training _get_grad_norm
+    _get_learning_rate _get_num_items_in_batch _get_output_dir _get_train_sampler _has_mixed_mesh_grads
+    _hp_search_setup _init_training_state _inner_training_loop _issue_warnings_after_load _load_best_model
+    _load_callback_state _load_from_checkpoint _load_optimizer_and_scheduler _load_rng_state _load_scaler
+    _maybe_log_save_evaluate _mixed_mesh_grad_norm _prepare_context_parallel_inputs _prepare_for_training
+    _prepare_input _prepare_inputs _push_from_checkpoint _remove_unused_columns _report_to_hp_search
+    _run_epoch _save_checkpoint _save_optimizer_and_scheduler _save_rng_state _save_scaler
+    _sync_replicated_trainable_parameters _track_num_input_tokens _tune_save_checkpoint
+    _update_auto_batch_size autocast_smart_context_manager call_model_init compute_loss
+    compute_loss_context_manager create_optimizer_and_scheduler create_scheduler floating_point_ops
+    get_batch_samples get_cp_size get_sp_size get_total_train_batch_size get_tp_size
+    get_train_dataloader set_initial_training_values store_flos training_step
+    """.split()
 )
 
 
@@ -117,11 +127,9 @@ class PrivateTrainer(Trainer):
                 "for a private run.",
                 code="trainer-argument",
             )
-        check_arguments(args, self._uses)
-        self._chosen = chosen(
-            args, self._uses
-        )  # now: making TrainingArguments resets what `Trainer` sets up below
-        _refuse_overridden(type(self))
+        self._usual = usual_of(args)  # now: it resets what `Trainer` sets up below
+        check_arguments(args, self._uses, usual=self._usual)
+        _refuse_overridden(self)
         self._private_rows: list[Any] = [train_dataset]  # whatever `train_dataset` has been
         refuse_private_scores(self._private_rows, eval_dataset)
         if model_init is not None or compute_loss_func is not None:
@@ -154,7 +162,6 @@ class PrivateTrainer(Trainer):
         fixed_length(self.data_collator, privacy.max_length)
         self.privacy: Final = privacy
         self.private_result: TrainResult | None = None
-        self._began_in: Path | None = None
         self._loss_per_example = loss_per_example
 
     def train(
@@ -175,10 +182,13 @@ class PrivateTrainer(Trainer):
 
         Raises:
             ConfigError[out-exists]: `output_dir` holds something, and this is no resume.
-            ConfigError[trainer-resume]: the run there has another plan, or this trainer's model was trained
-                by a run that this one does not go on with, and whose cost would be in no ledger of this one.
+            ConfigError[trainer-argument]: what is refused when a trainer is made was set or put in since.
+            ConfigError[trainer-resume]: the run there has another plan or other settings, or the model was
+                trained by a run that this one does not go on with, and whose cost would be in no ledger of
+                this one.
             ConfigError[trainer-rows]: `eval_dataset` now holds the private rows.
-            DataError[trainer-rows]: rows are of different lengths.
+            DataError[trainer-rows]: rows are of different lengths, or longer than `max_length`, or hold
+                tokens or labels that the model does not have.
             DataError[data-column]: rows have no `user_column`.
             ReticentError: as `reticent.train`, before anything is spent.
         """
@@ -187,20 +197,16 @@ class PrivateTrainer(Trainer):
                 "A trial reads the private data again, and its cost is in no ledger: use `reticent sweep`.",
                 code="trainer-argument",
             )
+        self._refuse_unused()
         folder = Path(self.args.output_dir or "")
-        going_on = _goes_on(resume_from_checkpoint, folder)
-        going_on_there = folder.resolve() if going_on else None
-        if self._began_in not in (None, going_on_there):  # also where that run's folder is empty again
-            raise ConfigError(
-                f"The model of this trainer was trained by the run in '{self._began_in}'. What that run "
-                f"spent would be in no ledger of another run in '{folder}': begin with a new PrivateTrainer "
-                "and public weights.",
-                code="trainer-resume",
-            )
+        going_on = goes_on(resume_from_checkpoint, folder)
         self._private_rows.append(self.train_dataset)
         refuse_private_scores(self._private_rows, self.eval_dataset)
         self._ignored_for_eval = ignore_keys_for_eval
-        dataset, loss = self._rows_and_loss()
+        dataset, loss, rows = self._rows_and_loss()
+        refuse_earlier_run(
+            self._trained, folder, going_on=going_on, rows=rows, other_data=self.privacy.other_data
+        )
         num_steps, each = steps_of(self.args, len(dataset))
         plan = self.privacy.plan(
             num_units=len(dataset),
@@ -209,20 +215,24 @@ class PrivateTrainer(Trainer):
             ),
             num_steps=num_steps,
         )
+        about = chosen(self.args, self._uses, usual=self._usual)
+        if going_on:
+            check_same_run(folder, read_run(folder), plan, args=self.args, chosen=about, privacy=self.privacy)
         self._prepare(plan, each)
         self.private_result = None  # an earlier call's says less than is spent from here on
         companion = TrainerCompanion(self, folder, num_steps=num_steps, steps_per_epoch=each)
         self.is_in_train = True
+        before = versions(self._trained)
         try:
             self.private_result = (
-                self._resume(folder, plan, dataset, loss, companion)
+                self._resume(folder, dataset, loss, companion)
                 if going_on
-                else self._begin(folder, plan, dataset, loss, companion)
+                else self._begin(folder, plan, about, dataset, loss, companion)
             )
         finally:
             self.is_in_train = False
-            if (folder / "ledger.jsonl").exists():
-                self._began_in = folder.resolve()
+            if (companion.began or versions(self._trained) != before) and was_spent(folder):
+                remember(self._trained, folder, rows=rows)
         result = self.private_result
         self.state.global_step = result.num_steps
         write_report(folder)
@@ -306,7 +316,14 @@ class PrivateTrainer(Trainer):
         """The optimizer, likewise."""
         return self.optimizer
 
-    def _rows_and_loss(self) -> tuple[Any, Callable[[nn.Module, Any], Tensor]]:
+    def _refuse_unused(self) -> None:
+        """Refuse what would be ignored, as when the trainer was made: it may have been set since."""
+        check_arguments(self.args, self._uses, usual=self._usual)
+        _refuse_overridden(self)
+        refuse_unheard(self.callback_handler.callbacks)
+
+    def _rows_and_loss(self) -> tuple[Any, Callable[[nn.Module, Any], Tensor], bytes]:
+        """Rows or users, their loss, and a digest of the rows."""
         data: Any = self.train_dataset
         privacy = self.privacy
         if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
@@ -316,9 +333,13 @@ class PrivateTrainer(Trainer):
             )
         users = None if privacy.user_column is None else users_of(data, privacy.user_column)
         collate = fixed_length(self.data_collator, privacy.max_length)
+        own_loss = self._loss_per_example is not None
+        problem = row_check(
+            self._trained, self.data_collator, max_length=privacy.max_length, own_loss=own_loss
+        )
         collate = self._get_collator_with_removed_columns(collate, description="training")
-        rows = CollatedRows(data, collate, seed=self.args.seed)
-        rows.check()
+        rows = CollatedRows(data, collate, seed=self.args.seed, problem=problem)
+        digest = rows.check()
         loss = self._loss_per_example
         if loss is None:
             loss = per_example_loss(self._trained, label_smoothing=self.args.label_smoothing_factor)
@@ -329,8 +350,8 @@ class PrivateTrainer(Trainer):
         if self.args.bf16:
             loss = _in_half(loss)
         if users is None or privacy.rows_per_user is None:
-            return rows, loss
-        return UserRows(rows, users, max_rows=privacy.rows_per_user), over_users(loss)
+            return rows, loss, digest
+        return UserRows(rows, users, max_rows=privacy.rows_per_user), over_users(loss), digest
 
     def _prepare(self, plan: Plan, steps_per_epoch: int) -> None:
         """Optimizer, checkpointing of activations and a new state, as `Trainer` makes them."""
@@ -359,9 +380,15 @@ class PrivateTrainer(Trainer):
             setattr(self.callback_handler, name, getattr(self, name))
 
     def _begin(
-        self, folder: Path, plan: Plan, dataset: Any, loss: Any, companion: TrainerCompanion
+        self,
+        folder: Path,
+        plan: Plan,
+        about: Mapping[str, Any],
+        dataset: Any,
+        loss: Any,
+        companion: TrainerCompanion,
     ) -> TrainResult:
-        about = {"model": type(self.model).__name__, **self._chosen}
+        config = {"model": type(self.model).__name__, **about, **noted(self.privacy)}
         return train(
             self._trained,
             self._stepped,
@@ -377,20 +404,11 @@ class PrivateTrainer(Trainer):
             ),
             physical_batch_size=self.args.per_device_train_batch_size,
             noise_seed=self.privacy.noise_seed,
-            description=RunDescription(config=about, data={"name": "train_dataset of a Trainer"}),
+            description=RunDescription(config=config, data={"name": "train_dataset of a Trainer"}),
             companion=companion,
         )
 
-    def _resume(
-        self, folder: Path, plan: Plan, dataset: Any, loss: Any, companion: TrainerCompanion
-    ) -> TrainResult:
-        if read_run(folder)["plan"] != plan.describe():
-            raise ConfigError(
-                f"The run in '{folder}' has another plan than these arguments and this train_dataset "
-                f"give: go on "
-                "with the same ones (batch sizes, steps, epsilon, rows).",
-                code="trainer-resume",
-            )
+    def _resume(self, folder: Path, dataset: Any, loss: Any, companion: TrainerCompanion) -> TrainResult:
         return resume(
             self._trained,
             self._stepped,
@@ -453,33 +471,16 @@ def users_of(dataset: Any, column: str) -> list[Any]:
     return found
 
 
-def _refuse_overridden(kind: type[Trainer]) -> None:
-    for name in _NOT_CALLED:
-        if getattr(kind, name, None) is not getattr(Trainer, name, None):
+def _refuse_overridden(trainer: Trainer) -> None:
+    kind = type(trainer)
+    for name in sorted(NOT_CALLED):
+        if name in vars(trainer) or getattr(kind, name, None) is not getattr(Trainer, name, None):
             raise ConfigError(
                 f"{kind.__name__}.{name} is never called by private training. A loss of your own goes in as "
-                "PrivateTrainer(loss_per_example=...), what happens around steps into callbacks.",
+                "PrivateTrainer(loss_per_example=...), what is done with a row into the data set or the "
+                "collator, what happens around steps into callbacks.",
                 code="trainer-argument",
             )
-
-
-def _goes_on(resume_from_checkpoint: str | bool | None, folder: Path) -> bool:
-    if not resume_from_checkpoint:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ConfigError(
-                f"'{folder}' is not empty, and a private run never writes over another. Choose another "
-                f"output_dir, "
-                "or go on with the run: train(resume_from_checkpoint=True).",
-                code="out-exists",
-            )
-        return False
-    if resume_from_checkpoint is not True and Path(resume_from_checkpoint).resolve() != folder.resolve():
-        raise ConfigError(
-            f"resume_from_checkpoint must be True, or output_dir ('{folder}'): a run goes on where its "
-            f"ledger is.",
-            code="trainer-resume",
-        )
-    return True
 
 
 def _settings(given: Any) -> dict[str, Any]:
