@@ -88,7 +88,8 @@ class CollatedRows:
             if wrong is not None:
                 found.setdefault(wrong, []).append(index)
             for name in sorted(row):
-                digest.update(row[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                raw = row[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(raw.numpy().data)
         self._fetched.clear()
         if found:
             raise DataError(
