@@ -17,10 +17,11 @@ def make(tmp_path, monkeypatch):
     """Makes the folder of a run; returns its weights. `origin` is left out by older versions."""
     monkeypatch.chdir(tmp_path)
 
-    def made(name, *, data, place=None, origin=None, **config):
+    def made(name, *, data, place=None, origin=None, recipe="some recipe", **config):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         about = {
+            "recipe": recipe,
             "data": {"name": data},
             "config": {**config, "data": place},
             **({} if origin is None else {"origin": origin}),
@@ -112,6 +113,14 @@ def test_older_runs_that_do_not_say_enough_are_refused(tmp_path, make, monkeypat
     (tmp_path / "others").mkdir()
     accepted(old, "folder", tmp_path / "others")
     accepted(old, "cifar10")
+
+
+def test_runs_whose_rows_were_handed_over_in_python_are_refused(tmp_path, make):
+    """They say nothing of their rows: also by way of another run, which noted as much."""
+    weights = make("trainer", data="train_dataset of a Trainer", recipe=None)
+    refused(weights, "cifar10", match="may have been .* was given its rows in Python")
+    origin = json.loads(json.dumps(origin_of(weights, about={"name": "cifar100"}, data=None)))
+    refused(make("between", data="cifar100", origin=origin), "cifar10", match="was given its rows in Python")
 
 
 def noted(make, name, place):

@@ -35,6 +35,13 @@ def test_settings_that_only_go_together_stay_together_without_privacy(tmp_path):
     assert asked.plain_settings() == [{"epsilon": math.inf, **own, "num_steps": 4}]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_left_out_without_privacy_does_not_depend_on_the_order(order):
+    shared = ["max_norm=1", "twin=true", "twin_lr=0.1", "num_steps=3"][::order]
+    asked = read_sweep("digits", shared, ["epsilon=1,3"])
+    assert asked.plain_settings() == [{"epsilon": math.inf, "num_steps": 3}]
+
+
 def test_a_recipe_that_needs_a_file_is_swept(tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_text("a,label\n1,no\n2,yes\n")

@@ -233,9 +233,12 @@ def both_splits(
 
 
 def file_key(path: Path) -> Hashable:
-    """What all names of a file have in common, links of both kinds; of no two files at once."""
+    """What all names of a file have in common, links of both kinds; of no two files at once.
+
+    File numbers are asked for only where a file has several names: some file systems give one to many files.
+    """
     found = path.stat()
-    return (found.st_dev, found.st_ino) if found.st_ino else path.resolve()
+    return (found.st_dev, found.st_ino) if found.st_ino and found.st_nlink > 1 else path.resolve()
 
 
 def _refuse_repeated(split: str, files: Sequence[tuple[Path, Label]]) -> None:

@@ -93,14 +93,13 @@ def check_same_run(
         "show_loss": privacy.show_loss,
         "show_norms": privacy.show_norms,
         "noise_seed": privacy.noise_seed,
-        "physical_batch_size": args.per_device_train_batch_size,
     }
     pairs = [(name, settings.get(name), value) for name, value in now.items()]
     mine = noted(privacy)
     pairs += [(name, config.get(name), mine.get(name)) for name in ("user_column", "rows_per_user")]
     pairs += [("other_data", config.get("other_data", False), privacy.other_data)]
     pairs += [(name, config.get(name), chosen.get(name)) for name in _OF_THE_OPTIMIZER]
-    wrong = [f"{_SAID_AS.get(name, name)} = {_said(began)}, now {_said(value)}"
+    wrong = [f"{name} = {_said(began)}, now {_said(value)}"
              for name, began, value in pairs if began != value]  # fmt: skip
     if wrong:
         raise ConfigError(
@@ -108,9 +107,6 @@ def check_same_run(
             "began: give it the same ones, or begin a new run in another output_dir, with public weights.",
             code="trainer-resume",
         )
-
-
-_SAID_AS: Final = {"physical_batch_size": "per_device_train_batch_size"}
 
 
 def _said(value: Any) -> str:

@@ -415,6 +415,7 @@ class PrivateTrainer(Trainer):
             dataset=dataset,
             loss_per_example=loss,
             out=folder,
+            physical_batch_size=self.args.per_device_train_batch_size,
             companion=companion,
         )
 
@@ -476,9 +477,9 @@ def _refuse_overridden(trainer: Trainer) -> None:
     for name in sorted(NOT_CALLED):
         if name in vars(trainer) or getattr(kind, name, None) is not getattr(Trainer, name, None):
             raise ConfigError(
-                f"{kind.__name__}.{name} is never called by private training. A loss of your own goes in as "
-                "PrivateTrainer(loss_per_example=...), what is done with a row into the data set or the "
-                "collator, what happens around steps into callbacks.",
+                f"{kind.__name__}.{name} is never called by private training, if by evaluation. A loss "
+                "of your own goes in as PrivateTrainer(loss_per_example=...), what is done with a row into "
+                "the data set or the collator, what happens around steps into callbacks.",
                 code="trainer-argument",
             )
 

@@ -97,13 +97,14 @@ def without_what_would_be_ignored(
     """
     kept = dict(settings)
     wrong, problems = _found(kind, kept)
-    for name in settings:
-        if not problems or name in keep:
-            continue
+    names = [name for name in settings if name not in keep]
+    while names and problems:  # a value that is wrong hides what would be ignored: begin again behind it
+        name = names.pop(0)
         without = {n: value for n, value in kept.items() if n != name}
         still_wrong, left = _found(kind, without)
         if left < problems or (wrong and not still_wrong):
             kept, wrong, problems = without, still_wrong, left
+            names = [n for n in kept if n not in keep]
     return kept
 
 

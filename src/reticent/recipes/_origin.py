@@ -36,6 +36,7 @@ class _Rows:
         ids: [device, file, time of change] of file or folder, which a new name leaves as they are.
         typed: a path as it was typed, from a folder that is not known.
         lost: weights as they were typed that the run began with, and that are not there any more.
+        unnamed: whether its rows were handed over in Python, so that nothing says what they are.
     """
 
     run: str = ""
@@ -44,6 +45,7 @@ class _Rows:
     ids: tuple[tuple[int, ...], ...] = ()
     typed: str | None = None
     lost: str | None = None
+    unnamed: bool = False
 
 
 def refuse_same_data(weights: Path, *, about: Mapping[str, Any], data: str | None) -> None:
@@ -53,7 +55,7 @@ def refuse_same_data(weights: Path, *, about: Mapping[str, Any], data: str | Non
     |---|---|
     | of a run on the same data, by name, path, link or content | refused |
     | of a run that began with such weights, and so on | refused |
-    | of an older version's run that does not say enough to tell | refused |
+    | of a run that does not say enough: an older version's, or given its rows in Python | refused |
     | copied out of a run's folder | not recognised: that they are public is then the operator's word |
 
     Args:
@@ -78,7 +80,7 @@ def refuse_same_data(weights: Path, *, about: Mapping[str, Any], data: str | Non
         if why := _doubt(mine, theirs):
             raise ConfigError(
                 f"The weights in '{weights}' may have been learned by a run on the same data: '{theirs.run}'"
-                f"{through}, of an older version, {why}. Begin with public weights; or, if you know that no "
+                f"{through}, which {why}. Begin with public weights; or, if you know that no "
                 "run on this data had a part in them, copy them to a folder of their own: it is then your "
                 "word.",
                 code="start-from",
@@ -194,6 +196,8 @@ def _listed(place: Path) -> list[tuple[str, int]]:
 
 def _doubt(mine: _Rows, theirs: _Rows) -> str:
     """Why nobody can tell that the data differ; nothing if they do."""
+    if theirs.unnamed:
+        return "was given its rows in Python and does not say what they are"
     if theirs.lost is not None:
         return f"began with weights that are not found, '{theirs.lost}'"
     if theirs.typed is None or mine.path is None:
@@ -261,6 +265,8 @@ def _rows_noted(folder: Path, about: Mapping[str, Any]) -> _Rows:
     data, origin = _dict(about.get("data")), about.get("origin")
     if isinstance(origin, dict):
         return replace(_read({**origin, "name": data.get("name")}, str(folder)), run=str(folder))
+    if about.get("recipe") is None:
+        return _Rows(run=str(folder), unnamed=True)
     typed, name = _dict(about.get("config")).get("data"), data.get("name")
     if not isinstance(typed, str) or not _is_placed(data):
         return _Rows(run=str(folder), name=name)
@@ -275,7 +281,8 @@ def _read(noted: Any, run: str) -> _Rows:
         ids = tuple(tuple(map(int, one)) for one in noted.get("ids", ()))
         texts = {n: noted.get(n) for n in ("run", "name", "path", "typed", "lost")}
         if all(text is None or isinstance(text, str) for text in texts.values()):
-            return _Rows(**{**texts, "run": texts["run"] or run}, ids=ids)
+            unnamed = noted.get("unnamed", False) is not False
+            return _Rows(**{**texts, "run": texts["run"] or run}, ids=ids, unnamed=unnamed)
     except (AttributeError, TypeError, ValueError):
         pass
     return _Rows(run=run, lost="?")

@@ -174,6 +174,15 @@ class TrainingRecipe(Recipe):
         """
         return {}
 
+    def check(self, config: Any) -> None:
+        """Refuse settings that only the network shows to be ignored: of a plan, and before a run reads data.
+
+        Not asked where a run goes on or is read again: what an older version let pass stays usable.
+
+        Raises:
+            ConfigError[config]: as said.
+        """
+
     def finish(
         self, config: Any, model: nn.Module, folder: Path, *, console: Console | None
     ) -> dict[str, Any]:
@@ -185,6 +194,7 @@ class TrainingRecipe(Recipe):
         return {}
 
     def describe(self, asked: Request) -> dict[str, Any]:
+        self.check(asked.config)
         plan = plan_of(asked)
         epsilon = math.inf if asked.config.noise_seed is not None else plan.epsilon().epsilon
         return {
@@ -207,6 +217,7 @@ class TrainingRecipe(Recipe):
 
     def run(self, asked: Request, *, out: Path, console: Console | None, data: Any = None) -> dict[str, Any]:
         check_tracking(asked_of(asked)[1].log)
+        self.check(asked.config)
         with ranks_of(asked_of(asked)[1]) as ranks:
             out = Path(ranks.tell(str(out)))  # a name of the time may be another on each rank
             ranks.first(lambda: new_folder(out))

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -211,7 +211,8 @@ class FitResult:
         updates: updates that the weights hold.
         seconds: time spent in steps, without evaluation and checkpoints.
         scores: "last" and, if on, "ema" and "polyak" -> name -> mean score on the public test data.
-        kept: alike, name -> what `Evaluation.kept` asks for of every public test row.
+        kept: alike, name -> what `Evaluation.kept` asks for of every public test row; of the weights that are
+            reported only, on the leader.
     """
 
     updates: int
@@ -392,18 +393,20 @@ def _measure(
     """Evaluate the last and the averaged weights, once a step, and write the metrics down."""
     if state.measured[0] == stepper.num_steps:
         return state.measured[1]
+    state.measured = (-1, {})  # what was kept of every row goes before there is more of it
+    reported = "ema" if "ema" in state.averages else "last"
 
-    def evaluated() -> Measured:
+    def evaluated(weights: str) -> Measured:
         found = evaluate(stepper.model, evaluation, halve=not stepper.ranks.shards)
         stepper.ranks.settle(
             stepper.model
         )  # else names lead to gathered parameters, which averages do not fit
-        return found
+        return found if weights == reported and stepper.ranks.leads else replace(found, kept={})
 
-    found = {"last": evaluated()}
+    found = {"last": evaluated("last")}
     for name, average in state.averages.items():
         with averaged(stepper.model, average):
-            found[name] = evaluated()
+            found[name] = evaluated(name)
     trusts = stepper.optimizer.trust_ratios(stepper.model) if isinstance(stepper.optimizer, Lamb) else None
     for weights, measured in found.items() if stepper.ranks.leads else ():
         line = {"step": stepper.num_steps, "split": "test", "weights": weights, **measured.means}
@@ -486,7 +489,7 @@ def _restore(stepper: Stepper, state: _State, checkpoint: Checkpoint) -> None:
         checkpoint = filled(checkpoint, stepper.model, stepper.optimizer, state.averages)
         stepper.model.load_state_dict(dict(checkpoint.model))
         stepper.optimizer.load_state_dict(dict(checkpoint.optimizer))
-    except (RuntimeError, ValueError, KeyError) as e:
+    except (RuntimeError, ValueError, KeyError, IndexError) as e:
         raise CheckpointError(
             f"The checkpoint at step {checkpoint.step} does not fit this model and optimizer. Resume with "
             "the ones the run began with.",

@@ -64,7 +64,7 @@ class TrainResult:
             on how many rows were.
         weights: which weights the scores to report belong to, "ema" if there is such an average.
         scores: "last" and, if on, "ema" and "polyak" -> name -> mean score on the public test data.
-        kept: alike, what `Evaluation.kept` asks for of every public test row; in no file.
+        kept: alike, what `Evaluation.kept` asks for of every public test row; of `weights`, and in no file.
     """
 
     run: Path
@@ -254,6 +254,7 @@ def resume(
     evaluation: Evaluation | None = None,
     transform: Transform | None = None,
     check_batch: Any = None,
+    physical_batch_size: int | None = None,
     console: Console | None = None,
     ranks: Ranks = ALONE,
     companion: Companion | None = None,
@@ -262,7 +263,8 @@ def resume(
 
     Plan and settings come from `run.json`, weights and optimizer state from the newest whole
     checkpoint. Give the model, optimizer, data set and functions that the run began with. The number of ranks
-    may be another one; each of them reads the folder, which the leader writes.
+    may be another one; each of them reads the folder, which the leader writes. So may `physical_batch_size`,
+    for a run that was stopped because memory ran out; None: as it began.
 
     Guarantee:
         The ledger is never shortened: steps after the checkpoint are lost and stay spent, and the run
@@ -278,7 +280,9 @@ def resume(
     with together(ranks):
         about = read_run(folder)
         plan = Plan.from_dict(about["plan"])
-        physical_batch_size, noise_seed, settings = _settings(about)
+        began_with, noise_seed, settings = _settings(about)
+        at_once = began_with if physical_batch_size is None else physical_batch_size
+        check_physical_batch_size(at_once)
         check_tracking(settings.log)
         checkpoint = load_checkpoint(folder, say=lambda text: _say(console, text))
 
@@ -304,7 +308,7 @@ def resume(
             optimizer,
             plan=plan,
             ledger=ledger,
-            physical_batch_size=physical_batch_size,
+            physical_batch_size=at_once,
             noise=_noise(noise_seed, start=start, ranks=ranks),
             seed=settings.seed,
             transform=transform,

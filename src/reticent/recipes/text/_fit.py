@@ -160,6 +160,8 @@ def read_lacking(
 def check_row(model: nn.Module, name: str, *, max_length: int, answers: Callable[[nn.Module], Any]) -> None:
     """Refuse a model that cannot read a made-up row of full length: found out before anything is spent.
 
+    A model without numbers, of which only shapes are asked, is not tried.
+
     Args:
         model: as it will be trained.
         name: a known name or a folder.
@@ -169,6 +171,8 @@ def check_row(model: nn.Module, name: str, *, max_length: int, answers: Callable
     Raises:
         ConfigError[text-model]: it fails, e.g. for want of positions or of token types.
     """
+    if any(p.is_meta for p in model.parameters()):
+        return
     try:
         with torch.no_grad(), eval_mode(model):
             answers(model)

@@ -107,8 +107,12 @@ class TextClassifyRecipe(TrainingRecipe):
         return folder_named(config.model)  # which goes before a known name, as `pretrained_folder` has it
 
     def unloaded(self, config: TextClassifyConfig) -> TextClassifyConfig:
-        """Of the model's folder only configuration and tokenizer are read."""
-        if config.objective == "prompt":  # settings of generation come with the weights, and are kept
+        """Without the model's weights, where all is trained or no head is new.
+
+        Elsewhere what is trained depends on what the weights lack, and settings of generation come with
+        those of a decoder, and are kept.
+        """
+        if config.objective == "prompt" or not (config.worded or config.adaptation == "full"):
             return config
         return config.model_copy(update={"init": "random"})
 

@@ -35,7 +35,7 @@ from ._foreign import NETWORK, folder_of, keep, scaling_as
 from ._networks import network
 from ._pink import standardiser
 from ._scattering import num_coefficients
-from ._start import start, take_head
+from ._start import mixing_layers, start, take_head
 
 Rows = tuple[Tensor, Tensor]
 
@@ -191,21 +191,33 @@ class VisionRecipe(TrainingRecipe):
     def unloaded(self, config: VisionConfig) -> VisionConfig:
         return config.model_copy(update={"start_from": None, "pretrained": False})
 
-    def build(self, config: VisionConfig) -> nn.Module:
-        def made(*, pretrained: bool) -> nn.Module:
-            return network(
-                config.model,
-                shape=self._input_shape(config),
-                num_classes=self.classes_of(config),
-                standardise=self._standardise(config),
-                pretrained=pretrained,
-                keep_head=not config.reset_head,
-                deviation=self.deviation,
+    def check(self, config: VisionConfig) -> None:
+        if config.batch_norm == "refuse":
+            return
+        with torch.device("meta"):
+            model = self._network(config, pretrained=False)
+        if not mixing_layers(model):
+            raise ConfigError(
+                f"batch_norm = {config.batch_norm} would be ignored: the network has no batch "
+                "normalisation. Leave it out.",
+                code="config",
             )
 
-        model = made(pretrained=config.pretrained)
+    def _network(self, config: VisionConfig, *, pretrained: bool) -> nn.Module:
+        return network(
+            config.model,
+            shape=self._input_shape(config),
+            num_classes=self.classes_of(config),
+            standardise=self._standardise(config),
+            pretrained=pretrained,
+            keep_head=not config.reset_head,
+            deviation=self.deviation,
+        )
+
+    def build(self, config: VisionConfig) -> nn.Module:
+        model = self._network(config, pretrained=config.pretrained)
         if config.pretrained and config.reset_head:  # a library keeps its head where the classes are as many
-            take_head(model, made(pretrained=False))
+            take_head(model, self._network(config, pretrained=False))
         return start(
             model,
             weights=config.start_from,

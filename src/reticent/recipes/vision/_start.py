@@ -19,6 +19,11 @@ from reticent.train import load_tensors
 BatchNorm = Literal["refuse", "group-norm", "freeze"]
 
 
+def mixing_layers(model: nn.Module) -> list[str]:
+    """Names of the layers of batch normalisation, which mix the images of a batch."""
+    return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+
+
 def start(
     model: nn.Module,
     *,
@@ -39,14 +44,13 @@ def start(
     Raises:
         UnsupportedModel[batch-norm]: there are such layers, and nothing was said of them, or one of them
             cannot be replaced.
-        ConfigError[config]: there are none, and something was said of them.
         ConfigError[start-from]: the file cannot be read, or its weights do not fit.
         ConfigError[train-only]: a pattern matches no parameter.
         UnsupportedModel[no-head]: a head is asked for, and there is none.
     """
     patterns = [p.strip() for p in train_only.split(",")]
     head = head_of(model) if reset_head or "head" in patterns else ()
-    mixing = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    mixing = mixing_layers(model)
     if mixing and batch_norm == "refuse":
         raise UnsupportedModel(
             f"Batch normalisation at '{mixing[0]}' and {len(mixing) - 1} more places mixes the images of a "
@@ -54,18 +58,12 @@ def start(
             "statistics that public weights came with.",
             code="batch-norm",
         )
-    if not mixing and batch_norm != "refuse":
-        raise ConfigError(
-            f"batch_norm = {batch_norm} would be ignored: the network has no batch normalisation. "
-            "Leave it out.",
-            code="config",
-        )
     left_out = head if reset_head else ()
     found = None if weights is None else _read(Path(weights), model)
     if found is not None and mixing and any(name.endswith("running_mean") for name in found):
         _load(model, found, left_out, weights)  # before its statistics are gone
         found = None
-    if batch_norm != "refuse":
+    if mixing and batch_norm != "refuse":
         model = fix(model, batch_norm=batch_norm)
     if found is not None:
         _load(model, found, left_out, weights)
