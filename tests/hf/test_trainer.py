@@ -262,23 +262,7 @@ def test_a_loss_of_the_whole_batch_is_refused(tmp_path):
 
 
 def test_callbacks_that_wait_for_gradients_are_refused(tmp_path):
-    def test_a_run_goes_on_with_fewer_rows_at_once(tmp_path, monkeypatch):
-    """As after a stop for want of memory; what a batch is does not change."""
-    trainer_of(tmp_path / "run", callbacks=[Recorder(stop_after=1)]).train()
-    fewer = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
-    again = trainer_of(tmp_path / "run", args=arguments(tmp_path / "run", **fewer))
-    seen, share = [], OpenStep.backward
-
-    def backward(step, loss_per_example, chunk):
-        seen.append(len(chunk["input_ids"]))
-        return share(step, loss_per_example, chunk)
-
-    monkeypatch.setattr(OpenStep, "backward", backward)
-    assert again.train(resume_from_checkpoint=True).global_step == 3
-    assert set(seen) == {1}
-
-
-class Looks(TrainerCallback):
+    class Looks(TrainerCallback):
         def on_optimizer_step(self, args, state, control, **kwargs):
             raise AssertionError
 
