@@ -292,7 +292,7 @@ def test_a_model_that_a_run_on_the_same_data_left_is_refused(tmp_path):
     model = tmp_path / "run" / "model"
     model.mkdir(parents=True)
     for name, refused in (("toy", True), ("another", False)):
-        (tmp_path / "run" / "run.json").write_text(json.dumps({"data": {"name": name}}))
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"recipe": "some", "data": {"name": name}}))
         backbone = dataclasses.replace(a_backbone(), name=str(model))
         if refused:
             with pytest.raises(ConfigError, match="learned by a run on the same data"):
@@ -306,7 +306,7 @@ def test_a_model_that_a_run_on_the_same_data_left_is_refused(tmp_path):
 def test_a_model_of_a_run_on_the_same_data_is_refused_folders_of_images_included(tmp_path, own):
     run, images = tmp_path / "run", tmp_path / "images"
     run.mkdir()
-    about = {"data": {"name": "folder" if own else "toy"}, "config": {"data": str(images)}}
+    about = {"recipe": "some", "data": {"name": "folder" if own else "toy"}, "config": {"data": str(images)}}
     (run / "run.json").write_text(json.dumps(about))
     learned = dataclasses.replace(a_backbone(), name=str(run))
     inputs = dataclasses.replace(INPUTS, folder=images if own else None)
