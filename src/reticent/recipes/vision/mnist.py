@@ -57,7 +57,14 @@ _ON_FEATURES: Final = dict(
 MNIST_SCATTERING: Final = VisionRecipe(
     name="mnist-scattering",
     summary="MNIST: a linear layer on scattering features, no extra data",
-    config=with_defaults(VisionConfig, "MnistScatteringConfig", num_steps=290, lr=8.0, **_ON_FEATURES),
+    config=with_defaults(
+        VisionConfig,
+        "MnistScatteringConfig",
+        num_steps=290,
+        lr=8.0,
+        standardise="pink-noise",
+        **_ON_FEATURES,
+    ),
     dataset="mnist",
     size=60_000,
     shape=_GREY,
