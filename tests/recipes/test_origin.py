@@ -21,6 +21,7 @@ def make(tmp_path, monkeypatch):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         about = {
+            "run_id": "some id",
             "recipe": recipe,
             "data": {"name": data},
             "config": {**config, "data": place},
@@ -121,6 +122,9 @@ def test_runs_whose_rows_were_handed_over_in_python_are_refused(tmp_path, make):
     refused(weights, "cifar10", match="may have been .* was given its rows in Python")
     origin = json.loads(json.dumps(origin_of(weights, about={"name": "cifar100"}, data=None)))
     refused(make("between", data="cifar100", origin=origin), "cifar10", match="was given its rows in Python")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "run.json").write_text('{"learning_rate": 1}')  # another program's
+    accepted(tmp_path / "others" / "weights.safetensors", "cifar10")
 
 
 def noted(make, name, place):

@@ -29,15 +29,14 @@ def goes_on(resume_from_checkpoint: str | bool | None, folder: Path) -> bool:
         if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(
                 f"'{folder}' is not empty, and a private run never writes over another. Choose another "
-                f"output_dir, "
-                "or go on with the run: train(resume_from_checkpoint=True).",
+                "output_dir, or go on with the run: train(resume_from_checkpoint=True).",
                 code="out-exists",
             )
         return False
     if resume_from_checkpoint is not True and Path(resume_from_checkpoint).resolve() != folder.resolve():
         raise ConfigError(
             f"resume_from_checkpoint must be True, or output_dir ('{folder}'): a run goes on where its "
-            f"ledger is.",
+            "ledger is.",
             code="trainer-resume",
         )
     return True

@@ -265,7 +265,7 @@ def _rows_noted(folder: Path, about: Mapping[str, Any]) -> _Rows:
     data, origin = _dict(about.get("data")), about.get("origin")
     if isinstance(origin, dict):
         return replace(_read({**origin, "name": data.get("name")}, str(folder)), run=str(folder))
-    if about.get("recipe") is None:
+    if about.get("recipe") is None and "run_id" in about:  # without, the file is of another program
         return _Rows(run=str(folder), unnamed=True)
     typed, name = _dict(about.get("config")).get("data"), data.get("name")
     if not isinstance(typed, str) or not _is_placed(data):
