@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.nn import functional as F
@@ -24,16 +24,18 @@ from reticent.clip import ClipEngine
 from reticent.recipes.vision._augment import Views, mean_over_views
 from reticent.recipes.vision._networks import network
 
+SETTINGS: Final = ("batch", "side", "rounds", "colour", "hue")
+
 
 def measure(
-    model_name: str, *, batch: int, side: int, views: int, rounds: int, colour: float
+    model_name: str, *, batch: int, side: int, views: int, rounds: int, colour: float, hue: float
 ) -> dict[str, Any]:
     """Medians over rounds for one number of views."""
     torch.manual_seed(0)
     model = network(model_name, shape=(3, side, side), num_classes=10)
     x = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
     y = torch.randint(0, 10, (batch,))
-    transform, generator = Views(multiplicity=views, colour=colour), torch.Generator().manual_seed(0)
+    transform, generator = Views(multiplicity=views, colour=colour, hue=hue), torch.Generator().manual_seed(0)
     losses = mean_over_views(lambda m, rows: F.cross_entropy(m(rows[0]), rows[1], reduction="none"))
     engine = ClipEngine(model, max_norm=1.0)
 
@@ -87,17 +89,17 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--views", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--colour", type=float, default=0.0)
+    parser.add_argument("--hue", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     rows = [
-        measure(args.model, batch=args.batch, side=args.side, views=k, rounds=args.rounds, colour=args.colour)
-        for k in args.views
+        measure(args.model, views=k, **{name: getattr(args, name) for name in SETTINGS}) for k in args.views
     ]
     if args.json:
-        settings = {"model": args.model, "batch": args.batch, "side": args.side, "colour": args.colour}
+        settings = {"model": args.model, **{name: getattr(args, name) for name in SETTINGS}}
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        print(json.dumps({**settings, "rounds": args.rounds, "rows": rows, **machine}))
+        print(json.dumps({**settings, "rows": rows, **machine}))
         return
     print("| views | private / plain | augmentation of a private step |\n|---|---|---|")
     for row in rows:

@@ -65,6 +65,10 @@ CASES: Final = MappingProxyType(
             about="Wide ResNet 16-4 with group normalisation and SiLU, 32 x 32, B 64",
             build=lambda: vision.wide_resnet(depth=16, widen=4, num_examples=64),
         ),
+        "wrn-16-4-views": Case(
+            about="Wide ResNet 16-4, 4 views of each image averaged before clipping, 32 x 32, B 16",
+            build=lambda: vision.with_views(depth=16, widen=4, num_examples=16, num_views=4),
+        ),
         "wrn-28-10": Case(
             about="Wide ResNet 28-10 with group normalisation and SiLU, 32 x 32, B 16",
             build=lambda: vision.wide_resnet(depth=28, widen=10, num_examples=16),
@@ -88,6 +92,10 @@ CASES: Final = MappingProxyType(
         "tiny-cnn": Case(
             about="a convolutional network for tests",
             build=lambda: vision.wide_resnet(depth=10, widen=1, num_examples=4, size=8),
+        ),
+        "tiny-views": Case(
+            about="the same, two views of each image",
+            build=lambda: vision.with_views(depth=10, widen=1, num_examples=4, num_views=2, size=8),
         ),
         "tiny-gpt2": Case(
             about="a decoder for tests",

@@ -22,6 +22,7 @@ from benchmarks.measure import Settings, compare
 
 DEFAULT = "non-private,reticent-flat,reticent-low-memory,reticent-per-layer"
 FIGURES = ("seconds", "memory_mib")
+HEAD = ("date", "commit", "command", "processor", "rounds", "threads", "torch", "versions")
 
 
 def exponent(sizes: Sequence[int], values: Sequence[float | None]) -> float | None:
@@ -52,7 +53,7 @@ def measure(axis: str, sizes: Sequence[int], settings: Settings) -> dict[str, An
             ),
             lambda line, size=size: print(f"{axis} {size}: {line}", file=sys.stderr, flush=True),
         )
-        head = {k: results[k] for k in ("rounds", "threads", "machine", "torch", "versions")}
+        head = {k: results[k] for k in HEAD}
         for engine, figures in found.items():
             for field in FIGURES:
                 figures[field].append(results[engine].get(field))

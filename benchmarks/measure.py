@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import selectors
+import shlex
 import signal
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -152,12 +154,16 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """
     results: dict[str, Any] = {e: {"skipped": settings.why_not} for e in ENGINES}
     head: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "command": command(),
+        "processor": processor(),
         "case": settings.case,
         "about": find(settings.case).about,
         "rounds": settings.rounds,
         "seed": settings.seed,
         "threads": threads(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if settings.device == "cuda" else "cpu",
         "torch": torch.__version__,
         "versions": versions(),
@@ -266,6 +272,34 @@ def _figures(
         "memory_ratio": mib / base_mib if mib is not None and base_mib and base_mib >= 1 else None,
         "max_error": ready["max_error"],
     }
+
+
+def commit() -> str | None:
+    """Of these sources, with "+" where files have changed since; None outside a git checkout."""
+    asked = ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def command() -> str:
+    """What this process was started as, without folders."""
+    main = sys.modules["__main__"].__spec__
+    arguments = [Path(text).name if "/" in text else text for text in sys.argv[1:]]
+    return shlex.join(["python", "-m", main.name if main else Path(sys.argv[0]).name, *arguments])
+
+
+def processor() -> str:
+    """The processor's name and how many of them there are, as the kernel tells (Linux)."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {os.cpu_count()} logical"
 
 
 def versions() -> dict[str, str]:

@@ -41,13 +41,15 @@ COLOURS = MappingProxyType(
 
 
 def load(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Case -> results; a later file of the same case wins."""
+    """Case -> results; a later file of the same case wins. A file may hold several under `cases`."""
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         results = json.loads(path.read_text())
-        if not isinstance(results, dict) or "case" not in results:
+        of_file = results.get("cases", [results]) if isinstance(results, dict) else []
+        several = list(of_file.values()) if isinstance(of_file, dict) else of_file
+        if not several or any("case" not in one for one in several):
             raise ValueError(f"{path.name} is not a result of benchmarks.clipping --out")
-        found[results["case"]] = results
+        found.update({one["case"]: one for one in several})
     return found
 
 

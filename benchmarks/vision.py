@@ -117,6 +117,21 @@ def wide_resnet(depth: int, widen: int, num_examples: int, size: int = 32) -> Wo
     return classify(WideResNet(depth, widen), _images(num_examples, size, 10), "wide-resnet")
 
 
+def with_views(depth: int, widen: int, num_examples: int, num_views: int, size: int = 32) -> Work:
+    """Wide ResNet whose examples are several views each; an example's loss is the mean over them."""
+    model = WideResNet(depth, widen)
+    x = torch.randn(num_examples, num_views, 3, size, size)
+    y = torch.randint(0, 10, (num_examples,))
+
+    def losses(batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        logits = model(x.flatten(0, 1))
+        each = F.cross_entropy(logits, y.repeat_interleave(num_views), reduction="none")
+        return each.view(-1, num_views).mean(1)
+
+    return Work(model, losses, (x, y))
+
+
 def resnet50(num_examples: int = 16, size: int = 128) -> Work:
     """ResNet-50 on square images."""
     return classify(ResNet50(), _images(num_examples, size, 1000))

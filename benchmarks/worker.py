@@ -8,6 +8,7 @@ import ctypes
 import gc
 import importlib.util
 import json
+import math
 import os
 import re
 import resource
@@ -120,6 +121,8 @@ def _prepare(request: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
         ready["max_error"] = Reference.load(saved).max_error(sums, per_layer=engine.per_layer)
         if ready["max_error"] > TOLERANCE:
             ready["skipped"] = f"wrong by {ready['max_error']:.2g} C"
+            if not math.isfinite(ready["max_error"]):  # JSON has no word for it
+                ready["max_error"] = None
     return step, ready
 
 

@@ -61,6 +61,8 @@ def test_quick_runs_two_engines_and_names_all(capsys: pytest.CaptureFixture[str]
     results = run(capsys, "--case", "tiny", "--rounds", "2", "--quick", "--json", "--out", str(out))
     assert json.loads(out.read_text()) == results
     assert results["case"] == "tiny" and results["rounds"] == 2
+    assert results["date"][:2] == "20" and results["processor"]
+    assert str(tmp_path) not in results["command"]  # a folder says nothing to others
     assert 0 < results["num_clipped"] < 6  # about half of the six examples
     for engine in ENGINES:
         if engine in ("non-private", "reticent-flat"):

@@ -22,7 +22,7 @@ def build(case: str) -> Work:
     return CASES[case].build()
 
 
-@pytest.mark.parametrize("case", ["tiny", "tiny-cnn", "tiny-gpt2"])
+@pytest.mark.parametrize("case", ["tiny", "tiny-cnn", "tiny-views", "tiny-gpt2"])
 def test_the_reference_is_the_oracles(case: str) -> None:
     work = build(case)
     found = reference(work, per_layer=True)
@@ -58,11 +58,18 @@ def test_a_sum_that_lacks_a_parameter_or_is_not_finite_is_wrong() -> None:
         found.max_error(bad, per_layer=False)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["tiny-views", "tiny-gpt2"])
+def test_the_compiled_engines_sums_are_right(case: str) -> None:
+    check("reticent-compiled", case)
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # vmap of attention
 @pytest.mark.parametrize(
     "engine", ["reticent-flat", "reticent-low-memory", "reticent-per-layer", "functorch"]
 )
-@pytest.mark.parametrize("case", ["tiny", "tiny-cnn", "tiny-gpt2"])
+@pytest.mark.parametrize("case", ["tiny", "tiny-cnn", "tiny-views", "tiny-gpt2"])
 def test_the_engines_sums_are_right(engine: str, case: str) -> None:
     check(engine, case)
 

@@ -87,6 +87,10 @@ def test_results_become_a_table_and_a_picture(capsys: pytest.CaptureFixture[str]
     assert said[3] == "| mlp | 1.25 / - |  |"
     assert "- opacus: wrong by 4.5 C (gpt2)" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
+    several = tmp_path / "several.json"
+    several.write_text(json.dumps({"cases": [json.loads(f.read_text()) for f in (one, two)]}))
+    plot.main([str(several)])
+    assert capsys.readouterr().out.splitlines() == said[: len(said)]
 
 
 def test_a_file_that_is_no_result_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

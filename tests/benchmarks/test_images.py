@@ -15,18 +15,18 @@ from reticent.train import load_tensors
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
-def test_every_rung_is_a_run_of_as_many_images(name):
+def test_every_rung_is_a_run(name):
     recipe: Any = recipes()[name]
     for index in range(len(ladder.LADDER)):
         config = make_config(recipe.config, ladder.settings_of(index))
-        assert config.expected_batch_size * config.num_steps == ladder.IMAGES
+        assert ladder.LADDER[index].weights == "last" or config.ema > 0
         model, rows = recipe.build(config), recipe.random_rows(config, 2)
         assert recipe.loss_per_example(config)(model, rows).shape == (2,)
 
 
 def test_a_gain_is_over_the_rung_before_seed_by_seed(tmp_path):
     found = [
-        (rung, seed, {"test_accuracy": accuracy, "epsilon": 7.9, "seconds": 3.0})
+        (rung, seed, {"scores": {"last": {"accuracy": accuracy}}, "epsilon": 7.9, "seconds": 3.0})
         for rung, accuracies in ((0, (0.3, 0.4)), (1, (0.35, 0.47)), (3, (0.5,)))
         for seed, accuracy in enumerate(accuracies)
     ]
@@ -38,6 +38,22 @@ def test_a_gain_is_over_the_rung_before_seed_by_seed(tmp_path):
     assert "| + group norm | 41.0 ± 8.5 | +6.0 ± 1.4 | 2 | 3 |" in ladder.table(rows)
     drawn = ladder.plot(rows, tmp_path, recipe="cifar10", epsilon=8.0)
     assert [path.name for path in drawn] == ["ladder-cifar10.svg", "ladder-cifar10.png"]
+
+
+def test_an_average_of_weights_is_scored_in_the_run_of_the_rung_below(tmp_path, monkeypatch):
+    taken = []
+
+    def trained(recipe, settings, folder):
+        taken.append((folder.name, settings["augmult"]))
+        scores = {"last": {"accuracy": 0.5}, "ema": {"accuracy": 0.6}}
+        return {"scores": scores, "epsilon": 7.9, "seconds": 3.0}
+
+    monkeypatch.setattr(ladder, "trained", trained)
+    index = next(i for i, rung in enumerate(ladder.LADDER) if rung.weights == "ema")
+    new = float("inf")
+    found = list(ladder.results("cifar10", [index - 1, index, index + 1], [1], 8.0, tmp_path, new=new))
+    assert [name for name, _ in taken] == [f"rung-{index - 1}-seed-1"] * 2 + [f"rung-{index + 1}-seed-1"]
+    assert [row["mean"] for row in ladder.summary(found)] == [0.5, 0.6, 0.6]
 
 
 def test_a_kept_run_is_found_again_and_never_taken_for_one_of_other_settings(tmp_path, monkeypatch):
@@ -52,7 +68,7 @@ def test_a_kept_run_is_found_again_and_never_taken_for_one_of_other_settings(tmp
 
 
 def test_steps_on_views_are_timed_beside_plain_ones():
-    found = augmult.measure("mlp-8", batch=6, side=8, views=3, rounds=2, colour=0.1)
+    found = augmult.measure("mlp-8", batch=6, side=8, views=3, rounds=2, colour=0.1, hue=0.1)
     assert found["views"] == 3 and found["time_ratio"] > 0
     assert 0 < found["augmentation_share"] < 1
 

@@ -25,7 +25,8 @@ def test_a_repeated_run_has_a_mean_and_the_largest_epsilon():
     data = read("digits")
     found = repeated("digits", data, {"method": "least-squares", "epsilon": 1.0}, times=2)
     assert 0.5 < found["test_accuracy"] < 1.0
-    assert found["test_accuracy_spread"] > 0.0
+    assert found["test_accuracy_spread"] >= 0.0  # of 360 rows: two runs are equal now and then
+    assert found["test_loss_spread"] > 0.0
     assert 0.99 < found["epsilon"] <= 1.0
 
 

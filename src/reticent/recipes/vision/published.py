@@ -30,7 +30,7 @@ _IMAGENET: Final[dict[str, Any]] = dict(dataset="imagenet", shape=(3, 224, 224),
 
 def _cifar10(name: str, summary: str, **settings: Any) -> VisionRecipe:
     usual = {**_AS_THERE, "expected_batch_size": 4096, "augmult": 16, "ema": 0.999}
-    config = with_defaults(VisionConfig, "Cifar10PublishedConfig", **usual, **settings)
+    config = with_defaults(VisionConfig, "Cifar10PublishedConfig", **{**usual, **settings})
     return VisionRecipe(name=name, summary=summary, config=config, **_CIFAR10)
 
 
@@ -57,8 +57,10 @@ CIFAR10_WIDE: Final = _cifar10(
     "CIFAR-10 from scratch as published: WRN-40-4, epsilon 8, 81.4 % there (needs GPUs)",
     model="wrn-40-4",
     epsilon=8.0,
-    noise_multiplier=3.0,
-    num_steps=2468,
+    noise_multiplier=9.4,
+    expected_batch_size=16_384,
+    num_steps=2000,
+    augmult=32,
     lr=4.0,
 )
 CIFAR100_FINETUNE: Final = LocalRecipe(
