@@ -59,6 +59,7 @@ def test_a_sum_that_lacks_a_parameter_or_is_not_finite_is_wrong() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch._prims_common.check. is deprecated:FutureWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["tiny-views", "tiny-gpt2"])
 def test_the_compiled_engines_sums_are_right(case: str) -> None:
