@@ -101,7 +101,9 @@ def loop_clipped_sum_of_views(
         batch: views (B, K, ...) and labels (B,).
         max_norm: the clipping norm C, of an image.
     """
-    return _clip_and_add(model, (_mean_gradient(model, x_K, y) for x_K, y in zip(*batch, strict=True)), max_norm)
+    return _clip_and_add(
+        model, (_mean_gradient(model, x_K, y) for x_K, y in zip(*batch, strict=True)), max_norm
+    )
 
 
 def _mean_gradient(model: nn.Module, x_K: Tensor, y: Tensor) -> dict[str, Tensor]:

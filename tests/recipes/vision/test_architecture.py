@@ -108,41 +108,40 @@ def test_an_nf_resnet_is_bottlenecks_at_variances_known_in_advance(blocks):
 def test_nf_resnet_50_is_timm_s_but_for_how_a_stage_s_first_skip_is_made_smaller():
     """timm averages 2 x 2 pixels there; every second is taken in its place, as a stride of 2 does.
 
-    timm has the activation's factor in all filters, so its stem is that much larger and its head smaller; and
-    a constant in the variance of filters, which large raw filters leave nothing of.
+    timm has the activation's factor in the filters behind it and in the stem's, none before its head, and as
+    an estimate from samples, 1.7139...; and a constant in the variance of filters, of which large raw filters
+    leave nothing.
     """
     torch.manual_seed(0)
     theirs: Any = import_module("timm").create_model("nf_resnet50", num_classes=7).double().eval()
     for stage in theirs.stages[1:]:
         stage[0].downsample.pool = EverySecond()
     with torch.no_grad():
-        for p in theirs.parameters():
+        for name, p in theirs.named_parameters():
             p.add_(0.2 * torch.randn_like(p))
-            if p.ndim == 4:
+            if name.endswith(".weight") and p.ndim == 4:
                 p.mul_(1e6)
     ours = nf_resnet(50, 7).double().eval()
-    factor = math.sqrt(2 / (1 - 1 / math.pi))
-    inner = {"conv1": "first", "conv2": "second", "conv3": "third", "downsample.conv": "skip"}
-    pairs = [("stem.conv", "stem"), ("head.fc", "head")]
-    k = 0
-    for s, stage in enumerate(theirs.stages):
-        for b, block in enumerate(stage):
-            names = [n for n in inner if n != "downsample.conv" or block.downsample is not None]
-            pairs += [(f"stages.{s}.{b}.{n}", f"blocks.{k}.{inner[n]}") for n in names]
-            k += 1
-    given = theirs.state_dict()
-    copied = {f"blocks.{i}.gain.gain": torch.tensor(1.0) for i in range(k)}
-    for there, here in pairs:
-        for part in ("weight", "bias", "gain"):
-            if f"{there}.{part}" in given:
-                copied[f"{here}.{part}"] = given[f"{there}.{part}"].view_as(
-                    ours.get_parameter(f"{here}.{part}")
-                )
-    copied["stem.gain"] = copied["stem.gain"] * factor
-    copied["head.weight"] = copied["head.weight"] / factor
-    ours.load_state_dict(copied)
+    ours.load_state_dict(weights_of_timm(theirs, {n: p.shape for n, p in ours.named_parameters()}))
     x = torch.randn(2, 3, 64, 64).double()
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-7, atol=1e-7)
+
+
+def weights_of_timm(theirs, shapes):
+    """By our names, with the activation's factor where we have it."""
+    factor, estimate = math.sqrt(2 / (1 - 1 / math.pi)), 1.7139588594436646
+    blocks = [f"stages.{s}.{b}." for s, n in enumerate((3, 4, 6, 3)) for b in range(n)]
+    places = {at: f"blocks.{k}." for k, at in enumerate(blocks)}
+    places |= {"conv1.": "first.", "conv2.": "second.", "conv3.": "third.", "downsample.conv.": "skip."}
+    copied = {name: torch.ones(()) for name in shapes if name.endswith(".gain.gain")}
+    for name, value in theirs.state_dict().items():
+        here = name.replace("stem.conv.", "stem.").replace("head.fc.", "head.")
+        for there, ours in places.items():
+            here = here.replace(there, ours)
+        if here.endswith(".gain"):
+            value = value * estimate / (1.0 if here == "stem.gain" else factor)
+        copied[here] = (value / factor if here == "head.weight" else value).reshape(shapes[here])
+    return copied
 
 
 class EverySecond(nn.Module):
