@@ -48,7 +48,7 @@ def normalised(x, weights, name, *, groups=16):
 
 
 def wide_resnet(x, weights, *, depth):
-    """[1]: a branch is twice activation, normalisation, 3 x 3; a stage's first skip is the same with 1 x 1."""
+    """[1]: a branch is twice activation, normalisation, 3 x 3; a stage's first skip is so with 1 x 1."""
 
     def step(x, norm, conv, stride=1):
         return convolved(normalised(x.clamp(min=0), weights, norm), weights, conv, stride=stride)
@@ -75,7 +75,7 @@ def test_a_wide_resnet_is_what_the_paper_s_order_of_layers_gives(depth, widen):
 
 
 def nf_resnet_of(x, weights, blocks, *, alpha=0.2):
-    """[3]: h + alpha f(h / beta), beta^2 the variance that is known in advance; it is 1 where a stage opens."""
+    """[3]: h + alpha f(h / beta), beta^2 the variance known in advance, which a stage's first resets to 1."""
     scale = math.sqrt(2 / (1 - 1 / math.pi))  # relu of a standard normal number has variance 1 / scale^2
     x = F.max_pool2d(convolved(x, weights, "stem", stride=2), 3, 2, padding=1)
     variance, k = 1.0, 0
@@ -150,7 +150,7 @@ class EverySecond(nn.Module):
 
 
 def size_of_a_wide_resnet(depth: int, widen: int, num_classes: int) -> int:
-    """From [1] and [2]: standardised filters with a gain and a bias for each, a norm before all but the first.
+    """From [1] and [2]: standardised filters with a gain and a bias each, a norm before all but the first.
 
     A stage of n blocks from a to c channels: n - 1 times two 3 x 3 of c, and once 3 x 3 and 1 x 1 from a.
     """

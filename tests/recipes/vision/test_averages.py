@@ -42,7 +42,7 @@ def updates():
 
 
 def run_of(folder, out, *settings):
-    """The first weights, and name -> those of each file, as vectors; noise and draws are fixed: NOT private."""
+    """The first weights, and name -> those of each file, as vectors; noise and draws are fixed."""
     few = ["image_size=8", "model=mlp-4", "expected_batch_size=6", f"num_steps={NUM_STEPS}", "lr=0.5"]
     fixed = ["noise_multiplier=1", "epsilon=100", "delta=1e-2", "noise_seed=1", "augmult=2", "polyak=true"]
     asked = request("vision-scratch", [f"data={folder}", *few, *fixed, *settings])

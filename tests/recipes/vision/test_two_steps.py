@@ -1,8 +1,9 @@
 """Two steps of every published recipe and of every one on scattering features, on made-up data.
 
-Data sets are in their authors' layout but smaller, and recipes are told so: that number is theirs, no setting.
+Data sets are in their authors' layout but smaller, and recipes are told so: that number is no setting.
 Networks, sizes of images, noise, clipping and averages are as published, but for ImageNet's 224 pixels, which
-are 32. Batches are of 6 images in two views where the recipe has more of either.
+are 32, and CIFAR-100's WRN-28-10, which is as wide and 10 layers deep. Batches are of 6 images in two views
+where the recipe has more of either.
 """
 
 from dataclasses import replace
@@ -108,10 +109,10 @@ def material(name, folder, rng):
 
 
 def first_weights(path):
-    """Of the published network, for ten classes as CIFAR-10's: they may be called public."""
-    model = network("wrn-28-10", shape=(3, 32, 32), num_classes=10)
+    """Of another data set with ten classes, which may be public."""
+    model = network("wrn-10-10", shape=(3, 32, 32), num_classes=10)
     save_file(model.state_dict(), path)
-    return [f"start_from={path}"]
+    return ["model=wrn-10-10", f"start_from={path}"]
 
 
 @pytest.mark.parametrize(
