@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reticent.clip import ClipEngine
+
 from .case import Problem
-from .oracle import distance, loop_clipped_sum
+from .oracle import distance, loop_clipped_sum, without_row
 
 LARGE_NORM = 1e30  # clips nothing
 
@@ -32,6 +34,20 @@ def assert_close(
     size = sum(min(norm, max_norm) for norm in norms.tolist() if norm < float("inf"))
     gap = distance(dict(answer.total), total)
     assert gap <= tolerance * size, f"the sum is off by {gap / max(size, 1e-300):.1e} of its size"
+
+
+def assert_no_row_moves_the_sum(problem: Problem) -> None:
+    """Leaving out any row moves the clipped sum by the clipping norm at most; and one row by all of it."""
+    max_norm = median_norm(problem)
+    engine = ClipEngine(problem.model, max_norm=max_norm)
+    full = dict(engine.clipped_sum(problem.losses, problem.batch).total)
+    moved = []
+    for row in range(problem.num_rows):
+        rest = engine.clipped_sum(problem.losses, without_row(problem.batch, row))
+        assert rest.bound == max_norm
+        moved.append(distance(full, dict(rest.total)))
+    assert max(moved) <= max_norm * (1 + 1e-12)
+    assert max(moved) > 0.99 * max_norm  # the bound is reached: it was not met by chance
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

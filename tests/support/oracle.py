@@ -8,7 +8,7 @@ Sources:
     [1] Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -87,13 +87,47 @@ def loop_clipped_sum(
     units = rows if num_units is None else num_units
     size = rows // max(units, 1)
     assert units * size == rows, f"{rows} rows are not {units} equal units"
+    slices = (slice(unit * size, (unit + 1) * size) for unit in range(units))
+    return _clip_and_add(model, (unit_gradient(model, losses, take_rows(batch, s)) for s in slices), max_norm)
+
+
+def loop_clipped_sum_of_views(
+    model: nn.Module, batch: tuple[Tensor, Tensor], max_norm: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The same for images in K views, one view at a time: an image's gradient is the average of its views'.
+
+    Args:
+        model: a classifier; no view meets another in it.
+        batch: views (B, K, ...) and labels (B,).
+        max_norm: the clipping norm C, of an image.
+    """
+    return _clip_and_add(
+        model, (_mean_gradient(model, x_K, y) for x_K, y in zip(*batch, strict=True)), max_norm
+    )
+
+
+def _mean_gradient(model: nn.Module, x_K: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The average of K gradients, each of one view's cross-entropy."""
+
+    def loss(view: Tensor) -> Tensor:
+        return -torch.log_softmax(model(view), dim=1)[0, int(y)]
+
+    mean: dict[str, Tensor] = {}
+    for view in x_K:  # one after another: K gradients of a large network would not fit
+        for name, grad in unit_gradient(model, loss, view[None]).items():
+            mean[name] = mean.get(name, 0.0) + grad / len(x_K)
+    return mean
+
+
+def _clip_and_add(
+    model: nn.Module, units: Iterable[dict[str, Tensor]], max_norm: float
+) -> tuple[dict[str, Tensor], Tensor]:
     total = {
         n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters() if p.requires_grad
     }
     total = {name: t.detach() for name, t in total.items()}
     norms = []
-    for unit in range(units):
-        grads = unit_gradient(model, losses, take_rows(batch, slice(unit * size, (unit + 1) * size)))
+    for grads in units:
         norm = norm_of(grads)
         norms.append(norm)
         if torch.isfinite(norm):

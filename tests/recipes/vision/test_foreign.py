@@ -22,10 +22,12 @@ from reticent.recipes.vision._networks import network
 from reticent.recipes.vision._start import head_of, start
 from reticent.train import load_tensors
 from tests.support.case import Problem
-from tests.support.judge import assert_close, median_norm
-from tests.support.oracle import loop_clipped_sum
+from tests.support.judge import assert_close, assert_no_row_moves_the_sum, median_norm
+from tests.support.oracle import loop_clipped_sum_of_views
 
 pytestmark = pytest.mark.vision
+
+FOREIGN = ("test_nfnet", "test_vit", "test_convnext", "transformers")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,9 @@ pytestmark = pytest.mark.vision
     [
         ("nf_resnet50", 224, 25.56),
         ("dm_nfnet_f0", 192, 71.49),
+        ("dm_nfnet_f1", 224, 132.63),
+        ("dm_nfnet_f2", 256, 193.78),
+        ("dm_nfnet_f3", 320, 254.92),
         ("vit_tiny_patch16_224", 224, 5.72),
         ("vit_base_patch16_224", 224, 86.57),
     ],
@@ -44,20 +49,30 @@ def test_networks_have_their_published_sizes(name, side, millions):
 
 
 @pytest.mark.parametrize("views", [1, 4, 16])
-@pytest.mark.parametrize("name", ["test_nfnet", "test_vit", "test_convnext", "transformers"])
+@pytest.mark.parametrize("name", FOREIGN)
 def test_per_example_gradients_are_those_of_the_loop(name, views, tiny_vit):
+    p = problem_of(name, views, tiny_vit)
+    max_norm = median_norm(p)
+    total, norms = loop_clipped_sum_of_views(p.model, p.batch, max_norm)
+    engine = ClipEngine(p.model, max_norm=max_norm)
+    engine.check(p.losses, p.batch)
+    assert_close(engine.clipped_sum(p.losses, p.batch), total, norms, max_norm=max_norm, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("views", [1, 4, 16])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_no_image_moves_the_sum_beyond_the_bound_however_many_views(name, views, tiny_vit):
+    assert_no_row_moves_the_sum(problem_of(name, views, tiny_vit))
+
+
+def problem_of(name, views, tiny_vit):
     torch.manual_seed(0)
     named = f"transformers:{tiny_vit}" if name == "transformers" else f"timm:{name}"
     model = network(named, shape=(3, 32, 32), num_classes=3).double().eval()
     x = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     x, y = Views(multiplicity=views)((x, torch.tensor([0, 1, 2])), torch.Generator().manual_seed(1))
     each = mean_over_views(lambda m, rows: F.cross_entropy(m(rows[0]), rows[1], reduction="none"))
-    p = Problem(model=model, losses=lambda batch: each(model, batch), batch=(x.double(), y))
-    max_norm = median_norm(p)
-    total, norms = loop_clipped_sum(p.model, p.losses, p.batch, max_norm)
-    engine = ClipEngine(p.model, max_norm=max_norm)
-    engine.check(p.losses, p.batch)
-    assert_close(engine.clipped_sum(p.losses, p.batch), total, norms, max_norm=max_norm, tolerance=1e-12)
+    return Problem(model=model, losses=lambda batch: each(model, batch), batch=(x.double(), y))
 
 
 @pytest.fixture(scope="session")
