@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reticent.clip import ClipEngine, CompiledEngine, _compiled
+from reticent.clip import ClipEngine, CompiledEngine, SumsOnDemand, _compiled
 from reticent.clipping import PerLayerClipping
 from reticent.errors import ConfigError
+from reticent.noise import CipherNoise, add_noise
 from reticent.train import PeakMemory, TrainSettings, available_memory, largest_physical_batch_size, train
+from reticent.train._physical import _extrapolated
 from tests.support.judge import snapshot
 from tests.train.joint import cross_entropy, make_data, make_model, make_plan, make_private, weights_of
 
@@ -32,10 +34,15 @@ def _rows(n: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def _measured(model: nn.Module, size: int) -> int:
+    """What a whole step takes: two chunks, and the release with its gradients."""
     engine = ClipEngine(model, max_norm=1.0)
     with PeakMemory() as peak:
+        total = SumsOnDemand(dict(model.named_parameters()))
         for _ in range(2):
-            engine.clipped_sum(lambda rows: _loss(model, rows), _rows(size))
+            added = engine.clipped_sum(lambda rows: _loss(model, rows), _rows(size), out=total)
+        noised = add_noise(added, noise_multiplier=1.0, source=CipherNoise.fresh())
+        gradients = [t / 7.0 for t in noised.values()]
+    del gradients
     return peak.bytes
 
 
@@ -45,6 +52,47 @@ def test_what_is_found_fits_and_is_not_timid(budget: int) -> None:
     size = largest_physical_batch_size(model, _loss, _rows(), memory_budget=budget)
     assert _measured(model, size) <= budget
     assert _measured(model, 2 * size) > budget / 1.3
+
+
+def _wide() -> nn.Module:
+    """6 MiB of parameters: a few rows take little beside the sums."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(64, 4096), nn.Tanh(), nn.Linear(4096, 64), nn.Linear(64, 4096 * 4), _Mean()
+    )
+
+
+class _Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (64, -1)).mean(-1)
+
+
+@pytest.mark.parametrize("budget", [24 * MIB, 40 * MIB])
+def test_the_second_chunk_of_a_step_fits_beside_the_sums_of_the_first(budget: int) -> None:
+    model = _wide()
+    size = largest_physical_batch_size(model, _loss, _rows(), memory_budget=budget)
+    assert _measured(model, size) <= budget
+    assert _measured(model, 2 * size) > budget / 1.5
+
+
+def test_a_release_that_does_not_fit_is_refused() -> None:
+    """Sums, noised sums and gradients, however few the rows are."""
+    model = _wide()
+    size = sum(p.numel() * 4 for p in model.parameters())
+    with pytest.raises(ConfigError, match="A step of one row needs about"):
+        largest_physical_batch_size(model, _loss, _rows(), memory_budget=int(2.9 * size))
+
+
+@pytest.mark.parametrize("sharing", [0, 5 * MIB])
+def test_an_operation_that_only_many_rows_make_the_largest_counts(sharing: int) -> None:
+    """Alive for two rows: mostly what is there once. The peak of few rows is not that of many."""
+    few, many = PeakMemory(), PeakMemory()
+    few.trail, many.trail = [("a", 10 * MIB), ("b", 2 * MIB)], [("a", 10 * MIB), ("b", 4 * MIB)]
+    few.bytes = many.bytes = 10 * MIB
+    assert _extrapolated({2: few, 4: many}, sharing, 20 * MIB, 4096) == 20
+    many.trail = [("a", 10 * MIB), ("c", 4 * MIB)]  # other operations: in proportion to the rows
+    found = _extrapolated({2: few, 4: many}, sharing, 20 * MIB, 4096)
+    assert found == 4 + int(10 * MIB / ((10 * MIB - sharing) / 4))
 
 
 def test_no_batch_larger_than_four_rows_is_tried() -> None:
@@ -77,7 +125,7 @@ def test_values_of_rows_are_not_used_and_nothing_is_left_behind() -> None:
 
 def test_a_budget_below_one_row_says_by_how_much() -> None:
     with pytest.raises(
-        ConfigError, match=r"One row needs about .* MiB .* short by .* MiB\. Raise memory_budget"
+        ConfigError, match=r"A step of one row needs about .* MiB .* short by .* MiB\. Raise memory_budget"
     ):
         largest_physical_batch_size(_model(), _loss, _rows(), memory_budget=1000)
 
@@ -227,7 +275,7 @@ def test_auto_with_compile_is_refused_since_another_engine_would_be_measured(tmp
 def test_a_budget_without_auto_or_below_one_row_spends_nothing(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match="only read with physical_batch_size='auto'"):
         _run(tmp_path / "a", cross_entropy, physical_batch_size=4, memory_budget=MIB)
-    with pytest.raises(ConfigError, match="One row needs"):
+    with pytest.raises(ConfigError, match="A step of one row needs"):
         _run(tmp_path / "a", cross_entropy, physical_batch_size="auto", memory_budget=10)
     assert not (tmp_path / "a").exists()
 
