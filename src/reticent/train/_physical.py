@@ -33,7 +33,7 @@ from ._memory import PeakMemory
 DEFAULT_SHARE: Final = 0.6
 _SIZES: Final = (1, 2, 4)
 _MARGIN: Final = 1.15  # workspace inside operations, and what the lines miss
-_NOISED_AT_ONCE: Final = 1 << 20  # numbers of a tensor to which noise is added at a time, at most
+_NOISED_AT_ONCE: Final = 2 << 20  # numbers: two blocks of noise, the draws of both of which are alive
 
 
 def available_memory(device: torch.device) -> int:
