@@ -1,5 +1,6 @@
 """What the planner picks, why, and within what memory."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import reticent as rt
+from reticent.clipping import GroupedClipping, PerLayerClipping
 from reticent.errors import ConfigError
+from reticent.rules import Outer
 from tests.support import oracle
 
 
@@ -46,20 +49,155 @@ def test_timing_the_candidates_changes_no_result() -> None:
     assert any(layer.measured for layer in by_time.explain().layers)
 
 
-def test_a_budget_that_cannot_be_met_says_by_how_much() -> None:
+def _refused(engine: rt.ClipEngine, losses: Any, x: Any, **options: Any) -> str:
+    with pytest.raises(ConfigError, match="memory_budget is") as refused:
+        engine.clipped_sum(losses, x, **options)
+    return str(refused.value)
+
+
+def _kept_least(model: nn.Module, x: Tensor, **options: Any) -> int:
+    """Bytes of all forms, by what keeps least of each; the first sum of an engine is planned so."""
+    engine = rt.ClipEngine(model, max_norm=1.0, memory_budget=1, **options)
+    with pytest.raises(ConfigError):
+        engine.clipped_sum(_losses(model), x)
+    return sum(min(held for _, held in layer.candidates.values()) for layer in engine.explain().layers)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.3, 0.95])
+def test_a_budget_that_cannot_be_met_says_by_how_much_and_how_many_units_fit(share: float) -> None:
+    """The first layers that a backward meets are a small part of what is kept."""
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)])
+    x = torch.randn(50, 16, 64)
+    least = _kept_least(model, x)
+    budget = int(share * least)
+
+    def engine() -> rt.ClipEngine:
+        return rt.ClipEngine(model, max_norm=1.0, memory_budget=budget)
+
+    text = _refused(engine(), _losses(model), x)
+    assert f"must keep {least / 2**20:.1f} MiB" in text
+    assert f"short by {(least - budget) / 2**20:.1f} MiB" in text
+    found = re.search(r"(\d+) of these 50 units fit", text)
+    assert found is not None
+    fitting = int(found[1])
+    assert 1 <= fitting < 50
+    assert not engine().clipped_sum(_losses(model), x[:fitting]).norms.isnan().any()
+    _refused(engine(), _losses(model), x[: fitting + 1])
+
+
+def test_a_budget_below_one_unit_says_what_one_needs() -> None:
+    model, x = _model(), torch.randn(64, 16, 8)
+    text = _refused(rt.ClipEngine(model, max_norm=1.0, memory_budget=1000), _losses(model), x)
+    found = re.search(r"Not even one unit fits: raise memory_budget to at least (\d+) bytes", text)
+    assert found is not None
+    enough = int(found[1])
+    rt.ClipEngine(model, max_norm=1.0, memory_budget=enough).clipped_sum(_losses(model), x[:1])
+    _refused(rt.ClipEngine(model, max_norm=1.0, memory_budget=enough - 1), _losses(model), x[:1])
+    ghost = rt.ClipEngine(model, max_norm=1.0, memory_budget=1000, method="ghost")
+    assert not ghost.clipped_sum(_losses(model), x).norms.isnan().any()
+
+
+def test_nothing_is_added_or_kept_beyond_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)])
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    x = torch.randn(50, 16, 64)
+    engine = rt.ClipEngine(model, max_norm=1.0, memory_budget=_kept_least(model, x) // 2)
+    alive: list[int] = []
+    plain = Outer.settle
+
+    def settle(form: Outer, method: str) -> Any:
+        alive.append(1)
+        return plain(form, method)
+
+    monkeypatch.setattr(Outer, "settle", settle)
+    _refused(engine, _losses(model), x, out=total)
+    assert not any(bool(t.any()) for t in total.values())
+    assert len(alive) <= 4, "norms go on after the budget is exceeded"
+
+
+def test_a_plan_for_other_shapes_that_does_not_fit_these_is_made_anew() -> None:
+    """Each of two layers was planned beside a small other one; both large ones do not fit so."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64)})
+
+    def losses(x: dict[str, Tensor]) -> Tensor:
+        return sum((model[k](x[k]).square().mean((1, 2)) for k in "ab"), torch.zeros(()))
+
+    def rows(a: int, b: int) -> dict[str, Tensor]:
+        return {"a": torch.randn(10, a, 64), "b": torch.randn(10, b, 64)}
+
+    kept = 10 * 4 * (64 * 64 + 64)  # a layer's gradients; factors of 20 positions: 0.6 of it, of 4: an eighth
+    engine = rt.ClipEngine(model, max_norm=0.1, memory_budget=int(1.75 * kept))
+    for a, b in ((20, 4), (4, 20), (20, 20), (20, 20)):
+        x = rows(a, b)
+        for _ in range(2):
+            got = engine.clipped_sum(losses, x)
+            assert engine._planner._count.most <= int(1.75 * kept)
+            want = rt.ClipEngine(model, max_norm=0.1).clipped_sum(losses, x)
+            assert oracle.distance(dict(got.total), dict(want.total)) < 1e-6
+
+
+def _halves(model: nn.Module) -> GroupedClipping:
+    return GroupedClipping(max_norms=(("[01].*", 0.1), ("*", 0.1)))
+
+
+def test_a_budget_limits_what_groups_of_several_layers_keep() -> None:
+    """Of two groups one is kept at a time: half of what one group keeps."""
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)])
+    x = torch.randn(40, 16, 64)
+    options: dict[str, Any] = {"clipping": _halves(model)}
+    half = _kept_least(model, x) // 2
+    want = rt.ClipEngine(model, **options).clipped_sum(_losses(model), x)
+    got = rt.ClipEngine(model, **options, memory_budget=half).clipped_sum(_losses(model), x)
+    assert oracle.distance(dict(got.total), dict(want.total)) < 1e-6 * 40
+    short = rt.ClipEngine(model, **options, memory_budget=half - 1)
+    text = _refused(short, _losses(model), x)
+    assert "39 of these 40 units fit" in text
+    short.clipped_sum(_losses(model), x[:39])
+
+
+def test_a_budget_counts_a_table_that_waits_for_its_other_use() -> None:
+    torch.manual_seed(0)
+    table, inner = nn.Embedding(50, 16), nn.Linear(16, 16)
+    model = nn.ModuleDict({"table": table, "inner": inner})
+    x = torch.randint(0, 50, (8, 12))
+
+    def losses(x: Tensor) -> Tensor:
+        return (inner(table(x)) @ table.weight.mT).square().mean((1, 2))
+
+    clipping = PerLayerClipping(max_norm=0.1)
+    waits = 4 * 8 * 12 * (16 + 50)  # inputs and outputs of the last product
+    rt.ClipEngine(model, clipping=clipping, memory_budget=waits).clipped_sum(losses, x)
+    text = _refused(rt.ClipEngine(model, clipping=clipping, memory_budget=waits - 1), losses, x)
+    assert "7 of these 8 units fit" in text
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "ghost", "max_norm": 1.0}, {"clipping": PerLayerClipping(max_norm=1.0)}]
+)
+def test_the_table_says_that_two_backwards_and_layers_keep_nothing(options: Any) -> None:
     model = _model()
-    engine = rt.ClipEngine(model, max_norm=1.0, memory_budget=1000)
-    with pytest.raises(
-        ConfigError,
-        match=r"memory_budget is 0\.0 MiB: short by at least .* MiB.*more than \d+ of these 64 units.*ghost",
-    ):
-        engine.clipped_sum(_losses(model), torch.randn(64, 16, 8))
-    assert (
-        not rt.ClipEngine(model, max_norm=1.0, memory_budget=1000, method="ghost")
-        .clipped_sum(_losses(model), torch.randn(64, 16, 8))
-        .norms.isnan()
-        .any()
-    )
+    engine = rt.ClipEngine(model, memory_budget=1, **options)
+    for _ in range(2):
+        engine.clipped_sum(_losses(model), torch.randn(4, 16, 8))
+    for layer in engine.explain().layers:
+        assert layer.held == 0 and all(held == 0 for _, held in layer.candidates.values())
+
+
+@pytest.mark.parametrize("planning", ["estimate", "measure"])
+def test_two_backwards_form_no_gradient_to_keep_it_for_nobody(
+    planning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many positions, narrow layers: kept gradients are the best for one backward."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
+    add = _by_what(monkeypatch, model, method="ghost", planning=planning)
+    assert add(6, positions=200) and "keep" not in add(6, positions=200)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2))
+    engine = rt.ClipEngine(model, max_norm=1.0, method="ghost", planning=planning)
+    engine.clipped_sum(_losses(model), torch.randn(4, 3, 12, 12))
+    (weight,) = (layer for layer in engine.explain().layers if layer.name == "0.weight")
+    assert not any(method.startswith("keep") for method in weight.candidates)
+    assert "memory budget" not in weight.why
 
 
 def test_a_smaller_budget_keeps_less() -> None:
@@ -105,7 +243,7 @@ def test_every_choice_of_methods_gives_the_same_sum(monkeypatch: pytest.MonkeyPa
     names: set[str] = set()
 
     def forced(wanted: str) -> Any:
-        def settle(self: Planner, name: str, form: Any, *, holding: bool, like: Tensor) -> Any:
+        def settle(self: Planner, name: str, form: Any, *, stays: str, like: Tensor) -> Any:
             methods = [m.name for m in form.methods()]
             names.update(methods)
             return form.settle(wanted if wanted in methods else methods[0])
@@ -124,8 +262,6 @@ def test_every_choice_of_methods_gives_the_same_sum(monkeypatch: pytest.MonkeyPa
 
 def _by_what(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **options: Any) -> Any:
     """An engine's call on so many units: by what it settles weights of 64 inputs and outputs."""
-    from reticent.rules import Outer
-
     plain, used = Outer.settle, []
     engine = rt.ClipEngine(model, max_norm=1.0, **options)
 

@@ -15,7 +15,7 @@ from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, 
 class ModeEngine:
     """Clips by the record it was made with, or by the one that a call brings; remembers what it was given."""
 
-    def __init__(self, model, *, clipping=None, max_norm=None, held=None):
+    def __init__(self, model, *, clipping=None, max_norm=None, held=None, method="book-keeping"):
         self.model = model
         self.clipping = FlatClipping(max_norm=max_norm) if clipping is None else clipping
         self.calls, self.norms = [], []

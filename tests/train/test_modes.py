@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from reticent.account.ledger import Ledger, read_ledger
+from reticent.bounded import BoundedSum
+from reticent.clip import ClipEngine
 from reticent.clipping import (
     AdaptiveClipping,
     AutomaticClipping,
@@ -22,6 +24,7 @@ from reticent.errors import CheckpointError, ConfigError, LedgerError, StepError
 from reticent.noise import CipherNoise
 from reticent.train import TrainSettings, resume, train
 from reticent.train import _step as step_module
+from reticent.train._adapt import anything_clipped
 from reticent.train._checkpoint import load_checkpoint
 from tests.train.joint import (
     BATCH_SIZE,
@@ -35,7 +38,7 @@ from tests.train.joint import (
     weights_of,
     with_rows,
 )
-from tests.train.modes import ModeEngine, clipped_one
+from tests.train.modes import ModeEngine, clipped_one, limits_of
 from tests.train.test_step import no_gradient, std_is
 
 ADAPTIVE = AdaptiveClipping(initial_max_norm=0.5)
@@ -527,6 +530,45 @@ def test_what_is_shown_is_what_the_norms_were(tmp_path):
     for name, start in named_before.items():
         length = float((start - after[name].detach()).norm()) * BATCH_SIZE
         assert by_parameter[name] == pytest.approx(length / (0.5 * math.sqrt(start.numel())), rel=1e-4)
+
+
+@pytest.mark.parametrize("clipping", [*FIXED, BY_LAYER], ids=repr)
+def test_the_share_clipped_is_of_units_with_a_weight_below_one_in_some_group(tmp_path, clipping):
+    model, plan = make_model(), plan_for(clipping)
+    engine = ClipEngine(model, clipping=FlatClipping(max_norm=0.5) if clipping is BY_LAYER else clipping)
+    private = private_for(
+        tmp_path, clipping, model=model, plan=plan, engine=engine, show_norms=True, physical_batch_size=4,
+        noise=NoNoise(),
+    )  # fmt: skip
+    now = private._norms.now()
+    clipped = 0
+    for i in range(11):
+        grads = torch.autograd.grad(
+            long_for_some(model, make_data()[i : i + 1]).sum(), list(model.parameters())
+        )
+        named = {n: g.double() for (n, _), g in zip(model.named_parameters(), grads, strict=True)}
+        parts, _ = clipped_one(named, now)
+        limits = limits_of(named, now)
+        stability = getattr(now, "stability", 0.0)
+        clipped += any(norm + stability > limits[names] for names, (_, norm) in parts.items())
+    take(private, rows_of(plan, range(11)), long_for_some)
+    assert private.last_not_private["clip_fraction"] == pytest.approx(clipped / 11)
+
+
+def test_a_unit_shorter_than_the_bound_counts_as_clipped_where_one_layer_was():
+    """Two layers of one norm each, 0.5 / sqrt(2): a unit of length 0.4 with 0.39 of it in one of them."""
+    added = BoundedSum(
+        total={},
+        bound=0.5,
+        norms=torch.tensor([0.4, 0.45, math.inf]),
+        group_norms=torch.tensor([[0.39, 0.09], [0.32, 0.32], [math.inf, 0.1]]),
+    )
+    sizes = {"a.weight": 2, "b.weight": 2}
+    by_layer = anything_clipped(added, PerLayerClipping(max_norm=0.5), sizes)
+    assert by_layer.tolist() == [1.0, 0.0, 1.0]
+    assert anything_clipped(added, FlatClipping(max_norm=0.42), sizes).tolist() == [0.0, 1.0, 1.0]
+    silent = dataclasses.replace(added, group_norms=None)
+    assert anything_clipped(silent, PerLayerClipping(max_norm=0.5), sizes).isnan().all()
 
 
 def test_the_cosine_shown_is_of_the_noised_sum_and_the_clean_one(tmp_path):

@@ -1,16 +1,26 @@
 """How many rows fit: found from small batches, within the budget, without touching anything."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from reticent.clip import ClipEngine, CompiledEngine, _compiled
-from reticent.clipping import PerLayerClipping
+from reticent.clip import ClipEngine, CompiledEngine, SumsOnDemand, _compiled
+from reticent.clipping import AdaptiveClipping, PerLayerClipping
 from reticent.errors import ConfigError
-from reticent.train import PeakMemory, TrainSettings, available_memory, largest_physical_batch_size, train
+from reticent.noise import CipherNoise, add_noise
+from reticent.train import (
+    PeakMemory,
+    TrainSettings,
+    available_memory,
+    largest_physical_batch_size,
+    resume,
+    train,
+)
+from reticent.train._physical import _extrapolated
 from tests.support.judge import snapshot
 from tests.train.joint import cross_entropy, make_data, make_model, make_plan, make_private, weights_of
 
@@ -32,10 +42,15 @@ def _rows(n: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def _measured(model: nn.Module, size: int) -> int:
+    """What a whole step takes: two chunks, and the release with its gradients."""
     engine = ClipEngine(model, max_norm=1.0)
     with PeakMemory() as peak:
+        total = SumsOnDemand(dict(model.named_parameters()))
         for _ in range(2):
-            engine.clipped_sum(lambda rows: _loss(model, rows), _rows(size))
+            added = engine.clipped_sum(lambda rows: _loss(model, rows), _rows(size), out=total)
+        noised = add_noise(added, noise_multiplier=1.0, source=CipherNoise.fresh())
+        gradients = [t / 7.0 for t in noised.values()]
+    del gradients
     return peak.bytes
 
 
@@ -45,6 +60,47 @@ def test_what_is_found_fits_and_is_not_timid(budget: int) -> None:
     size = largest_physical_batch_size(model, _loss, _rows(), memory_budget=budget)
     assert _measured(model, size) <= budget
     assert _measured(model, 2 * size) > budget / 1.3
+
+
+class _Pooled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def _wide() -> nn.Module:
+    """6 MiB of parameters that see one position, and 5 MiB of activations a row."""
+    torch.manual_seed(0)
+    many = [nn.Linear(64, 256), *(nn.Tanh() for _ in range(150)), _Pooled()]
+    return nn.Sequential(
+        *many, *(nn.Linear(256, 256) for _ in range(24)), nn.Linear(256, 64), nn.Unflatten(1, (1, 64))
+    )
+
+
+def test_the_second_chunk_of_a_step_fits_beside_the_sums_of_the_first() -> None:
+    model, budget = _wide(), 24 * MIB
+    size = largest_physical_batch_size(model, _loss, _rows(), memory_budget=budget)
+    assert size >= 2
+    assert _measured(model, size) <= budget
+
+
+def test_a_release_that_does_not_fit_is_refused() -> None:
+    """Sums, noised sums and gradients, however few the rows are."""
+    model = _wide()
+    size = sum(p.numel() * 4 for p in model.parameters())
+    with pytest.raises(ConfigError, match="A step of one row needs about"):
+        largest_physical_batch_size(model, _loss, _rows(), memory_budget=int(2.9 * size))
+
+
+@pytest.mark.parametrize("sharing", [0, 5 * MIB])
+def test_an_operation_that_only_many_rows_make_the_largest_counts(sharing: int) -> None:
+    """Alive for two rows: mostly what is there once. The peak of few rows is not that of many."""
+    few, many = PeakMemory(), PeakMemory()
+    few.trail, many.trail = [("a", 10 * MIB), ("b", 2 * MIB)], [("a", 10 * MIB), ("b", 4 * MIB)]
+    few.bytes = many.bytes = 10 * MIB
+    assert _extrapolated({2: few, 4: many}, sharing, 20 * MIB, 4096) == 20
+    many.trail = [("a", 10 * MIB), ("c", 4 * MIB)]  # other operations: in proportion to the rows
+    found = _extrapolated({2: few, 4: many}, sharing, 20 * MIB, 4096)
+    assert found == 4 + int(10 * MIB / ((10 * MIB - sharing) / 4))
 
 
 def test_no_batch_larger_than_four_rows_is_tried() -> None:
@@ -77,7 +133,7 @@ def test_values_of_rows_are_not_used_and_nothing_is_left_behind() -> None:
 
 def test_a_budget_below_one_row_says_by_how_much() -> None:
     with pytest.raises(
-        ConfigError, match=r"One row needs about .* MiB .* short by .* MiB\. Raise memory_budget"
+        ConfigError, match=r"A step of one row needs about .* MiB .* short by .* MiB\. Raise memory_budget"
     ):
         largest_physical_batch_size(_model(), _loss, _rows(), memory_budget=1000)
 
@@ -227,7 +283,7 @@ def test_auto_with_compile_is_refused_since_another_engine_would_be_measured(tmp
 def test_a_budget_without_auto_or_below_one_row_spends_nothing(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match="only read with physical_batch_size='auto'"):
         _run(tmp_path / "a", cross_entropy, physical_batch_size=4, memory_budget=MIB)
-    with pytest.raises(ConfigError, match="One row needs"):
+    with pytest.raises(ConfigError, match="A step of one row needs"):
         _run(tmp_path / "a", cross_entropy, physical_batch_size="auto", memory_budget=10)
     assert not (tmp_path / "a").exists()
 
@@ -242,3 +298,92 @@ def test_a_recipe_takes_auto_and_a_budget_in_words(tmp_path: Any) -> None:
         request("digits", ["memory_budget=8MiB"])
     with pytest.raises(ConfigError, match="auto"):
         request("digits", ["physical_batch_size=most"])
+
+
+def _steps(out: Any, **options: Any) -> tuple[Tensor, set[str]]:
+    """The weights after a run, and by what methods its engines clipped."""
+    methods: set[str] = set()
+    plain = ClipEngine.clipped_sum
+
+    def clipped_sum(engine: ClipEngine, *args: Any, **given: Any) -> Any:
+        methods.update({engine.method} - {"loop"})  # of the self-check
+        return plain(engine, *args, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipEngine, "clipped_sum", clipped_sum)
+        weights, _ = _run(out, cross_entropy, **options)
+    return weights, methods
+
+
+@pytest.mark.parametrize("size", [4, "auto"])
+def test_low_memory_takes_two_backwards_and_trains_the_same(tmp_path: Any, size: Any) -> None:
+    options: dict[str, Any] = {"physical_batch_size": size}
+    options |= {"memory_budget": MIB} if size == "auto" else {}
+    want, one = _steps(tmp_path / "a", **options)
+    got, two = _steps(tmp_path / "b", settings=TrainSettings(low_memory=True), **options)
+    assert (one, two) == ({"book-keeping"}, {"ghost"})
+    torch.testing.assert_close(got, want)
+
+
+def test_low_memory_is_refused_where_it_gains_nothing(tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="compile makes an engine that takes one backward"):
+        TrainSettings(low_memory=True, compile=True)
+    for options, text in (
+        ({"compile": True}, "compile makes an engine"),
+        ({"engine": ClipEngine(make_model(), max_norm=1.0)}, "set its own method='ghost'"),
+        ({"plan": replace(make_plan(), clipping=PerLayerClipping(max_norm=1.0))}, "keeps nothing"),
+    ):
+        with pytest.raises(ConfigError, match=text) as refused:
+            make_private(tmp_path, low_memory=True, **options)
+        assert refused.value.code == "low-memory"
+    adapts = replace(make_plan(), clipping=AdaptiveClipping(initial_max_norm=1.0, per_layer=True))
+    model = make_model()
+    with pytest.raises(ConfigError, match="per-layer clipping adds each layer's sum"):
+        train(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.5),
+            plan=adapts,
+            dataset=make_data(),
+            loss_per_example=cross_entropy,
+            out=tmp_path / "b",
+            settings=TrainSettings(low_memory=True),
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_recipe_takes_low_memory_to_its_run(tmp_path: Any) -> None:
+    from reticent.recipes import request, run
+
+    out = tmp_path / "run"
+    methods: set[str] = set()
+    plain = ClipEngine.clipped_sum
+
+    def clipped_sum(engine: ClipEngine, *args: Any, **given: Any) -> Any:
+        methods.update({engine.method} - {"loop"})  # of the self-check
+        return plain(engine, *args, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipEngine, "clipped_sum", clipped_sum)
+        run(request("digits", ["num_steps=2", "low_memory=true"]), out=out)
+    assert methods == {"ghost"}
+    assert json.loads((out / "run.json").read_text())["settings"]["low_memory"] is True
+    for settings, text in (
+        (["compile=true"], "compile = true one"),
+        (["clipping=per-layer"], "keeps nothing"),
+        (["parallel=tp"], "low_memory needs the whole model"),
+        (["epsilon=inf"], "low_memory would be ignored"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            request("digits", ["low_memory=true", *settings])
+
+
+def test_a_run_of_an_older_version_without_low_memory_goes_on(tmp_path: Any) -> None:
+    out = tmp_path / "a"
+    want, _ = _run(out, cross_entropy, physical_batch_size=4)
+    about = json.loads((out / "run.json").read_text())
+    del about["settings"]["low_memory"]
+    (out / "run.json").write_text(json.dumps(about))
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    resume(model, optimizer, dataset=make_data(), loss_per_example=cross_entropy, out=out)
+    torch.testing.assert_close(weights_of(model), want)

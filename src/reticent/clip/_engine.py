@@ -42,7 +42,7 @@ from reticent.clip._passes import (
     ready,
     round_up,
 )
-from reticent.clip._planner import Planner, Planning
+from reticent.clip._planner import PlannedAnew, Planner, Planning
 from reticent.clip._probe import Fingerprints, Unseen, probe_weights
 from reticent.clip._proven import NotProven, Proofs, Proven, layouts_of, reused
 from reticent.clip._refuse import refuse_unsupported
@@ -82,14 +82,17 @@ class ClipEngine:
         model: any module. Its mode, its gradients and its parameters are left as they are.
         max_norm: short for `clipping=FlatClipping(max_norm=...)`.
         clipping: how one unit's influence is bounded; see `reticent.clipping`. With more than one group
-            of parameters (per layer, say), each is clipped inside the backward, and nothing is kept.
+            of parameters (per layer, say), each is clipped inside the backward, and kept until its last
+            gradient has come: nothing for one layer, more for groups of several layers, and for a table
+            that is used at both ends of the model.
         method: "book-keeping" takes one forward and one backward for all units, and keeps what the
             sums need until the norms are known [2]. "ghost" keeps nothing, and runs the backward
             twice [3]: less memory, more time. "loop" runs each unit alone through plain autograd:
             slow, and exact for any model that runs on a batch of one, so it is the way out for
             operations that the others refuse.
         rules: operation -> rule; see `reticent.rules`.
-        memory_budget: bytes that may be kept between norms and sums; see `Planner`.
+        memory_budget: bytes that may be kept at once between norms and sums; see `Planner`. Nothing is
+            kept by "ghost" and "loop", which need none.
         planning: "estimate" picks each layer's method from shapes; "measure" times the candidates once.
         held: how this process holds the model; by default all of it. Where parameters are held apart,
             every process must make every call, with as many rows; "ghost" is then refused, and "loop" is
@@ -247,6 +250,13 @@ class ClipEngine:
                     break
                 self.proofs.not_meetings |= again.not_meetings
                 force = True
+            except PlannedAnew as again:
+                if work.touched:
+                    raise ConfigError(
+                        "What was planned for other shapes exceeds memory_budget with these, and other "
+                        "processes have gone on. Raise memory_budget, or leave it out.",
+                        code="memory-budget",
+                    ) from again
         raise UnsupportedModel(
             "The model does not run the same operations twice, so its gradients cannot be assigned to "
             "examples. Use method='loop'.",
@@ -363,13 +373,21 @@ class ClipEngine:
         work.touched |= self.held.apart
         planner, ones = self._planner, torch.ones_like(loss_R)
         planner.begin()
+        # With one group all is kept to the end, when nothing waits any more.
+        waiting = planner.wait if planner.limited and len(work.groups) > 1 else None
 
         def run(consumer: Consumer, *, last: bool) -> None:
             visitor = FormVisitor(
-                capture.entries, capture.leaves, layout_of, consumer, last=last, apart=self.held.apart
+                capture.entries,
+                capture.leaves,
+                layout_of,
+                consumer,
+                last=last,
+                apart=self.held.apart,
+                waiting=waiting if isinstance(consumer, Clip) else None,
             )
             if isinstance(consumer, Clip):
-                consumer.expect(visitor.sure)
+                consumer.expect(visitor.uses)
             capture.begin_backward(visitor)
             try:
                 run_backward(loss_R, ones, retain_graph=not last)
@@ -388,7 +406,7 @@ class ClipEngine:
             run(Sums(norms, work.total), last=True)
         else:
             run(Clip(norms, work.total, planner, work.params), last=True)
-        planner.end(holding=self.method != "ghost" and len(work.groups) == 1)
+        planner.end()
 
     # -- proofs ------------------------------------------------------------------------------------
 

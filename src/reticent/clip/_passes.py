@@ -4,8 +4,9 @@ A `FormVisitor` sees every recorded output's gradient, turns it into forms, pull
 parameters, and hands each parameter's gradient to a consumer as soon as it is whole. Consumers:
 
     Clip    norms; then, once the norm of a group is known, its weighted sums. With one group this
-            is book-keeping [1]: forms are kept to the end. With many, each layer is clipped inside the
-            backward, and nothing is kept.
+            is book-keeping [1]: forms are kept to the end. With many, each is clipped inside the backward,
+            and kept until its last parameter's last gradient has come: nothing for one layer, a part of the
+            model for groups of several layers or a table that is used at both ends.
     Norms   norms only; nothing is kept.
     Sums    weighted sums, with weights known from an earlier pass.
 
@@ -29,7 +30,7 @@ from reticent.clip._entries import entry_forms
 from reticent.clip._entry import Entry, Key
 from reticent.clip._groups import Group
 from reticent.clip._held import SameRows, Scattered, adding, scattered
-from reticent.clip._planner import Planner
+from reticent.clip._planner import Planner, Stay
 from reticent.clip._pull import pull_back
 from reticent.clip._sums import SumsOnDemand
 from reticent.errors import UnsupportedModel
@@ -65,6 +66,7 @@ class FormVisitor:
         consumer: takes the parameters' gradients.
         last: nothing that the forward recorded is needed after this pass.
         apart: parameters' memory is given back when the modules around them are done.
+        waiting: is told of gradients that wait for those of the parameter's other uses.
     """
 
     def __init__(
@@ -76,16 +78,20 @@ class FormVisitor:
         *,
         last: bool,
         apart: bool = False,
+        waiting: Callable[[str, Form], None] | None = None,
     ) -> None:
-        self._apart = apart
+        self._apart, self._waiting = apart, waiting
         self._leaves, self._layout_of, self._consumer, self._last = leaves, layout_of, consumer, last
         self._forms: dict[str, list[Form]] = {}
         self._taken: set[str] = set()
         self._to_come: dict[str, int] = {}  # operations that are still to pass their gradient on
         self._open: dict[Key, tuple[Entry, dict[int, Tensor]]] = {}
-        for entry in entries:
+        uses: dict[str, list[int]] = {}
+        for number, entry in enumerate(entries):
             for name in entry.roots:
                 self._to_come[name] = self._to_come.get(name, 0) + 1
+                uses.setdefault(name, []).append(number)
+        self.uses: Mapping[str, Sequence[int]] = uses  # those that the forward recorded: the last is known
 
     def visit(self, entry: Entry, index: int, saved: tuple[Tensor, ...], g: Tensor) -> None:
         """See `Visitor`."""
@@ -94,11 +100,6 @@ class FormVisitor:
             return
         _, grads = self._open.setdefault(entry.key, (entry, {}))
         grads[index] = grads[index] + g if index in grads else g
-
-    @property
-    def sure(self) -> frozenset[str]:
-        """Parameters for which the forward recorded every use, so that the last one is known."""
-        return frozenset(self._to_come)
 
     def finish(self) -> None:
         """End the pass: what was waiting for more will not get it.
@@ -125,6 +126,7 @@ class FormVisitor:
             )
         if self._apart:
             self._require_here(roots)
+        before = {} if self._waiting is None else {name: len(self._forms.get(name, ())) for name in roots}
         for role, form in entry_forms(entry, saved, grads, layouts).items():
             pull_back(entry.values[role], form, self._leaves, self._forms)
         if self._last:
@@ -133,6 +135,9 @@ class FormVisitor:
             self._to_come[name] = self._to_come.get(name, 0) - 1  # below 0 if the forward did not record it
             if self._to_come[name] == 0 or not self._consumer.whole:
                 self._hand_over(name)
+            elif self._waiting is not None:
+                for form in self._forms.get(name, ())[before[name] :]:
+                    self._waiting(name, form)
 
     def _require_here(self, roots: frozenset[str]) -> None:
         """Refuse to read parameters whose memory has been given back."""
@@ -225,8 +230,7 @@ class Norms:
 
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
-        square_U, _ = self._planner.settle(name, form, holding=False, like=self._params[name])
-        self._norms.add(name, square_U)
+        self._norms.add(name, self._planner.norm(name, form, like=self._params[name]))
 
 
 class Sums:
@@ -266,24 +270,36 @@ class Clip:
         params: Mapping[str, Tensor],
     ) -> None:
         self._norms, self._total, self._planner, self._params = norms, total, planner, params
-        self._holding = len(norms.groups) == 1
+        self._stays: list[Stay] = ["pass" if len(norms.groups) == 1 else "group" for _ in norms.groups]
         self.has_added = False
+        self._too_much = False  # for the budget: nothing is kept or added, the pass goes on to see how much
         self._held: list[dict[str, Form]] = [{} for _ in norms.groups]
         self._released = [False for _ in norms.groups]
         self._missing: list[set[str] | None] = [None for _ in norms.groups]
 
-    def expect(self, sure: frozenset[str]) -> None:
-        """Which parameters' last gradient is known when it comes: a group with others ends with the pass."""
-        self._missing = [
-            set(group.names) if sure.issuperset(group.names) else None for group in self._norms.groups
-        ]
+    def expect(self, uses: Mapping[str, Sequence[int]]) -> None:
+        """Where parameters are used: their last gradient is known when it comes.
+
+        A group with others ends with the pass; one whose parameters all come with one gradient keeps nothing.
+        """
+        for i, group in enumerate(self._norms.groups):
+            if all(name in uses for name in group.names):
+                self._missing[i] = set(group.names)
+                together = all(uses[name] == uses[group.names[0]] for name in group.names)
+                if together and self._stays[i] == "group":
+                    self._stays[i] = "operation"
 
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
         group = self._norms.group_of[name]
-        square_U, held = self._planner.settle(name, form, holding=self._holding, like=self._params[name])
-        self._norms.add(name, square_U)
-        self._held[group][name] = held
+        settled = self._planner.settle(name, form, stays=self._stays[group], like=self._params[name])
+        if settled is None:
+            self._too_much = True
+            for forms in self._held:
+                forms.clear()
+        else:
+            square_U, self._held[group][name] = settled
+            self._norms.add(name, square_U)
         missing = self._missing[group]
         if missing is not None:
             missing.discard(name)
@@ -297,8 +313,15 @@ class Clip:
                 self._release(group)
 
     def _release(self, group: int) -> None:
-        held, all_asked = self._held[group], scattered(self._total)
         self._released[group] = True
+        if not self._too_much:
+            self._clip_and_add(group)
+        if self._stays[group] == "group":
+            for name in self._norms.groups[group].names:
+                self._planner.let_go(name)
+
+    def _clip_and_add(self, group: int) -> None:
+        held, all_asked = self._held[group], scattered(self._total)
         if not held and not all_asked:
             return
         weight_U, keep_U = self._norms.weights(group)

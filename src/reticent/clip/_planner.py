@@ -21,6 +21,9 @@ from reticent.rules import Form, Method
 
 Planning = Literal["estimate", "measure"]
 PLANNING: Final = ("estimate", "measure")
+# How long what is kept for a parameter's sum stays: until the pass ends, until its group is whole, or no
+# longer than the operation that its gradient came from.
+Stay = Literal["pass", "group", "operation"]
 
 # Rough rates of a device, only good for comparing methods: operations and bytes a second.
 _RATES: Final = {"cpu": (1e11, 1e10), "cuda": (3e13, 1e12)}
@@ -46,9 +49,10 @@ class LayerPlan:
         method: the choice.
         why: in words.
         seconds: of norm and sum beyond the plain summed gradient (estimated), or of both (measured).
-        held: bytes kept from the parameter's backward to the sums.
+        held: bytes kept from the parameter's backward to the sums; 0 where the sum is added at once, or
+            formed again by a second backward.
         measured: whether `seconds` was timed.
-        candidates: every method -> its (seconds, held bytes).
+        candidates: every method that would do -> its (seconds, held bytes).
     """
 
     name: str
@@ -75,6 +79,8 @@ class _Seen:
     methods: tuple[Method, ...]
     seconds: dict[str, float]
     measured: bool
+    norms_only: bool
+    stays: Stay = "operation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,34 @@ class _Choice:
     units: int
 
 
+@dataclass(slots=True, eq=False)
+class _Count:
+    """Bytes that are kept now, in all and by parameter, and the most at once; `least`: had all kept least."""
+
+    of: dict[str, tuple[int, int]]
+    now: int = 0
+    least_now: int = 0
+    most: int = 0
+    least_most: int = 0
+
+    def put(self, name: str, held: int, least: int) -> None:
+        was, was_least = self.of.get(name, (0, 0))
+        self.of[name] = (held, least)
+        self.now += held - was
+        self.least_now += least - was_least
+        self.most = max(self.most, self.now)
+        self.least_most = max(self.least_most, self.least_now)
+
+    def drop(self, name: str) -> None:
+        held, least = self.of.pop(name, (0, 0))
+        self.now -= held
+        self.least_now -= least
+
+
+class PlannedAnew(Exception):
+    """What was chosen for other shapes exceeds the budget with these; it is forgotten: run the pass again."""
+
+
 class Planner:
     """Chooses methods, remembers them by the shapes that one unit has in a form, and says why.
 
@@ -93,8 +127,8 @@ class Planner:
     it was chosen for.
 
     Args:
-        memory_budget: bytes that may be kept between norms and sums, over all parameters. None: as much
-            as the tensors that forms are made of, which is about what the activations took.
+        memory_budget: bytes that may be kept between norms and sums, over all parameters at once. None: as
+            much as the tensors that forms are made of, which is about what the activations took.
         planning: "estimate" compares costs from shapes; "measure" times the candidates the first
             time a form is met.
 
@@ -115,42 +149,88 @@ class Planner:
         self._per_unit: dict[Signature, dict[str, float]] = {}
         self._chosen: dict[str, dict[Signature, _Choice]] = {}
         self._seen: dict[str, _Seen] = {}
-        self._held = 0
+        self._count = _Count({})
+        self._units = 0
         self._new = False
+
+    @property
+    def limited(self) -> bool:
+        """Whether a number of bytes was set."""
+        return self._budget is not None
 
     def begin(self) -> None:
         """Start a sum over a physical batch."""
-        self._held, self._new = 0, False
+        self._count, self._units, self._new = _Count({}), 0, False
 
-    def settle(self, name: str, form: Form, *, holding: bool, like: Tensor) -> tuple[Tensor, Form]:
+    def norm(self, name: str, form: Form, *, like: Tensor) -> Tensor:
+        """Squared norms alone, (U,) float64: a second backward forms the sum, and nothing is kept for it.
+
+        Args:
+            name: the parameter.
+            form: its per-unit gradients.
+            like: the parameter, for timing.
+        """
+        seen = self._look(name, form, like, norms_only=True)
+        seen.stays, seen.used = "operation", _fastest(_affordable(seen.methods, seen.own_bytes), seen).name
+        return form.settle(seen.used)[0]
+
+    def settle(self, name: str, form: Form, *, stays: Stay, like: Tensor) -> tuple[Tensor, Form] | None:
         """Compute squared norms by the method chosen for this parameter.
 
         Args:
             name: the parameter.
             form: its per-unit gradients.
-            holding: whether what is kept stays until the pass ends.
+            stays: how long what is kept stays.
             like: the parameter, for timing.
 
         Returns:
-            Squared norms, (U,) float64, and the form to keep for the sum.
+            Squared norms, (U,) float64, and the form to keep for the sum. None: more has to be kept than the
+            budget allows, and `end` will raise; what is kept already can be let go.
+        """
+        seen = self._look(name, form, like, norms_only=False)
+        method = self._method(name, seen, stays)
+        seen.used, seen.stays, self._units = method.name, stays, seen.units
+        if stays == "operation":
+            self.let_go(name)
+        else:
+            self._count.put(name, method.held, _least(seen).held)
+        return None if self._exceeded() else form.settle(method.name)
+
+    def wait(self, name: str, form: Form) -> None:
+        """Count a piece of a parameter's gradient that stays until its other pieces have come."""
+        held, least = self._count.of.get(name, (0, 0))
+        self._count.put(name, held + (own := _num_bytes(form)), least + own)
+
+    def let_go(self, name: str) -> None:
+        """Nothing is kept for this parameter any more."""
+        self._count.drop(name)
+
+    def end(self) -> None:
+        """End a sum: where something new was met, choose again for all parameters together.
 
         Raises:
-            ConfigError[memory-budget]: what must be kept exceeds the budget.
+            ConfigError[memory-budget]: what had to be kept at once exceeds the budget.
+            PlannedAnew: what was kept exceeds it, and need not.
         """
-        unit, units = _unit_of(form)
-        seen = self._seen.get(name)
-        if seen is None or seen.units != units or seen.unit != unit:
-            seen = self._seen[name] = self._look(form, unit, units, like)
-        if holding:
+        if self._exceeded():
+            self._refuse_or_forget()
+        if self._new:
+            self._choose_all()
+
+    def _exceeded(self) -> bool:
+        return self._budget is not None and self._count.most > self._budget
+
+    def _method(self, name: str, seen: _Seen, stays: Stay) -> Method:
+        if stays == "pass":
             method = self._remembered(name, seen)
-            if method is None:
-                self._new, method = True, _least(seen)
-            self._held += method.held
-            self._require_budget(units)
-        else:
-            method = min(_affordable(seen.methods, seen.own_bytes), key=lambda m: seen.seconds[m.name])
-        seen.used = method.name
-        return form.settle(method.name)
+            self._new |= method is None
+            return _least(seen) if method is None else method
+        fitting = _affordable(seen.methods, seen.own_bytes)
+        if stays == "group":
+            # When the others of its group come is not known: nothing is taken above what must be.
+            room = 0 if self._budget is not None else seen.own_bytes
+            fitting = [m for m in fitting if m.held <= room]
+        return _fastest(fitting, seen) if fitting else _least(seen)
 
     def _remembered(self, name: str, seen: _Seen) -> Method | None:
         """What was chosen for this parameter and a unit's shapes, where it will do for so many units."""
@@ -162,19 +242,14 @@ class Planner:
             return method
         return method if method in (_least(seen), *_affordable(seen.methods, seen.own_bytes)) else None
 
-    def end(self, *, holding: bool) -> None:
-        """End a sum: where something new was met, choose again for all parameters together."""
-        if self._new and holding:
-            self._choose_all()
-
     def layers(self) -> list[LayerPlan]:
         """The choices, in the order in which the backward met the parameters."""
         plans = []
         for name, seen in self._seen.items():
-            choice = self._chosen.get(name, {}).get(seen.unit)
+            choice = self._chosen.get(name, {}).get(seen.unit) if seen.stays == "pass" else None
             names = {m.name for m in seen.methods}
             method = choice.method if choice is not None and choice.method in names else seen.used
-            held = {m.name: m.held for m in seen.methods}
+            held = {m.name: 0 if seen.stays == "operation" else m.held for m in seen.methods}
             plans.append(
                 LayerPlan(
                     name=name,
@@ -190,17 +265,26 @@ class Planner:
             )
         return plans
 
-    def _require_budget(self, units: int) -> None:
-        if self._budget is not None and self._held > self._budget:
-            fitting = self._budget * units // self._held
-            raise ConfigError(
-                f"Clipping must keep more than {self._held / 2**20:.1f} MiB between norms and sums, and "
-                f"memory_budget is {self._budget / 2**20:.1f} MiB: short by at least "
-                f"{(self._held - self._budget) / 2**20:.1f} MiB. A smaller physical batch keeps less in "
-                f"proportion: no more than {fitting} of these {units} units can fit. method='ghost' keeps "
-                "nothing, for a second backward; per-layer clipping keeps nothing at all.",
-                code="memory-budget",
-            )
+    def _refuse_or_forget(self) -> None:
+        assert self._budget is not None
+        least, units = self._count.least_most, self._units
+        if least <= self._budget:
+            for name, seen in self._seen.items():
+                self._chosen.get(name, {}).pop(seen.unit, None)
+            raise PlannedAnew
+        fitting = self._budget * units // least  # every form's tensors lie along the units
+        way = (
+            f"{fitting} of these {units} units fit at once: take a smaller physical batch"
+            if fitting
+            else f"Not even one unit fits: raise memory_budget to at least {-(-least // max(units, 1))} bytes"
+        )
+        raise ConfigError(
+            f"Clipping must keep {least / 2**20:.1f} MiB between norms and sums, and memory_budget is "
+            f"{self._budget / 2**20:.1f} MiB: short by {(least - self._budget) / 2**20:.1f} MiB. {way}. "
+            "Or keep nothing: method='ghost' (a second backward), or per-layer clipping of parameters that "
+            "are used once.",
+            code="memory-budget",
+        )
 
     def _choose_all(self) -> None:
         """From what keeps least, upgrade where a kept byte saves most time, within the budget."""
@@ -226,16 +310,24 @@ class Planner:
             choices[seen.unit] = _Choice(m.name, seen.units)
             _forget_oldest(choices, _MAX_SHAPES)
 
-    def _look(self, form: Form, unit: Signature, units: int, like: Tensor) -> _Seen:
+    def _look(self, name: str, form: Form, like: Tensor, *, norms_only: bool) -> _Seen:
+        """What is known of a parameter's form; looked at again only where it is another than last time."""
+        unit, units = _unit_of(form)
+        seen = self._seen.get(name)
+        if seen is None or (seen.unit, seen.units, seen.norms_only) != (unit, units, norms_only):
+            seen = self._seen[name] = self._seen_first(form, unit, units, like, norms_only)
+        return seen
+
+    def _seen_first(self, form: Form, unit: Signature, units: int, like: Tensor, norms_only: bool) -> _Seen:
         methods, own = form.methods(), _num_bytes(form)
-        if self._measure and len(methods) > 1:
+        if norms_only:  # a gradient that is kept for nobody costs what one that is dropped does, and memory
+            methods = tuple(m for m in methods if not m.name.startswith("keep")) or methods
+        measured = self._measure and len(methods) > 1
+        if measured:
             seconds = self._measured(form, _affordable(methods, own), unit, max(1, units), like)
-            measured = True
         else:
             flops, moved = _RATES.get(like.device.type, _RATES["cuda"])
             seconds = {m.name: m.flops / flops + m.moved / moved for m in methods}
-            measured = False
-        seconds = {m.name: seconds.get(m.name, math.inf) for m in methods}
         return _Seen(
             unit=unit,
             units=units,
@@ -244,18 +336,21 @@ class Planner:
             shapes=_shapes(form),
             own_bytes=own,
             methods=methods,
-            seconds=seconds,
+            seconds={m.name: seconds.get(m.name, math.inf) for m in methods},
             measured=measured,
+            norms_only=norms_only,
         )
 
     def _measured(
         self, form: Form, methods: Sequence[Method], unit: Signature, units: int, like: Tensor
     ) -> dict[str, float]:
         """Seconds of each method; timed once for a unit's shapes, and scaled to the number of units."""
-        if unit not in self._per_unit:
-            self._per_unit[unit] = {m.name: _timed(form, m.name, like) / units for m in methods}
-            _forget_oldest(self._per_unit, _MAX_TIMED)
-        return {name: seconds * units for name, seconds in self._per_unit[unit].items()}
+        found = self._per_unit.setdefault(unit, {})
+        for m in methods:
+            if m.name not in found:
+                found[m.name] = _timed(form, m.name, like) / units
+        _forget_oldest(self._per_unit, _MAX_TIMED)
+        return {name: seconds * units for name, seconds in found.items()}
 
 
 def _timed(form: Form, method: str, like: Tensor) -> float:
@@ -286,6 +381,10 @@ def _affordable(methods: Sequence[Method], own_bytes: int) -> Sequence[Method]:
 
 def _affordable_peak(own_bytes: int) -> int:
     return max(_PEAK_SHARE * own_bytes, _PEAK_FLOOR)
+
+
+def _fastest(methods: Sequence[Method], seen: _Seen) -> Method:
+    return min(methods, key=lambda m: seen.seconds[m.name])
 
 
 def _least(seen: _Seen) -> Method:

@@ -143,7 +143,11 @@ def _layers(job: Job, *, sharded: bool) -> Sequence[Mapping[str, Any]]:
         rows = job.recipe.random_rows(job.config, 2)
         with torch.random.fork_rng():
             return clipping_costs(
-                job.model, lambda given: losses(job.model, given), rows, clipping=job.plan.clipping
+                job.model,
+                lambda given: losses(job.model, given),
+                rows,
+                clipping=job.plan.clipping,
+                low_memory=job.config.low_memory,
             )
     except ReticentError:  # what cannot be clipped is refused by the run itself, which says why
         return ()

@@ -26,6 +26,7 @@ def measure_memory(
     *,
     clipping: Clipping,
     num_averages: int,
+    low_memory: bool = False,
 ) -> dict[str, int]:
     """Bytes that a private step of `model` takes, by what they are for.
 
@@ -41,6 +42,7 @@ def measure_memory(
         rows: one physical batch, of any values.
         clipping: the plan's; what is kept for the sums depends on it.
         num_averages: averages of the weights that are kept.
+        low_memory: clip by two backwards.
 
     Returns:
         Name -> bytes: `parameters` (and buffers), `clipped_sums`, `noise` (the noised sums, the gradients
@@ -53,7 +55,7 @@ def measure_memory(
         n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in trained.items()
     }
     norms = ClipNorms(clipping, {name: p.numel() for name, p in trained.items()})
-    engine = ClipEngine(model, clipping=norms.now())
+    engine = ClipEngine(model, clipping=norms.now(), method="ghost" if low_memory else "book-keeping")
     with PeakMemory() as peak:
         engine.clipped_sum(losses, rows, out=sums)
     sum_bytes = _num_bytes(sums)
@@ -77,7 +79,12 @@ def measure_memory(
 
 
 def clipping_costs(
-    model: nn.Module, losses: Callable[[Any], Tensor], rows: Any, *, clipping: Clipping
+    model: nn.Module,
+    losses: Callable[[Any], Tensor],
+    rows: Any,
+    *,
+    clipping: Clipping,
+    low_memory: bool = False,
 ) -> list[dict[str, Any]]:
     """How the engine would clip each parameter, and what that costs for one unit.
 
@@ -86,6 +93,7 @@ def clipping_costs(
         losses: called as `losses(rows)`; returns (B,) losses.
         rows: made-up rows of two units or more. Never private ones: costs grow with their number.
         clipping: the plan's.
+        low_memory: clip by two backwards.
 
     Returns:
         For each parameter: `parameter`, `form`, `method`, the `others` that would do, `seconds` beyond the
@@ -93,7 +101,7 @@ def clipping_costs(
         unit.
     """
     norms = ClipNorms(clipping, {name: p.numel() for name, p in model.named_parameters() if p.requires_grad})
-    engine = ClipEngine(model, clipping=norms.now())
+    engine = ClipEngine(model, clipping=norms.now(), method="ghost" if low_memory else "book-keeping")
     num_units = len(engine.clipped_sum(losses, rows).norms)
     plans = {layer.name: layer for layer in engine.explain().layers}
     return [

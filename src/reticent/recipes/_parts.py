@@ -174,6 +174,7 @@ def step_memory(asked: Request) -> dict[str, int]:
             rows,
             clipping=clipping_of(config),
             num_averages=config.num_averages,
+            low_memory=config.low_memory,
         )
 
 
@@ -194,7 +195,9 @@ def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda t
         recipe.random_rows(config, 1),
         memory_budget=None if config.memory_budget is None else int(config.memory_budget),
         largest=min(4096, _largest_batch(config)),
-        clipping=norms.now(),
+        engine=ClipEngine(
+            model, clipping=norms.now(), method="ghost" if config.low_memory else "book-keeping"
+        ),
     )
     say(f"physical_batch_size=auto: {size} rows at once")
     found = {"physical_batch_size": size, "memory_budget": None}
@@ -245,6 +248,7 @@ def settings_of(config: TrainingConfig) -> TrainSettings:
         lr_warmup_steps=round(config.lr_warmup * config.num_steps),
         seed=config.seed,
         compile=config.compile,
+        low_memory=config.low_memory,
         show_loss=config.show_loss,
         show_norms=config.show_norms,
         log=config.log,

@@ -73,6 +73,7 @@ _IGNORED_WITHOUT_PRIVACY: Final = (
     "clipping",
     "show_norms",
     "compile",
+    "low_memory",
     *_OF_CLIPPING,
 )
 
@@ -156,6 +157,9 @@ class TrainingConfig(RecipeConfig):
     ] = "float32"
     compile: Annotated[
         bool, Field(description="clip in a compiled graph: minutes once, then faster steps")
+    ] = False
+    low_memory: Annotated[
+        bool, Field(description="clip by two backwards, and keep nothing between: slower, in less memory")
     ] = False
     parallel: Annotated[
         Literal["none", "ddp", "fsdp2", "tp"],
@@ -253,6 +257,18 @@ class TrainingConfig(RecipeConfig):
             raise ValueError(
                 "physical_batch_size = auto measures what runs without compile, and compile is true: set a "
                 "number of rows, or leave out compile"
+            )
+        if self.low_memory and self.compile:
+            raise ValueError("low_memory takes two backwards, and compile = true one: leave out either")
+        if self.low_memory and (self.clipping == "per-layer" or self.adapt_per_layer):
+            raise ValueError(
+                "low_memory would gain nothing: per-layer clipping adds each layer's sum inside its one "
+                "backward and keeps nothing. Leave out either"
+            )
+        if self.low_memory and self.parallel in ("fsdp2", "tp"):
+            raise ValueError(
+                f"low_memory needs the whole model in one process, and parallel = {self.parallel} leaves a "
+                "part to each: leave low_memory out, or set parallel = ddp"
             )
         if math.isinf(self.epsilon) and self.twin:
             raise ValueError(

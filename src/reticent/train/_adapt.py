@@ -27,6 +27,7 @@ from torch import Tensor
 from reticent.bounded import BoundedSum
 from reticent.clipping import (
     AdaptiveClipping,
+    AutomaticClipping,
     Clipping,
     FlatClipping,
     GroupedClipping,
@@ -116,6 +117,10 @@ class ClipNorms:
             )
         return count_below(added.norms, group_norms_UL, self.values)
 
+    def clipped(self, added: BoundedSum) -> Tensor:
+        """1 for each unit of a chunk of which anything was clipped, else 0; see `anything_clipped`."""
+        return anything_clipped(added, self.now(), self._sizes)
+
     def release(self, count_L: Tensor, plan: PlannedStep, source: NoiseSource, ranks: Ranks = ALONE) -> None:
         """Noise the count of a step whose ledger entry is durable, and move the norms by it."""
         assert self._adaptive is not None and plan.count_noise_multiplier is not None
@@ -155,6 +160,26 @@ def count_below(norms_U: Tensor, group_norms_UL: Tensor | None, max_norms: Seque
     limits_L = torch.tensor(max_norms, dtype=torch.float64, device=norms_UL.device)
     below_UL = (norms_UL.double() <= limits_L) & torch.isfinite(norms_U).unsqueeze(1)
     return (below_UL.double() - 0.5).sum(0).cpu()
+
+
+def anything_clipped(added: BoundedSum, clipping: StepClipping, sizes: Mapping[str, int]) -> Tensor:
+    """1 for each unit whose weight was below 1 in some group, else 0; (U,), float64.
+
+    A unit that is not finite was left out: it counts as clipped. NaN where the norms of groups are unknown.
+    """
+    stability = 0.0
+    match clipping:
+        case PerLayerClipping() | GroupedClipping():
+            limits = [group.max_norm for group in groups(clipping, sizes)]
+        case AutomaticClipping():
+            limits, stability = [clipping.max_norm], clipping.stability
+        case FlatClipping():
+            limits = [clipping.max_norm]
+    norms_UL = added.norms.unsqueeze(1) if len(limits) == 1 else added.group_norms
+    if norms_UL is None:
+        return torch.full((len(added.norms),), math.nan, dtype=torch.float64)
+    limits_L = torch.tensor(limits, dtype=torch.float64, device=norms_UL.device)
+    return (~(norms_UL.detach().double() + stability <= limits_L)).any(1).double().cpu()
 
 
 def bounded_count(count_L: Tensor) -> BoundedSum:

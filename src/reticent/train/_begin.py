@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from reticent.bounded import BoundedSum
-from reticent.clipping import sensitivity
+from reticent.clipping import AdaptiveClipping, Clipping, PerLayerClipping, sensitivity
 from reticent.dist import Ranks, together
 from reticent.errors import ConfigError
 from reticent.noise import CipherNoise, NoiseSource, add_noise
@@ -33,6 +33,29 @@ def check_physical_batch_size(size: int) -> None:
         raise ConfigError(
             f"physical_batch_size must be a positive integer, got {size!r}.", code="physical-batch-size"
         )
+
+
+def check_low_memory(clipping: Clipping, *, compile: bool = False, own_engine: bool = False) -> None:
+    """Refuse two backwards, norms first and sums second, where they would be ignored or gain nothing.
+
+    Raises:
+        ConfigError[low-memory]: with a compiled engine, one of the caller's, or per-layer clipping.
+    """
+    adapts = isinstance(clipping, AdaptiveClipping) and clipping.per_layer
+    problems = [
+        (compile, "compile makes an engine that takes one backward"),
+        (own_engine, "an engine was given: set its own method='ghost'"),
+        (
+            adapts or isinstance(clipping, PerLayerClipping),
+            "per-layer clipping adds each layer's sum inside its one backward and keeps nothing, so that a "
+            "second backward would only take time",
+        ),
+    ]
+    for found, problem in problems:
+        if found:
+            raise ConfigError(
+                f"low_memory would gain nothing: {problem}. Leave either out.", code="low-memory"
+            )
 
 
 def check_noise(source: NoiseSource, plan: Plan, ranks: Ranks) -> None:

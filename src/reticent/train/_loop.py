@@ -141,6 +141,7 @@ class TrainSettings:
         lr_warmup_steps: steps over which it rises first: step t of W runs at (t + 1) / W of what it would be.
         seed: public seed of dropout and other random layers.
         compile: clip in a compiled graph of one physical batch; see `PrivateStep`.
+        low_memory: clip by two backwards, between which nothing is kept; see `PrivateStep`.
         show_loss: show the training loss. It is computed from private rows and is NOT private.
         show_norms: write down how long the units' gradients were: share clipped, quantiles, and the
             clipped sum against its noise, in all and by parameter. NOT private either.
@@ -161,6 +162,7 @@ class TrainSettings:
     lr_warmup_steps: int = 0
     seed: int = 0
     compile: bool = False
+    low_memory: bool = False
     show_loss: bool = False
     show_norms: bool = False
     log: Tracking = "none"
@@ -195,6 +197,8 @@ class TrainSettings:
             problems.append(f"ema must be in [0, 1) or 'polyak', got {self.ema!r}")
         if self.polyak and self.ema == "polyak":
             problems.append("polyak would keep the average twice: ema is 'polyak'")
+        if self.low_memory and self.compile:
+            problems.append("low_memory would be ignored: compile makes an engine that takes one backward")
         if self.ema_start and not self.averages:
             problems.append("ema_start would be ignored: ema is 0")
         if self.log not in get_args(Tracking):

@@ -14,12 +14,14 @@ from torch.utils._pytree import tree_leaves
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of tensors made inside its block, and keeps the largest count in `bytes`.
 
-    What an operation allocates for itself while it runs is not seen.
+    What an operation allocates for itself while it runs is not seen. `trail` has, for each new tensor in
+    turn, the operation that made it and the count then.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes: int = 0
+        self.trail: list[tuple[str, int]] = []
         self._now = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -28,16 +30,17 @@ class PeakMemory(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
             if isinstance(t, Tensor) and _address(t) not in given:
-                self._count(t.untyped_storage())
+                self._count(t.untyped_storage(), str(func))
         return out
 
-    def _count(self, storage: Any) -> None:
+    def _count(self, storage: Any, by: str) -> None:
         if storage in self._seen:
             return
         self._seen.add(storage)
         size = storage.nbytes()
         self._now += size
         self.bytes = max(self.bytes, self._now)
+        self.trail.append((by, self._now))
         weakref.finalize(storage, self._forget, size)
 
     def _forget(self, size: int) -> None:

@@ -1,13 +1,16 @@
 """How many rows fit in memory at once: found by measuring small batches and never trying a large one.
 
-On a CPU, running out of memory is a kill, so sizes are not tried until one fails: the bytes of
-tensors at a few small sizes give a line, and the line says what fits. What is measured are rows of
-zeros in the shapes of the data, so that nothing depends on anybody's values.
+On a CPU, running out of memory is a kill, so sizes are not tried until one fails: the bytes of tensors at
+a few small sizes say what larger ones need. What is measured are rows of zeros in the shapes of the data, so
+that nothing depends on anybody's values.
 
-Room: train. May import torch, psutil, `reticent.{clip,clipping}` and the floors below.
+A step's peak is not on a line through the peaks of small sizes: where parameters are large, the operation at
+which two rows take most is not the one at which a hundred do. The operations are the same, though, and what
+is alive at each is a + b n for n rows. So each has a line of its own, and the largest of these counts.
+
+Room: train. May import torch, psutil, `reticent.{clip,clipping,noise}` and the floors below.
 """
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -17,16 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from reticent.clip import ClipEngine
+from reticent.bounded import BoundedSum
+from reticent.clip import ClipEngine, SumsOnDemand
 from reticent.clipping import FlatClipping, StepClipping
 from reticent.errors import ConfigError
+from reticent.noise import CipherNoise, add_noise
 
+from ._guards import trainable
 from ._memory import PeakMemory
 
 # The share of free memory that a run takes by default: the rest is for what tensors do not count.
 DEFAULT_SHARE: Final = 0.6
 _SIZES: Final = (1, 2, 4)
-_MARGIN: Final = 1.15  # workspace inside operations, and what the line misses
+_MARGIN: Final = 1.15  # workspace inside operations, and what the lines miss
+_NOISED_AT_ONCE: Final = 2 << 20  # numbers: two blocks of noise, the draws of both of which are alive
 
 
 def available_memory(device: torch.device) -> int:
@@ -51,14 +58,15 @@ def largest_physical_batch_size(
     clipping: StepClipping | None = None,
     engine: ClipEngine | None = None,
 ) -> int:
-    """The largest number of rows whose clipped sum fits in a number of bytes.
+    """The largest number of rows with which a step's sums and release fit in a number of bytes.
 
     Args:
         model: what will be trained; left as it is.
         loss_per_example: called as `loss_per_example(model, rows)`; returns (B,) losses.
         rows: one row or more in the shapes and dtypes of the data; their values are not used.
-        memory_budget: bytes for everything that a sum needs beside the model and the data; None: 60 %
-            of what is free on the model's device (within its container's limit).
+        memory_budget: bytes for everything that a step needs beside the model, the data and the optimizer:
+            the sum of one chunk after another, then noised sums and gradients. None: 60 % of what is free on
+            the model's device (within its container's limit).
         largest: never more than this.
         clipping: how units are clipped; flat by default. Per-layer clipping needs less memory.
         engine: an engine of the model's, if another than the default will run.
@@ -75,48 +83,80 @@ def largest_physical_batch_size(
         raise ConfigError(
             f"memory_budget must be a positive number of bytes, got {memory_budget!r}.", code="memory-budget"
         )
-    sizes = [n for n in _SIZES if n <= largest]
-    peaks: dict[int, float] = {}
-    for n in sizes:
-        used = (
-            ClipEngine(model, clipping=clipping or FlatClipping(max_norm=1.0)) if engine is None else engine
-        )
-        peaks[n] = _MARGIN * _peak(used, model, loss_per_example, _zeros(rows, n))
-        if peaks[n] > budget:
+    used = ClipEngine(model, clipping=clipping or FlatClipping(max_norm=1.0)) if engine is None else engine
+    sums = sum(_sum_bytes(p) for p in trainable(model).values())
+    released = _release_bytes(model)  # nothing of it grows with the rows
+    trails: dict[int, PeakMemory] = {}
+    for n in (n for n in _SIZES if n <= largest):
+        trails[n] = _trail(used, model, loss_per_example, _zeros(rows, n))
+        if _MARGIN * trails[n].bytes > budget:
             break
-    if peaks[1] > budget:
+    needed = max(_MARGIN * trails[1].bytes, released)
+    if needed > budget:
         raise ConfigError(
-            f"One row needs about {_mib(peaks[1])} beside the model, and the memory budget is "
-            f"{_mib(budget)}: short by {_mib(peaks[1] - budget)}. Raise memory_budget to at least "
-            f"{int(peaks[1]) + 1} bytes, use "
-            "activation checkpointing, method='ghost' or per-layer clipping, or train fewer parameters.",
+            f"A step of one row needs about {_mib(needed)} beside the model, and the memory budget is "
+            f"{_mib(budget)}: short by {_mib(needed - budget)}. Raise memory_budget to at least "
+            f"{int(needed) + 1} bytes, use "
+            "activation checkpointing, low_memory or per-layer clipping, or train fewer parameters.",
             code="memory-budget",
         )
-    fitting = [n for n in peaks if peaks[n] <= budget]
-    if len(fitting) < len(sizes):
+    fitting = [n for n, peak in trails.items() if _MARGIN * peak.bytes <= budget]
+    if len(fitting) < len(trails):
         return max(fitting)
-    return _extrapolated(peaks, budget, largest)
+    return _extrapolated(trails, sums, budget / _MARGIN, largest)
 
 
-def _extrapolated(peaks: dict[int, float], budget: float, largest: int) -> int:
-    """Where the steepest line through two measured sizes meets the budget."""
-    sizes = sorted(peaks)
-    if len(sizes) < 2:
-        return sizes[-1]
-    slopes = [(peaks[b] - peaks[a]) / (b - a) for a, b in itertools.pairwise(sizes)]
-    slope = max(*slopes, 1.0)
-    return max(1, min(largest, int(sizes[-1] + (budget - peaks[sizes[-1]]) / slope)))
+def _extrapolated(trails: dict[int, PeakMemory], sums: int, budget: float, largest: int) -> int:
+    """Where the first of the lines through what was alive at two sizes meets the budget."""
+    last = max(trails)
+    before = max((n for n in trails if n < last), default=last)
+    few, many = trails[before].trail, trails[last].trail
+    if before < last and [by for by, _ in few] == [by for by, _ in many]:
+        # What shrank is no line: it stays as it was.
+        slopes = [(max(y - x, 0) / (last - before), y) for (_, x), (_, y) in zip(few, many, strict=True)]
+    else:  # a loop over units, say: all but the sums then grows with the rows, which is never too little
+        slopes = [((trails[last].bytes - min(sums, trails[last].bytes)) / last, trails[last].bytes)]
+    more = min((int((budget - y) / slope) for slope, y in slopes if slope > 0), default=largest)
+    return min(largest, last + more)
 
 
-def _peak(
+def _trail(
     engine: ClipEngine, model: nn.Module, loss_per_example: Callable[[nn.Module, Any], Tensor], rows: Any
-) -> int:
-    """Bytes of tensors of the first sum, which also proves the layouts, and of the next."""
+) -> PeakMemory:
+    """What is alive while a step adds up three chunks: each proves layouts anew, or runs as planned."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    engine.proofs.forget()
     with torch.random.fork_rng(devices=devices), PeakMemory() as peak:
-        for _ in range(2):
-            engine.clipped_sum(lambda given: loss_per_example(model, given), rows)
-    return peak.bytes
+        total = SumsOnDemand(trainable(model))
+        for again in (False, False, True):  # the sums of all chunks before are alive
+            if again:
+                engine.proofs.forget()
+            engine.clipped_sum(lambda given: loss_per_example(model, given), rows, out=total)
+    return peak
+
+
+def _release_bytes(model: nn.Module) -> int:
+    """The most that is alive while sums are noised, one after the other, and gradients are made of them."""
+    params = list(trainable(model).values())
+    largest = max(params, key=_sum_bytes)
+    some = torch.zeros(
+        min(largest.numel(), _NOISED_AT_ONCE), dtype=_sum_dtype(largest), device=largest.device
+    )
+    with PeakMemory() as peak:
+        nothing = BoundedSum(total={"": some}, bound=1.0, norms=torch.empty(0))
+        add_noise(nothing, noise_multiplier=1.0, source=CipherNoise.fresh())
+    draws = max(peak.bytes - some.nbytes, 0)  # beside the noised tensor itself
+    sums = sum(map(_sum_bytes, params))
+    gradients = sum(p.numel() * p.element_size() for p in params)
+    return 2 * sums + max(draws, gradients + (_sum_bytes(largest) if gradients < sums else 0))
+
+
+def _sum_bytes(param: Tensor) -> int:
+    return param.numel() * _sum_dtype(param).itemsize
+
+
+def _sum_dtype(param: Tensor) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32)
 
 
 def _zeros(rows: Any, size: int) -> Any:

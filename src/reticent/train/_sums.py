@@ -22,11 +22,13 @@ class Sums:
         total: name -> sum of clipped gradients, at least float32, of every trained parameter.
         count: units below each clipping norm that adapts, less half of all units, shape (L,), float64.
         norms: each chunk's norms, kept only to show them.
+        clipped: which of each chunk's units were clipped, 1 or 0; alike.
     """
 
     total: Mapping[str, Tensor] = field(repr=False)
     count: Tensor = field(repr=False)
     norms: list[Tensor] = field(default_factory=list, repr=False)
+    clipped: list[Tensor] = field(default_factory=list, repr=False)
 
     @classmethod
     def empty(cls, total: Mapping[str, Tensor], *, num_norms: int) -> "Sums":
@@ -37,9 +39,10 @@ class Sums:
 def destroy(sums: Sums) -> None:
     """Overwrite raw sums, so that nothing can read them after their release."""
     total = sums.total.made if isinstance(sums.total, SumsOnDemand) else sums.total
-    for t in (*total.values(), sums.count, *sums.norms):
+    for t in (*total.values(), sums.count, *sums.norms, *sums.clipped):
         t.fill_(torch.nan)
     sums.norms.clear()
+    sums.clipped.clear()
 
 
 def norm_figures(
@@ -48,7 +51,8 @@ def norm_figures(
     """How long the units' gradients were, and how the sum compares with its noise. NOT private.
 
     Returns:
-        `clip_fraction`: share of units longer than `bound` (those that are not finite among them);
+        `clip_fraction`: share of units of which anything was clipped, in some group where groups are clipped
+        apart (those that are not finite among them; left out if an engine does not say);
         `norm_q10`, `norm_q50`, `norm_q90`: quantiles of the norms; `signal_to_noise`: length of the clipped
         sum over the expected length of its noise, `signal_to_noise_by_parameter` name -> the same of one
         parameter; `cosine`: of the angle between the clipped sum before and after noise. What does not exist
@@ -57,7 +61,9 @@ def norm_figures(
     figures: dict[str, Any] = {}
     norms = torch.cat(sums.norms) if sums.norms else torch.empty(0, dtype=torch.float64)
     if len(norms):
-        figures["clip_fraction"] = float((~(norms <= bound)).double().mean())
+        clipped = float(torch.cat(sums.clipped).mean())
+        if not math.isnan(clipped):
+            figures["clip_fraction"] = clipped
         finite = norms[torch.isfinite(norms)]
         ranked = finite.sort().values.tolist()
         for q in (10, 50, 90) if ranked else ():

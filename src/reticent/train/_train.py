@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from reticent.account import verify_traces
 from reticent.account.ledger import Ledger, verify_contains
+from reticent.clip import ClipEngine
 from reticent.dist import ALONE, Ranks, RanksLedger, together
 from reticent.errors import CheckpointError, ConfigError
 from reticent.noise import CipherNoise
@@ -26,7 +27,7 @@ from reticent.records import EpsilonReport
 from reticent.sample import SampleStream
 
 from ._adapt import ClipNorms
-from ._begin import check_physical_batch_size
+from ._begin import check_low_memory, check_physical_batch_size
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._evaluate import Evaluation
 from ._files import drop_torn_line, finite, write_json
@@ -164,6 +165,8 @@ def train(
                 code="physical-batch-size",
             )
     settings = settings or TrainSettings()
+    if settings.low_memory:
+        check_low_memory(plan.clipping)
     if physical_batch_size == "auto":
         if settings.compile:
             raise ConfigError(
@@ -173,7 +176,9 @@ def train(
                 code="physical-batch-size",
             )
         rows = fetch(dataset, np.zeros(1, dtype=np.int64)) if check_batch is None else check_batch
-        physical_batch_size = _what_fits(model, loss_per_example, rows, plan, transform, memory_budget)
+        physical_batch_size = _what_fits(
+            model, loss_per_example, rows, plan, transform, memory_budget, low_memory=settings.low_memory
+        )
     elif memory_budget is not None:
         raise ConfigError(
             f"memory_budget is only read with physical_batch_size='auto', which is {physical_batch_size!r}.",
@@ -227,6 +232,7 @@ def train(
                 transform=transform,
                 check_batch=check_batch,
                 compile=settings.compile,
+                low_memory=settings.low_memory,
                 show_norms=settings.show_norms,
                 ranks=ranks,
             )
@@ -314,6 +320,7 @@ def resume(
             transform=transform,
             check_batch=check_batch,
             compile=settings.compile,
+            low_memory=settings.low_memory,
             show_norms=settings.show_norms,
             ranks=ranks,
         )
@@ -397,6 +404,8 @@ def _what_fits(
     plan: Plan,
     transform: Transform | None,
     memory_budget: int | None,
+    *,
+    low_memory: bool,
 ) -> int:
     """The physical batch size for "auto"."""
     generator = torch.Generator().manual_seed(0)
@@ -412,7 +421,7 @@ def _what_fits(
         rows,
         memory_budget=memory_budget,
         largest=min(4096, math.ceil(expected + 6 * math.sqrt(expected))),
-        clipping=norms.now(),
+        engine=ClipEngine(model, clipping=norms.now(), method="ghost" if low_memory else "book-keeping"),
     )
 
 
