@@ -8,7 +8,7 @@ What has no cell, and why:
     float64 autocast        autocast lowers float32 operations only
     compiled x ghost, loop  the compiled engine has one method of its own
     compiled x bilinear, einsum, ...    refused: `REFUSED` in test_compiled_kinds.py
-    compiled x checkpoint that keeps the generator's state     the state is a value, so no graph: refused
+    compiled x checkpointed dropout     run again in a graph it draws another mask, so it is refused (below)
     bf16 x loop             the engine's loop is plain autograd, and the others are compared with the truth
     padding rows that come as NaN   nothing gives such rows: padding repeats the chunk's first row. Where that
                             row is NaN, so is padding (test_compiled.py); here NaN is put there by force
@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from reticent.clip import ClipEngine, CompiledEngine, _compiled
 from reticent.clip._groups import Group
 from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, PerLayerClipping, StepClipping
+from reticent.errors import ReticentError
 from tests.support import hf, oracle, zoo
 from tests.support.case import Case, Problem
 from tests.support.judge import median_norm
@@ -323,6 +324,35 @@ def test_compiled_padding_that_holds_nan_adds_nothing(monkeypatch: pytest.Monkey
 )
 def test_compiled_to_code(case: Case, mode: str, dtype: torch.dtype, num_units: int | None) -> None:
     compiled_cell(case, mode, dtype, num_units)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("mode", ["flat", "per-layer"])
+def test_activation_checkpointing_is_exact_in_one_graph(
+    mode: str, use_reentrant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+    plain, problem = checkpointed(None), checkpointed(use_reentrant)
+    clipping = clipping_of(mode, plain, 0.2)
+    check_compiled(problem, truth(plain, clipping), clipping, torch.float64)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_dropout_is_refused_in_a_graph(
+    use_reentrant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph cannot set the generator back; what runs again draws anew, and the proofs notice."""
+    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)))
+    engine = CompiledEngine(model, max_norm=0.1, physical_batch_size=6)
+
+    def losses(x: Tensor) -> Tensor:
+        return checkpoint(model[1], model[0](x), use_reentrant=use_reentrant).square().sum(1)
+
+    with pytest.raises(ReticentError) as caught:
+        engine.clipped_sum(losses, torch.randn(6, 4))
+    assert caught.value.code in ("gradient-mixes-examples", "compile-self-check")
 
 
 # -- the comparison can fail --------------------------------------------------------------------------
