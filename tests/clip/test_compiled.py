@@ -400,18 +400,102 @@ def test_a_module_that_is_listed_twice_gets_its_parameters_back(as_traced: None)
     assert snapshot(model) == before
 
 
+def wrong(module, inputs):
+    """A compiler that is off by a hundredth."""
+
+    def run(*inputs: Tensor):
+        total, *rest = module(*inputs)
+        return (total * 1.01, *rest)
+
+    return run
+
+
 def test_a_graph_that_gives_another_sum_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(module, inputs):
-        def run(*inputs: Tensor):
-            total, *rest = module(*inputs)
-            return (total * 1.01, *rest)
-
-        return run
-
     monkeypatch.setattr(_compiled, "_compile_graph", wrong)
     model, batch = tagger()
-    with pytest.raises(UnsupportedModel, match="does not give the sum or the norms of the eager engine"):
-        engine_for(model).clipped_sum(losses_of(model), first(batch, SIZE))
+    engine = engine_for(model)
+    for _ in range(4):  # whenever it is asked
+        with pytest.raises(UnsupportedModel, match="does not give the sum or the norms of the eager engine"):
+            engine.clipped_sum(losses_of(model), first(batch, SIZE))
+
+
+@pytest.mark.parametrize("rows", [4, SIZE])
+def test_one_bad_unit_in_the_first_chunk_does_not_skip_the_comparison(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is not finite and its gradient is; where a gradient is not, nothing is proven or compiled."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    losses = lambda batch: linear_losses(model)(batch) + batch[1]  # noqa: E731
+    batch = (torch.randn(rows, 3).double(), torch.zeros(rows).double())
+    batch[1][0] = float("nan")
+    monkeypatch.setattr(_compiled, "_compile_graph", wrong)
+    with pytest.raises(UnsupportedModel, match="does not give the sum"):
+        engine_for(model).clipped_sum(losses, batch)
+    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+    engine = engine_for(model)
+    total, _ = oracle.loop_clipped_sum(model, losses, tuple(t[1:] for t in batch), 1.5)
+    for _ in range(3):
+        got = engine.clipped_sum(losses, batch)
+        assert oracle.distance(dict(got.total), total) < 1e-10
+        assert got.norms.isinf().tolist() == [True] + [False] * (rows - 1)
+    assert engine.num_eager == 2, "the chunk, and the units that allow a comparison"
+
+
+def cancelling(rows: int) -> Tensor:
+    """Rows whose two positions nearly cancel: float32 cannot tell their norms."""
+    x = torch.randn(rows, 2, 16)
+    x[:, 1] = -x[:, 0] * (1 + 1e-5)
+    return x
+
+
+def test_a_first_chunk_of_doubtful_units_leaves_the_graph_unused_until_it_was_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(16, 16, bias=False)
+    losses = lambda x: model(x).sum((1, 2))  # noqa: E731
+    doubtful, plain = cancelling(4), torch.randn(4, 2, 16)
+    monkeypatch.setattr(_compiled, "_compile_graph", wrong)
+    engine = engine_for(model, max_norm=1e-3)
+    want = rt.ClipEngine(model, max_norm=1e-3).clipped_sum(losses, doubtful)
+    for _ in range(3):
+        got = engine.clipped_sum(losses, doubtful)
+        assert oracle.distance(dict(got.total), dict(want.total)) < 1e-8
+    with pytest.raises(UnsupportedModel, match="does not give the sum"):
+        engine.clipped_sum(losses, plain)
+    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+    engine = engine_for(model, max_norm=1e-3)
+    for x in (doubtful, plain, plain):
+        engine.clipped_sum(losses, x)
+    eager = engine.num_eager
+    engine.clipped_sum(losses, plain)
+    assert engine.num_eager == eager, "compared, and in use"
+
+
+def test_a_graph_that_draws_is_compared_as_it_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same state of the generator, which is left where it was."""
+    traced = _compiled.trace_sum
+
+    def off(*args):
+        graph, names = traced(*args)
+        module = graph.module
+        node = next(iter(module.graph.find_nodes(op="output")))
+        with module.graph.inserting_before(node):
+            sums = [module.graph.call_function(torch.mul, (t, 1.01)) for t in node.args[0][: len(names)]]
+        node.args = ((*sums, *node.args[0][len(names) :]),)
+        module.recompile()
+        return graph, names
+
+    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 2), nn.Dropout(0.2))
+    engine, losses = engine_for(model), linear_losses(model)
+    for rows in (3, SIZE, SIZE):
+        engine.clipped_sum(losses, (torch.randn(rows, 3),))
+    assert engine.num_eager == 2, "the first chunk, and what was compared"
+    monkeypatch.setattr(_compiled, "trace_sum", off)
+    with pytest.raises(UnsupportedModel, match="does not give the sum"):
+        engine_for(model).clipped_sum(losses, (torch.randn(3, 3),))
 
 
 def test_a_loss_scale_leaves_the_bound_as_it_is(as_traced: None) -> None:

@@ -62,7 +62,7 @@ def parts(clipping: StepClipping, names: list[str]) -> dict[str, tuple[object, f
 
 
 def reference(model: nn.Module, x: Tensor, clipping: StepClipping) -> tuple[dict[str, Tensor], Tensor]:
-    """The sum, and each unit's norm in each group, one unit at a time."""
+    """The sum, and each unit's norm in each group, one unit at a time; what is not finite adds nothing."""
     bounds = parts(clipping, [n for n, _ in model.named_parameters()])
     groups = list(dict.fromkeys(bounds.values()))
     total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
@@ -72,6 +72,8 @@ def reference(model: nn.Module, x: Tensor, clipping: StepClipping) -> tuple[dict
         for i, (group, bound) in enumerate(groups):
             mine = {n: g for n, g in grads.items() if bounds[n] == (group, bound)}
             norm = norms[u, i] = oracle.norm_of(mine)
+            if not norm.isfinite():
+                continue
             weight = (
                 bound / (norm + clipping.stability)
                 if isinstance(clipping, AutomaticClipping)
@@ -125,20 +127,50 @@ def test_another_norm_for_one_call_runs_the_same_graph() -> None:
     assert engine.num_eager == 2, "other groups are another graph"
 
 
-@pytest.mark.parametrize("kind", [PerLayerClipping(max_norm=0.4), AutomaticClipping(max_norm=0.4)])
-def test_a_row_that_is_not_finite_counts_as_zero_under_every_kind(kind: StepClipping) -> None:
+@pytest.mark.parametrize("at", [0, 3, 6])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "kind",
+    [PerLayerClipping(max_norm=0.4), GroupedClipping(max_norms=GROUPS), AutomaticClipping(max_norm=0.4)],
+    ids=lambda c: type(c).__name__,
+)
+def test_a_row_that_is_not_finite_counts_as_zero_where_it_is_not(
+    kind: StepClipping, bad: float, at: int
+) -> None:
+    """Behind the tanh an infinity is finite again: the layers above count, as `ClipEngine` has it."""
     model, x = network()
     engine = CompiledEngine(model, clipping=kind, physical_batch_size=8)
     engine.clipped_sum(losses_of(model), x)
-    bad = x.clone()
-    bad[0] = float("nan")
-    got = engine.clipped_sum(losses_of(model), bad)
-    total, _ = reference(model, x[1:], kind)
-    assert oracle.distance(dict(got.total), total) < 1e-10
-    assert got.norms[0] == float("inf") and bool(got.norms[1:].isfinite().all())
-    if got.group_norms is not None:
-        assert bool((got.group_norms[0] == float("inf")).all())
-    assert engine.num_eager == 1
+    broken = x.clone()
+    broken[at, 1] = bad
+    total, norm_UL = reference(model, broken, kind)
+    for answer in (engine, ClipEngine(model, clipping=kind)):
+        got = answer.clipped_sum(losses_of(model), broken)
+        assert oracle.distance(dict(got.total), total) < 1e-10
+        finite_U = torch.arange(len(x)) != at
+        assert torch.equal(got.norms.isfinite(), finite_U)
+        if norm_UL.shape[1] > 1:
+            torch.testing.assert_close(got.group_norms, norm_UL, rtol=1e-10, atol=0.0)
+            assert bool(norm_UL[at].isfinite().any()) == (bad == math.inf)
+    partly = bad == math.inf and norm_UL.shape[1] > 1
+    assert engine.num_eager == 1 + partly, "only what is finite in part runs alone"
+
+
+def test_units_that_run_alone_leave_the_draws_of_later_chunks_as_they_are() -> None:
+    _, x = network()
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 3)).double()
+    engine = CompiledEngine(model, clipping=PerLayerClipping(max_norm=0.4), physical_batch_size=7)
+    engine.clipped_sum(losses_of(model), x)
+    broken = x.clone()
+    broken[2, 1] = math.inf
+    later, eager = [], engine.num_eager
+    with torch.random.fork_rng():
+        for first in (x, broken):
+            torch.manual_seed(3)
+            engine.clipped_sum(losses_of(model), first)
+            later.append(engine.clipped_sum(losses_of(model), x))
+    assert engine.num_eager == eager + 1
+    assert torch.equal(later[0].norms, later[1].norms)
 
 
 def test_exactly_one_of_max_norm_and_clipping_is_asked_for() -> None:

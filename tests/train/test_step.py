@@ -67,6 +67,48 @@ def test_noise_has_the_plans_std_once_for_any_number_of_chunks(tmp_path, num_chu
     assert not std_is(noise, 1.7 * 0.3 * 3 / 2)
 
 
+class KnownNoise(NoNoise):
+    """The same normals in every run. It claims to be private: tests only."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def normal(self, shape, *, dtype, device="cpu"):
+        return torch.randn(tuple(shape), dtype=dtype, device=device, generator=self.generator)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_a_loss_times_1024_leaves_the_noise_over_the_bound_as_it_is(tmp_path, compile, half, monkeypatch):
+    """Nor does it move the sum: losses may be scaled against underflow. Every example is clipped here."""
+    from reticent.clip import _compiled
+
+    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+    max_norm = 0.02
+
+    def update(scale, noise):
+        def loss(model, rows):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                return scale * cross_entropy(model, rows).float()
+
+        model, plan = make_model(), make_plan(noise_multiplier=1.7, max_norm=max_norm)
+        folder = tmp_path / f"{scale}-{type(noise).__name__}"
+        options = dict(noise=noise, compile=compile, physical_batch_size=8)
+        private = make_private(folder, model=model, plan=plan, **options)
+        before = weights_of(model)
+        take(private, with_rows(next(iter(plan.batches(make_data()))), range(20)), loss)
+        return (before - weights_of(model)) * BATCH_SIZE / max_norm
+
+    sums = {scale: update(scale, NoNoise()) for scale in (1, 1024)}
+    added = {scale: update(scale, KnownNoise()) - sums[scale] for scale in (1, 1024)}
+    assert torch.allclose(sums[1], sums[1024], rtol=0, atol=1e-3)
+    assert 1 < float(sums[1].norm()) <= 20 * (1 + 1e-3)
+    assert torch.allclose(added[1], added[1024], rtol=0, atol=1e-3)
+    drawn = KnownNoise()
+    normals = [drawn.normal(p.shape, dtype=torch.float64).flatten() for p in make_model().parameters()]
+    assert torch.allclose(added[1].double(), 1.7 * torch.cat(normals), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("num_drawn", [0, 1, 37])
 def test_the_divisor_is_the_expected_batch_size_whatever_was_drawn(tmp_path, num_drawn):
     model, plan, data = make_model(), make_plan(max_norm=0.5), make_data()

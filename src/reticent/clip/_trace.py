@@ -6,7 +6,7 @@ to which unit is proven on the traced program itself, which may differ from what
 
 Room: clip. May import torch, `reticent.rules`, `reticent.errors`.
 
-Shape letters (this file): U units of the physical batch, padding included.
+Shape letters (this file): U units of the physical batch, padding included; L groups.
 """
 
 import os
@@ -187,9 +187,10 @@ def trace_sum(
 
     Returns:
         The graph, and the names of the parameters that received a gradient. Its outputs: the clipped
-        sum for each of these names; and for each unit, shape (U,), its norm, float64, rounded up; whether
-        it is finite; and whether its norm was rounded up by so much that it was left out of the sums. The
-        sums mean something only if all units are finite, padding too.
+        sum for each of these names; for each unit and group, shape (U, L), its norm, float64, rounded up,
+        and whether norm and loss are finite; and for each unit, shape (U,), whether a norm was rounded up
+        by so much that it was left out of the sums. The sums mean something only if all is finite,
+        padding too.
     """
     names: list[str] = []
     proven, operations = proof
@@ -240,7 +241,7 @@ def _clipped(
         norms.append(square_U.sqrt() * (1 + slack))
     norm_UL = torch.stack(norms, 1)
     finite_U = torch.isfinite(loss_R.detach().reshape(len(real_U), -1)).all(1)
-    finite_U = finite_U & torch.isfinite(norm_UL).all(1)
+    finite_UL = finite_U[:, None] & torch.isfinite(norm_UL)
     doubt_U = torch.zeros_like(real_U)
     for more_U in doubts:
         doubt_U = doubt_U | more_U
@@ -255,7 +256,7 @@ def _clipped(
         out = torch.zeros_like(params[name], dtype=sum_dtype(params[name]), requires_grad=False)
         forms.pop(name).add_weighted(weights[name], None, out)
         sums.append(out)
-    return (*sums, norm_UL, finite_U, doubt_U)
+    return (*sums, norm_UL, finite_UL, doubt_U)
 
 
 @contextmanager
