@@ -7,8 +7,9 @@
 Every run is a `reticent train` of its own in a folder of its own, at one epsilon and delta: what is
 finished is not run again, what was stopped is resumed. Seeds change weights and views; noise and
 batches are fresh in every run. The gain of a rung is over the rung before, seed by seed. All rungs take the
-same number of steps, so that a large batch sees more images, as in the paper; the last rung has the rate that
-`reticent simulate cifar10` found best on training rows held out. The average of weights is scored in the run of the rung before: it changes no step.
+same number of steps, so that a large batch sees more images, as in the paper; the last rung has the rate
+that `reticent simulate cifar10` found best on training rows held out. The average of weights is scored in
+the run of the rung before: it changes no step.
 """
 
 import argparse

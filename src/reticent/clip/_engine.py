@@ -47,6 +47,7 @@ from reticent.clip._probe import Fingerprints, Unseen, probe_weights
 from reticent.clip._proven import NotProven, Proofs, Proven, layouts_of, reused
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import SumsOnDemand, sum_dtype
+from reticent.clip._twice import Twice
 from reticent.clipping import FlatClipping, StepClipping, sensitivity
 from reticent.errors import ConfigError, CoupledExamples, UnsupportedModel
 from reticent.rules import BUILTIN, Layout, OpRule
@@ -373,8 +374,8 @@ class ClipEngine:
         work.touched |= self.held.apart
         planner, ones = self._planner, torch.ones_like(loss_R)
         planner.begin()
-        # With one group all is kept to the end, when nothing waits any more.
-        waiting = planner.wait if planner.limited and len(work.groups) > 1 else None
+        waiting = planner.wait if planner.limited else None
+        twice = Twice() if self.method == "ghost" and not work.norms_only else None
 
         def run(consumer: Consumer, *, last: bool) -> None:
             visitor = FormVisitor(
@@ -385,6 +386,7 @@ class ClipEngine:
                 last=last,
                 apart=self.held.apart,
                 waiting=waiting if isinstance(consumer, Clip) else None,
+                twice=twice,
             )
             if isinstance(consumer, Clip):
                 consumer.expect(visitor.uses)
@@ -400,10 +402,12 @@ class ClipEngine:
 
         if work.norms_only:
             run(Norms(norms, planner, work.params), last=True)
-        elif self.method == "ghost":
+        elif twice is not None:
             with torch.random.fork_rng(devices=_cuda_devices(loss_R)):  # what runs again draws alike in both
                 run(Norms(norms, planner, work.params), last=False)
+            twice.turn()
             run(Sums(norms, work.total), last=True)
+            twice.end()
         else:
             run(Clip(norms, work.total, planner, work.params), last=True)
         planner.end()

@@ -55,6 +55,7 @@ def check(
         checked_units(loss.shape[0], units)
         before.refuse_changes(params)
         loss_in = loss.detach().reshape(units, -1).sum(1)
+        del loss  # and its graph
         alone = [rows(few, u * k, (u + 1) * k) for u in range(units)]
         loss_alone = torch.stack([losses(one).detach().sum() for one in alone])
         tolerance = _HALF_TOLERANCE if quiet.half else _tolerance(loss_in)

@@ -33,6 +33,7 @@ from reticent.clip._held import SameRows, Scattered, adding, scattered
 from reticent.clip._planner import Planner, Stay
 from reticent.clip._pull import pull_back
 from reticent.clip._sums import SumsOnDemand
+from reticent.clip._twice import Twice
 from reticent.errors import UnsupportedModel
 from reticent.rules import Form, Layout, combine
 
@@ -67,6 +68,7 @@ class FormVisitor:
         last: nothing that the forward recorded is needed after this pass.
         apart: parameters' memory is given back when the modules around them are done.
         waiting: is told of gradients that wait for those of the parameter's other uses.
+        twice: compares two passes over one forward.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class FormVisitor:
         last: bool,
         apart: bool = False,
         waiting: Callable[[str, Form], None] | None = None,
+        twice: Twice | None = None,
     ) -> None:
-        self._apart, self._waiting = apart, waiting
+        self._apart, self._waiting, self._twice = apart, waiting, twice
         self._leaves, self._layout_of, self._consumer, self._last = leaves, layout_of, consumer, last
         self._forms: dict[str, list[Form]] = {}
         self._taken: set[str] = set()
@@ -95,6 +98,8 @@ class FormVisitor:
 
     def visit(self, entry: Entry, index: int, saved: tuple[Tensor, ...], g: Tensor) -> None:
         """See `Visitor`."""
+        if self._twice is not None:
+            self._twice.see(g, *saved)
         if len(entry.shapes) == 1:
             self._add(entry, saved, {index: g})
             return

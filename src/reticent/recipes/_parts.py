@@ -188,7 +188,8 @@ def with_physical_batch(asked: Request, *, say: Callable[[str], None] = lambda t
     if config.physical_batch_size != "auto":
         return asked
     model = build_model(recipe, config)
-    norms = ClipNorms(clipping_of(config), {n: p.numel() for n, p in model.named_parameters()})
+    sizes = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    norms = ClipNorms(clipping_of(config), sizes)
     size = largest_physical_batch_size(
         model,
         losses_of(recipe, config),

@@ -35,16 +35,20 @@ def check_physical_batch_size(size: int) -> None:
         )
 
 
-def check_low_memory(clipping: Clipping, *, compile: bool = False, own_engine: bool = False) -> None:
+def check_low_memory(
+    clipping: Clipping, *, compile: bool = False, own_engine: bool = False, shards: bool = False
+) -> None:
     """Refuse two backwards, norms first and sums second, where they would be ignored or gain nothing.
 
     Raises:
-        ConfigError[low-memory]: with a compiled engine, one of the caller's, or per-layer clipping.
+        ConfigError[low-memory]: with a compiled engine, one of the caller's, per-layer clipping, or a
+            model of which each rank holds a part.
     """
     adapts = isinstance(clipping, AdaptiveClipping) and clipping.per_layer
     problems = [
         (compile, "compile makes an engine that takes one backward"),
         (own_engine, "an engine was given: set its own method='ghost'"),
+        (shards, "each rank holds a part of the model, and a second backward would gather it all again"),
         (
             adapts or isinstance(clipping, PerLayerClipping),
             "per-layer clipping adds each layer's sum inside its one backward and keeps nothing, so that a "

@@ -66,7 +66,8 @@ def largest_physical_batch_size(
         rows: one row or more in the shapes and dtypes of the data; their values are not used.
         memory_budget: bytes for everything that a step needs beside the model, the data and the optimizer:
             the sum of one chunk after another, then noised sums and gradients. None: 60 % of what is free on
-            the model's device (within its container's limit).
+            the model's device (within its container's limit). Not in it: the first step's self-check, which
+            takes up to four rows, however few fit, and what `show_norms` computes.
         largest: never more than this.
         clipping: how units are clipped; flat by default. Per-layer clipping needs less memory.
         engine: an engine of the model's, if another than the default will run.

@@ -253,7 +253,7 @@ class PrivateStep:
         ConfigError[physical-batch-size]: not a positive integer.
         ConfigError[no-compiler]: `compile`, and there is no compiler for the model's device.
         ConfigError[engine-compile]: both `compile` and an engine.
-        ConfigError[low-memory]: `low_memory` with `compile`, an engine or per-layer clipping.
+        ConfigError[low-memory]: `low_memory` with `compile`, an engine, per-layer clipping or shards.
         ConfigError[noise-source, noise-bound]: the noise cannot be drawn, or its size is not a number.
         ConfigError[noise-rank]: reproducible noise of another rank.
         ConfigError[optimizer-type, optimizer-closure, optimizer-parameters, nothing-to-train,
@@ -295,7 +295,9 @@ class PrivateStep:
                     code="engine-compile",
                 )
             if low_memory:
-                check_low_memory(plan.clipping, compile=compile, own_engine=engine is not None)
+                check_low_memory(
+                    plan.clipping, compile=compile, own_engine=engine is not None, shards=ranks.shards
+                )
             check_noise(source, plan, ranks)
             refuse_pipeline(model)
             refuse_shards(model, ranks, show_norms=show_norms, other_engine=compile or engine is not None)
