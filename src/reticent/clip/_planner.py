@@ -31,6 +31,10 @@ _RATES: Final = {"cpu": (1e11, 1e10), "cuda": (3e13, 1e12)}
 _PEAK_SHARE: Final = 4
 _PEAK_FLOOR: Final = 64 << 20
 
+# What is kept by default, over all parameters, as a multiple of what the forms hold. The tenth above pays
+# where a layer's gradients are hardly larger than what they are made of (narrow keys and values).
+_KEPT_SHARE: Final = 1.1
+
 # Shapes that a parameter's choices are remembered for, and timings: the oldest are forgotten.
 _MAX_SHAPES: Final = 64
 _MAX_TIMED: Final = 4096
@@ -128,7 +132,8 @@ class Planner:
 
     Args:
         memory_budget: bytes that may be kept between norms and sums, over all parameters at once. None: as
-            much as the tensors that forms are made of, which is about what the activations took.
+            much as the tensors that forms are made of and a tenth more, which is about what the activations
+            took.
         planning: "estimate" compares costs from shapes; "measure" times the candidates the first
             time a form is met.
 
@@ -291,7 +296,7 @@ class Planner:
         chosen = {name: _least(seen) for name, seen in self._seen.items()}
         held = sum(m.held for m in chosen.values())
         own = sum(seen.own_bytes for seen in self._seen.values())
-        budget = max(held, own) if self._budget is None else self._budget
+        budget = max(held, int(_KEPT_SHARE * own)) if self._budget is None else self._budget
         upgrades = []
         for name, seen in self._seen.items():
             for m in _affordable(seen.methods, seen.own_bytes):
