@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reticent.bounded import BoundedSum
 from reticent.clip import ClipEngine, CompiledEngine, _compiled
+from reticent.clip._agree import agree
+from reticent.clip._groups import Group
 from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, PerLayerClipping, StepClipping
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.rules import Gather
@@ -254,3 +257,41 @@ def test_rows_too_small_for_float32_products_are_not_lost(method: str) -> None:
     want = g.double().sum(1).square().sum(1)
     torch.testing.assert_close(square_U, want, rtol=1e-5, atol=0.0)
     assert square_U[1] == 0.0
+
+
+def test_a_norm_beyond_float32_counts_as_in_the_eager_engine() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(16, 16), torch.randn(4, 3, 16)
+    losses = lambda x: 1e14 * model(x).tanh().sum((1, 2)) + 1e14 * model(x).sum((1, 2))  # noqa: E731
+    compiled = CompiledEngine(model, max_norm=1.0, physical_batch_size=4)
+    compiled.clipped_sum(losses, x)
+    x = torch.cat([x[:1], 1e6 * x[1:2], x[2:]])
+    want, got = ClipEngine(model, max_norm=1.0).clipped_sum(losses, x), compiled.clipped_sum(losses, x)
+    assert float(want.norms[1]) > 1e20
+    torch.testing.assert_close(got.norms, want.norms, rtol=1e-4, atol=0.0)
+    for name, total in want.total.items():
+        torch.testing.assert_close(got.total[name], total, rtol=1e-3, atol=1e-4)
+
+
+def test_a_chunk_that_allows_no_comparison_runs_once_eagerly() -> None:
+    model = nn.Linear(4, 3, bias=False).double()
+    engine = CompiledEngine(model, max_norm=1.0, physical_batch_size=2)
+    zeros = torch.zeros(2, 4, dtype=torch.float64)
+    for times in range(1, 5):
+        found = engine.clipped_sum(losses_of(model), zeros)
+        assert not any(bool(t.any()) for t in found.total.values())
+        assert engine.num_eager == times
+    want = ClipEngine(model, max_norm=1.0).clipped_sum(losses_of(model), zeros + 1.0)
+    got = engine.clipped_sum(losses_of(model), zeros + 1.0)
+    torch.testing.assert_close(got.total["weight"], want.total["weight"])
+
+
+@pytest.mark.parametrize("norm", [1e-7, 0.5])
+def test_short_gradients_need_not_agree_to_a_share_of_themselves(norm: float) -> None:
+    groups = [Group(names=("weight",), max_norm=1.0)]
+    total = {"weight": torch.full((4,), norm / 2)}
+    eager = BoundedSum(total=total, bound=1.0, norms=torch.tensor([norm], dtype=torch.float64))
+    other = {"weight": total["weight"] * 1.5}
+    same = agree(groups, total, torch.tensor([[norm]], dtype=torch.float64), eager, 1e-3)
+    found = agree(groups, other, torch.tensor([[1.5 * norm]], dtype=torch.float64), eager, 1e-3)
+    assert same and found == (norm < 1e-6)

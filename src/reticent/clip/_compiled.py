@@ -217,7 +217,7 @@ class CompiledEngine:
         key = (seen, spec, call.k, at_once, call.one_loss, kinds)
         units = num_rows(part) // call.k
         row_tensors = _padded(leaves, at_once * call.k)
-        known = key in self._programs
+        known, eager, drawn = key in self._programs, None, []
         if key in self._uncompared or (not known and len(self._programs) < self._max_graphs):
             setting = Setting(
                 engine=self._eager,
@@ -229,6 +229,7 @@ class CompiledEngine:
                 one_loss=call.one_loss,
                 groups=call.groups,
             )
+            drawn = _generator_states(next(iter(trainable(InPlace(self._model)).values())).device)
             eager = self._run_eager(call, part)
             if not known:
                 self._compile(key, setting, row_tensors, units, tuple(alive))
@@ -244,10 +245,11 @@ class CompiledEngine:
         if again:
             self._eager.proofs.forget()
         if usable and not again:
+            _set_states(drawn)  # as if the eager engine had not run
             done = self._finite_sums(self._programs[key], call, row_tensors, at_once, units)
             if done is not None:
                 sums, norm_UL, alone_U = done
-                self._eager.refuse_spreading(call.losses, part, torch.isfinite(norm_UL).all(1))
+                self._eager.refuse_spreading(call.losses, part, torch.isfinite(norm_UL).all(1) | alone_U)
                 _add_to(total, sums)
                 if bool(alone_U.any()):
                     few = _units(part, torch.nonzero(alone_U).flatten(), call.k)
@@ -257,7 +259,7 @@ class CompiledEngine:
                     _add_to(total, alone.total)
                     norm_UL[alone_U] = norms_of(alone).to(norm_UL.device)
                 return norm_UL
-        eager = self._run_eager(call, part)
+        eager = self._run_eager(call, part) if eager is None else eager
         _add_to(total, eager.total)
         return norms_of(eager)
 
@@ -296,7 +298,8 @@ class CompiledEngine:
             if bool(finite_U.all()):
                 norm_UL = torch.where(good_U[:, None], norm_UL, math.inf)
                 return sums, norm_UL[:units], (doubt_U & good_U | partly_U)[:units]
-            partly_U = partly_U | good_U & ~finite_U & finite_UL.any(1)
+            # A norm beyond float32 is in doubt, and may be finite all the same.
+            partly_U = partly_U | good_U & ~finite_U & (finite_UL.any(1) | doubt_U)
             good_U = good_U & finite_U
             if not bool(good_U.any()):
                 return {}, torch.full_like(norm_UL, math.inf)[:units], partly_U[:units]

@@ -47,7 +47,6 @@ from reticent.clip._probe import Fingerprints, Unseen, probe_weights
 from reticent.clip._proven import NotProven, Proofs, Proven, layouts_of, reused
 from reticent.clip._refuse import refuse_unsupported
 from reticent.clip._sums import SumsOnDemand, sum_dtype
-from reticent.clip._twice import Twice
 from reticent.clipping import FlatClipping, StepClipping, sensitivity
 from reticent.errors import ConfigError, CoupledExamples, UnsupportedModel
 from reticent.rules import BUILTIN, Layout, OpRule
@@ -375,7 +374,6 @@ class ClipEngine:
         planner, ones = self._planner, torch.ones_like(loss_R)
         planner.begin()
         waiting = planner.wait if planner.limited else None
-        twice = Twice() if self.method == "ghost" and not work.norms_only else None
 
         def run(consumer: Consumer, *, last: bool) -> None:
             visitor = FormVisitor(
@@ -386,7 +384,6 @@ class ClipEngine:
                 last=last,
                 apart=self.held.apart,
                 waiting=waiting if isinstance(consumer, Clip) else None,
-                twice=twice,
             )
             if isinstance(consumer, Clip):
                 consumer.expect(visitor.uses)
@@ -395,19 +392,17 @@ class ClipEngine:
                 run_backward(loss_R, ones, retain_graph=not last)
                 with torch.no_grad(), capture.stage.pause(loss_R.device):
                     visitor.finish()
-                    if isinstance(consumer, Clip):
+                    if isinstance(consumer, Clip | Sums):
                         consumer.finish()
             finally:
                 work.touched |= isinstance(consumer, Clip | Sums) and consumer.has_added
 
         if work.norms_only:
             run(Norms(norms, planner, work.params), last=True)
-        elif twice is not None:
+        elif self.method == "ghost":
             with torch.random.fork_rng(devices=_cuda_devices(loss_R)):  # what runs again draws alike in both
                 run(Norms(norms, planner, work.params), last=False)
-            twice.turn()
-            run(Sums(norms, work.total), last=True)
-            twice.end()
+            run(Sums(norms, work.total, planner, work.params), last=True)
         else:
             run(Clip(norms, work.total, planner, work.params), last=True)
         planner.end()

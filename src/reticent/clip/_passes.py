@@ -8,7 +8,7 @@ parameters, and hands each parameter's gradient to a consumer as soon as it is w
             and kept until its last parameter's last gradient has come: nothing for one layer, a part of the
             model for groups of several layers or a table that is used at both ends.
     Norms   norms only; nothing is kept.
-    Sums    weighted sums, with weights known from an earlier pass.
+    Sums    weighted sums, with weights known from an earlier pass; norms again, which the weights must bound.
 
 Room: clip. May import torch, `reticent.errors`, `reticent.rules`.
 
@@ -33,7 +33,6 @@ from reticent.clip._held import SameRows, Scattered, adding, scattered
 from reticent.clip._planner import Planner, Stay
 from reticent.clip._pull import pull_back
 from reticent.clip._sums import SumsOnDemand
-from reticent.clip._twice import Twice
 from reticent.errors import UnsupportedModel
 from reticent.rules import Form, Layout, combine
 
@@ -42,6 +41,7 @@ LayoutOf = Callable[[Entry, int, Tensor], Layout]
 
 # Norms are rounded up by this share, above the rounding of a float32 backward.
 _ROUND_UP = {torch.float64: 1e-13, torch.float32: 4e-6}
+_AGAIN = 1e-6  # kernels that add in no fixed order may differ by this share in a second backward
 
 
 class Consumer(Protocol):
@@ -68,7 +68,6 @@ class FormVisitor:
         last: nothing that the forward recorded is needed after this pass.
         apart: parameters' memory is given back when the modules around them are done.
         waiting: is told of gradients that wait for those of the parameter's other uses.
-        twice: compares two passes over one forward.
     """
 
     def __init__(
@@ -81,9 +80,8 @@ class FormVisitor:
         last: bool,
         apart: bool = False,
         waiting: Callable[[str, Form], None] | None = None,
-        twice: Twice | None = None,
     ) -> None:
-        self._apart, self._waiting, self._twice = apart, waiting, twice
+        self._apart, self._waiting = apart, waiting
         self._leaves, self._layout_of, self._consumer, self._last = leaves, layout_of, consumer, last
         self._forms: dict[str, list[Form]] = {}
         self._taken: set[str] = set()
@@ -98,8 +96,6 @@ class FormVisitor:
 
     def visit(self, entry: Entry, index: int, saved: tuple[Tensor, ...], g: Tensor) -> None:
         """See `Visitor`."""
-        if self._twice is not None:
-            self._twice.see(g, *saved)
         if len(entry.shapes) == 1:
             self._add(entry, saved, {index: g})
             return
@@ -194,6 +190,10 @@ class GroupNorms:
         # The rows of both, taken once: they are added to for every parameter.
         self._square_rows, self._part_rows = ([*t] for t in (self._square_LU, self._of_parts_LU))
 
+    def anew(self) -> "GroupNorms":
+        """The same groups and units, without norms yet; of this process alone."""
+        return GroupNorms(self.groups, self._finite_U, self._round_up - 1)
+
     def add(self, name: str, square_U: Tensor) -> None:
         """Add one parameter's squared norms."""
         group = self.group_of[name]
@@ -239,19 +239,51 @@ class Norms:
 
 
 class Sums:
-    """Consumer: weighted sums, from the norms of an earlier pass."""
+    """Consumer: weighted sums, from the norms of an earlier pass.
 
-    whole = False
+    What is recomputed in a backward may come out otherwise the second time (a checkpointed block that draws
+    from a generator of its own), and then the weights would bound other gradients than those that are added.
+    So norms are computed again, of what is added.
+    """
 
-    def __init__(self, norms: GroupNorms, total: Mapping[str, Tensor] | Scattered) -> None:
-        self._norms, self._total = norms, total
+    whole = True
+
+    def __init__(
+        self,
+        norms: GroupNorms,
+        total: Mapping[str, Tensor] | Scattered,
+        planner: Planner,
+        params: Mapping[str, Tensor],
+    ) -> None:
+        self._norms, self._total, self._planner, self._params = norms, total, planner, params
         self.has_added = False
         self._weights = [norms.weights(i) for i in range(len(norms.groups))]
+        self._added = norms.anew()
 
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
         self.has_added = True
+        self._added.add(name, self._planner.norm(name, form, like=self._params[name]))
         _add(self._total, name, form, *self._weights[self._norms.group_of[name]])
+
+    def finish(self) -> None:
+        """The pass is over.
+
+        Raises:
+            UnsupportedModel[unstable-forward]: a weight does not bound the gradient that it was put on.
+        """
+        for i, (group, (weight_U, keep_U)) in enumerate(zip(self._norms.groups, self._weights, strict=True)):
+            moved_U = weight_U * self._added.norms(i)
+            if keep_U is not None:
+                moved_U = torch.where(keep_U, moved_U, 0.0)
+            if not bool((moved_U <= group.max_norm * (1 + _AGAIN)).all()):
+                raise UnsupportedModel(
+                    "The second of two backwards gave an example a longer gradient than the first: something "
+                    "that is recomputed in the backward (activation checkpointing) came out otherwise, by a "
+                    "draw from a generator of its own, say. Use method='book-keeping' (leave out "
+                    "low_memory), or make what is recomputed repeatable.",
+                    code="unstable-forward",
+                )
 
 
 class Clip:
