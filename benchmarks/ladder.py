@@ -23,8 +23,6 @@ from typing import Any, Final
 
 import torch
 
-from reticent.report import Curve, draw_curves
-
 from .runs import trained
 
 NUM_STEPS: Final = 320
@@ -142,14 +140,26 @@ def _shown(mean: float | None, spread: float | None, sign: str = "") -> str:
     return f"{100 * mean:{sign}.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
-def plot(rows: Sequence[Mapping[str, Any]], out: Path, *, recipe: str, epsilon: float) -> list[Path]:
-    """Mean accuracy over rungs, with the spread over seeds."""
-    points = [(float(row["rung"]), row["mean"], row["spread"] or 0.0) for row in rows]
-    curve = Curve(name="private", points=points, private=True, colour=0)
-    rungs = ", ".join(f"{row['rung']} {row['name']}" for row in rows)
-    return draw_curves(
-        [curve], out, stem=f"ladder-{recipe}", x=rungs, y="test accuracy", title=f"{recipe}, ε = {epsilon:g}"
-    )
+def plot(rows: Sequence[Mapping[str, Any]], out: Path, *, recipe: str, epsilon: float) -> Path:
+    """Mean accuracy over rungs, with the spread over seeds, as a PNG in the folder `out`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    at = [row["rung"] for row in rows]
+    means, spreads = ([100 * (row[part] or 0.0) for row in rows] for part in ("mean", "spread"))
+    panel.errorbar(at, means, yerr=spreads, marker="o", capsize=4, color="#08519c")
+    for x, y in zip(at, means, strict=True):
+        panel.annotate(f"{y:.1f}", (x, y), xytext=(6, -12), textcoords="offset points", fontsize=9)
+    panel.set_xticks(at, [row["name"] for row in rows], rotation=20, ha="right")
+    panel.set(ylabel="test accuracy, %", title=f"{recipe}, ε = {epsilon:g}")
+    panel.grid(alpha=0.3)
+    path = out / f"ladder-{recipe}.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
 
 
 def main() -> None:
@@ -183,8 +193,7 @@ def main() -> None:
     (args.out / "ladder.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
     if args.plots and rows:
-        for path in plot(rows, args.plots, recipe=args.recipe, epsilon=args.epsilon):
-            print(path)
+        print(plot(rows, args.plots, recipe=args.recipe, epsilon=args.epsilon))
 
 
 if __name__ == "__main__":
