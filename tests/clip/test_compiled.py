@@ -569,7 +569,7 @@ def test_compiled_dropout_is_drawn_anew_in_every_run_for_every_unit() -> None:
         total = engine.clipped_sum(lambda batch: model(batch[0]), (torch.ones(1, 3),)).total
         assert torch.equal(total["first"][0] != 0, total["second"] != 0), "backward used another mask"
         masks.append(total["second"] != 0)
-    assert engine.num_eager == 1
+    assert engine.num_eager == 2  # the first chunk, and to compare what draws
     for i in range(1, 4):
         assert 0.2 < masks[i].float().mean() < 0.8
         assert all(not torch.equal(masks[i], masks[j]) for j in range(i))
@@ -595,7 +595,7 @@ def test_compiled_a_unit_that_is_not_finite_leaves_the_draws_of_others_as_they_a
         for rows in (good, bad, bad[:1]):
             torch.manual_seed(1)
             totals.append(dict(engine.clipped_sum(losses, (rows,)).total))
-    assert engine.num_eager == 1
+    assert engine.num_eager == 2  # the first chunk, and to compare what draws
     assert 0.09 < oracle.distance(totals[0], totals[1]) <= 0.1 * (1 + 1e-5)
     assert 0.09 < oracle.distance(totals[1], totals[2]) <= 0.1 * (1 + 1e-5)
 

@@ -65,12 +65,12 @@ class CompiledEngine:
     takes a minute or more for a Transformer. Parameters and buffers are inputs of the graph, read in every
     run.
 
-    No graph is used before its sum and norms were compared with the eager ones, on such units of a chunk as
-    are finite and not in doubt; until a chunk has one whose gradient is not zero, chunks run eagerly. Where
-    the graph draws random numbers (dropout), the compiler's draws are not torch's from the same state, so it
-    is the traced graph that is compared, not yet compiled, from the same state: an error of the compiler
-    itself would pass. On other devices than CPUs graphs that draw are not compared: what draws there may be
-    chosen otherwise without values.
+    No graph is used before its sum and norms were compared with the eager ones (but for those below), on such
+    units of a chunk as are finite and not in doubt; until a chunk has one whose gradient is not zero, chunks
+    run eagerly. Where the graph draws random numbers (dropout), the compiler's draws are not torch's from the
+    same state, so it is the traced graph that is compared, not yet compiled, from the same state: an error of
+    the compiler itself would pass. On other devices than CPUs graphs that draw are not compared: what draws
+    there may be chosen otherwise without values.
 
     Chunks smaller than the physical batch are padded with copies of their first row, which count nowhere;
     larger ones run in pieces. If a unit is not finite, the same graph runs again, with the same random
