@@ -371,7 +371,7 @@ def test_a_thousandth_in_one_groups_weight_would_be_noticed(
     plain, last = Group.weights, trainable(problem)[-1]
 
     def off(self: Group, norm_U: Tensor, max_norm: Tensor | None = None) -> Tensor:
-        return plain(self, norm_U, max_norm) * (1 + 1e-3 * (last in self.names))
+        return plain(self, norm_U, max_norm) * (1 - 1e-3 * (last in self.names))  # more is refused by ghost
 
     monkeypatch.setattr(Group, "weights", off)
     with pytest.raises(AssertionError, match="the sum is off"):
