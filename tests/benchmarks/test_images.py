@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from benchmarks import augmult, finetune, ladder, runs
-from reticent.data import ArrayPair, Dataset
+from reticent.data import ArrayPair
 from reticent.errors import ConfigError
 from reticent.recipes import make_config, recipes, request, run
 from reticent.train import load_tensors
+from tests.support.made_up import made_up
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
@@ -80,19 +81,7 @@ def tiny(count):
         shape = (10 * each, 16, 16, 3)
         return ArrayPair(rng.integers(0, 256, shape, dtype=np.uint8), np.arange(10).repeat(each))
 
-    return Dataset(
-        name="cifar10",
-        train=pair(count),
-        test=pair(2),
-        num_classes=10,
-        class_names=tuple("abcdefghij"),
-        feature_names=(),
-        licence="",
-        package_licence="",
-        citation="",
-        source="made up",
-        sha256="0",
-    )
+    return made_up("cifar10", pair(count), pair(2), class_names=tuple("abcdefghij"))
 
 
 def test_the_halves_share_no_class_and_hold_every_image_once(tmp_path):

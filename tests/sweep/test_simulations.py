@@ -7,11 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 from reticent.cli import main
-from reticent.data import ArrayPair, Dataset
+from reticent.data import ArrayPair
 from reticent.errors import ConfigError, DataError
 from reticent.recipes import _training, make_config
 from reticent.recipes.vision import _recipe
 from reticent.sweep import _simulations, _trial, read_simulations, simulate_each
+from tests.support.made_up import made_up
 
 LARGE = ["expected_batch_size=600", "num_steps=2", "noise_multiplier=2", "epsilon=3", "model=mlp-4", "ema=0"]
 HELD_OUT = [*LARGE, "validation=200"]
@@ -29,19 +30,7 @@ def images(count, rng):
 @pytest.fixture(scope="module")
 def mnist():
     rng = np.random.default_rng(0)
-    return Dataset(
-        name="mnist",
-        train=images(60_000, rng),
-        test=images(20, rng),
-        num_classes=10,
-        class_names=(),
-        feature_names=(),
-        licence="",
-        package_licence="",
-        citation="",
-        source="made up",
-        sha256="0",
-    )
+    return made_up("mnist", images(60_000, rng), images(20, rng))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """How many rows fit: found from small batches, within the budget, without touching anything."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -300,8 +302,9 @@ def test_a_recipe_takes_auto_and_a_budget_in_words(tmp_path: Any) -> None:
         request("digits", ["physical_batch_size=most"])
 
 
-def _steps(out: Any, **options: Any) -> tuple[Tensor, set[str]]:
-    """The weights after a run, and by what methods its engines clipped."""
+@contextmanager
+def _methods() -> Iterator[set[str]]:
+    """By what methods engines clip inside the block."""
     methods: set[str] = set()
     plain = ClipEngine.clipped_sum
 
@@ -311,6 +314,12 @@ def _steps(out: Any, **options: Any) -> tuple[Tensor, set[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClipEngine, "clipped_sum", clipped_sum)
+        yield methods
+
+
+def _steps(out: Any, **options: Any) -> tuple[Tensor, set[str]]:
+    """The weights after a run, and by what methods its engines clipped."""
+    with _methods() as methods:
         weights, _ = _run(out, cross_entropy, **options)
     return weights, methods
 
@@ -355,15 +364,7 @@ def test_a_recipe_takes_low_memory_to_its_run(tmp_path: Any) -> None:
     from reticent.recipes import request, run
 
     out = tmp_path / "run"
-    methods: set[str] = set()
-    plain = ClipEngine.clipped_sum
-
-    def clipped_sum(engine: ClipEngine, *args: Any, **given: Any) -> Any:
-        methods.update({engine.method} - {"loop"})  # of the self-check
-        return plain(engine, *args, **given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClipEngine, "clipped_sum", clipped_sum)
+    with _methods() as methods:
         run(request("digits", ["num_steps=2", "low_memory=true"]), out=out)
     assert methods == {"ghost"}
     assert json.loads((out / "run.json").read_text())["settings"]["low_memory"] is True

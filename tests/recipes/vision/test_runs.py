@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reticent.data import ArrayPair, Dataset
+from reticent.data import ArrayPair
 from reticent.errors import ConfigError, DataError
 from reticent.recipes import describe, go_on, recipes, request, run
 from reticent.recipes._parts import build_model
@@ -19,6 +19,7 @@ from reticent.recipes.vision._assess import area_under_curve
 from reticent.recipes.vision._recipe import accuracies_and_loss, losses_of_several, scores_of_several
 from reticent.report import write_report
 from reticent.train._checkpoint import load_tensors
+from tests.support.made_up import made_up
 
 
 @pytest.fixture
@@ -198,24 +199,12 @@ def grey(count, rng):
     return ArrayPair(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.integers(0, 10, count))
 
 
-def made_up(name, num_train, rng):
-    return Dataset(
-        name=name,
-        train=grey(num_train, rng),
-        test=grey(20, rng),
-        num_classes=10,
-        class_names=(),
-        feature_names=(),
-        licence="",
-        package_licence="",
-        citation="",
-        source="made up",
-        sha256="0",
-    )
+def in_grey(name, num_train, rng):
+    return made_up(name, grey(num_train, rng), grey(20, rng))
 
 
 def test_the_default_recipe_takes_views_validation_rows_and_smoothing_and_is_assessed(tmp_path):
-    data = made_up("fashion-mnist", 60_000, np.random.default_rng(0))
+    data = in_grey("fashion-mnist", 60_000, np.random.default_rng(0))
     few = ["num_steps=2", "expected_batch_size=20", "noise_multiplier=1", "epsilon=8"]
     asked = request("fashion-mnist", [*few, "augmult=2", "validation=50", "label_smoothing=0.1"])
     result = run(asked, out=tmp_path / "run", data=data)
@@ -227,7 +216,7 @@ def test_the_default_recipe_takes_views_validation_rows_and_smoothing_and_is_ass
 def test_scattering_features_are_made_once_and_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("RETICENT_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
-    data = made_up("fashion-mnist", 60, rng)
+    data = in_grey("fashion-mnist", 60, rng)
     recipe: Any = recipes()["fashion-mnist-scattering"]
     config = request("fashion-mnist-scattering").config
     material = recipe.prepare(config, data)
@@ -245,7 +234,7 @@ def test_validation_rows_are_kept_out_of_training(tmp_path):
     rng = np.random.default_rng(0)
     recipe: Any = recipes()["mnist"]
     config = request("mnist", ["validation=10"]).config
-    data = made_up("mnist", 60, rng)
+    data = in_grey("mnist", 60, rng)
     material = recipe.prepare(config, data)
     assert recipe.num_examples(config) == 59_990
     assert np.array_equal(material.train[0], data.train.x[:50])

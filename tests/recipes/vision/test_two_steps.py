@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
 
-from reticent.data import ArrayPair, Dataset
+from reticent.data import ArrayPair
 from reticent.recipes import load_model, recipes, request, run
 from reticent.recipes._parts import asked_of, build_model
 from reticent.recipes._table import _WHERE
@@ -25,6 +25,7 @@ from reticent.recipes.vision import published
 from reticent.recipes.vision._networks import network
 from reticent.recipes.vision._recipe import VisionRecipe
 from reticent.train import load_tensors
+from tests.support.made_up import made_up
 
 SIZE, TEST = 40, 6
 PUBLISHED = sorted(recipe.name for recipe in vars(published).values() if isinstance(recipe, VisionRecipe))
@@ -54,19 +55,7 @@ def images(count, shape, rng):
 def in_memory(name, shape, rng):
     """What `reticent.data.load` gives."""
     pairs = [ArrayPair(images(n, shape, rng), rng.integers(0, 10, n)) for n in (SIZE, TEST)]
-    return Dataset(
-        name=name,
-        train=pairs[0],
-        test=pairs[1],
-        num_classes=10,
-        class_names=(),
-        feature_names=(),
-        licence="",
-        package_licence="",
-        citation="",
-        source="made up",
-        sha256="0",
-    )
+    return made_up(name, *pairs)
 
 
 def write_cifar100(folder, rng):
