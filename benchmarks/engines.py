@@ -4,6 +4,7 @@ A step computes one clipped sum of gradients (name -> tensor) of the work's batc
 do the work raise: `Skip` with a reason, or whatever error they end in; both are reported.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import fastdp, functorch, jax_privacy, opacus, opake, private_transformers
+from benchmarks.reference import STABILITY, Kind, blocks
 from benchmarks.work import Work
 
 Step = Callable[[], Mapping[str, Tensor]]
@@ -26,7 +28,7 @@ class Engine:
     Args:
         make: (work, max_norm) -> step.
         private: False for those that clip nothing, whose sum is not compared.
-        per_layer: True where each module's gradient is clipped by itself.
+        kind: the reference that its sum is compared with.
         peer: True for other libraries, which are timed one at a time.
         needs: packages to install for it.
         cpu_only: whether it is run on CPUs only.
@@ -34,7 +36,7 @@ class Engine:
 
     make: Callable[[Work, float], Step]
     private: bool = True
-    per_layer: bool = False
+    kind: Kind = "flat"
     peer: bool = False
     needs: tuple[str, ...] = ()
     cpu_only: bool = False
@@ -87,6 +89,29 @@ def reticent_per_layer(work: Work, max_norm: float) -> Step:
     return lambda: engine.clipped_sum(work.losses, work.batch).total
 
 
+def reticent_automatic(work: Work, max_norm: float) -> Step:
+    """Every gradient scaled to about the same length."""
+    from reticent.clip import ClipEngine
+    from reticent.clipping import AutomaticClipping
+
+    engine = ClipEngine(
+        work.model, clipping=AutomaticClipping(max_norm=max_norm, stability=STABILITY)
+    )
+    return lambda: engine.clipped_sum(work.losses, work.batch).total
+
+
+def reticent_grouped(work: Work, max_norm: float) -> Step:
+    """Each block of the model clipped by itself, and what is in none together."""
+    from reticent.clip import ClipEngine
+    from reticent.clipping import GroupedClipping
+
+    names = sorted(blocks([*work.trainable()]), reverse=True)  # what is in no block, "", comes last
+    share = max_norm / math.sqrt(len(names))
+    max_norms = tuple((f"{name}.*" if name else "*", share) for name in names)
+    engine = ClipEngine(work.model, clipping=GroupedClipping(max_norms=max_norms))
+    return lambda: engine.clipped_sum(work.losses, work.batch).total
+
+
 def reticent_compiled(work: Work, max_norm: float) -> Step:
     """Forward, backward, norms and sums as one compiled graph."""
     from reticent.clip import CompiledEngine
@@ -101,7 +126,9 @@ ENGINES: Final = MappingProxyType(
         "non-private-compiled": Engine(make=non_private_compiled, private=False),
         "reticent-flat": Engine(make=reticent_flat),
         "reticent-low-memory": Engine(make=reticent_low_memory),
-        "reticent-per-layer": Engine(make=reticent_per_layer, per_layer=True),
+        "reticent-per-layer": Engine(make=reticent_per_layer, kind="per_layer"),
+        "reticent-grouped": Engine(make=reticent_grouped, kind="grouped"),
+        "reticent-automatic": Engine(make=reticent_automatic, kind="automatic"),
         "reticent-compiled": Engine(make=reticent_compiled),
         "functorch": Engine(make=functorch.per_example, peer=True),
         "opacus": Engine(make=opacus.hooks, peer=True, needs=("opacus",)),

@@ -27,6 +27,8 @@ COLOURS = MappingProxyType(
         "reticent-flat": "#08519c",
         "reticent-low-memory": "#3182bd",
         "reticent-per-layer": "#6baed6",
+        "reticent-grouped": "#9ecae1",
+        "reticent-automatic": "#c6dbef",
         "reticent-compiled": "#17becf",
         "functorch": "#525252",
         "opacus": "#d94801",

@@ -8,8 +8,10 @@ Shape letters: B examples.
 
 import math
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -20,40 +22,35 @@ from benchmarks.work import Work
 # stays far below it; a forgotten use of a parameter, or a norm off by a per mille, does not.
 TOLERANCE = 1e-3
 
+# How gradients are clipped: all parameters together, each module's by itself, each block's (see `blocks`), or
+# all together to about the same length.
+Kind = Literal["flat", "per_layer", "grouped", "automatic"]
+STABILITY: Final = 0.01  # of automatic clipping, absolute
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reference:
-    """Name -> clipped sum, under flat clipping and (where asked for) per layer, and the norm used."""
+    """Kind of clipping -> name -> clipped sum, and the norm used."""
 
     max_norm: float
     num_clipped: int
-    flat: dict[str, Tensor]
-    per_layer: dict[str, Tensor] | None
+    sums: dict[Kind, dict[str, Tensor]]
 
     def save(self, path: Path) -> None:
         """Write it where `load` finds it, for the CPU."""
-        flat = {n: t.cpu() for n, t in self.flat.items()}
-        per_layer = None if self.per_layer is None else {n: t.cpu() for n, t in self.per_layer.items()}
-        torch.save(
-            {
-                "max_norm": self.max_norm,
-                "num_clipped": self.num_clipped,
-                "flat": flat,
-                "per_layer": per_layer,
-            },
-            path,
-        )
+        sums = {kind: {n: t.cpu() for n, t in total.items()} for kind, total in self.sums.items()}
+        torch.save({"max_norm": self.max_norm, "num_clipped": self.num_clipped, "sums": sums}, path)
 
     @staticmethod
     def load(path: Path) -> "Reference":
         """Map it from a file: the tensors take no memory until they are looked at."""
         return Reference(**torch.load(path, mmap=True))
 
-    def max_error(self, got: dict[str, Tensor], *, per_layer: bool) -> float:
+    def max_error(self, got: dict[str, Tensor], kind: Kind = "flat") -> float:
         """The largest distance of a parameter's sum from what it should be, in clipping norms."""
-        want = self.per_layer if per_layer else self.flat
-        if want is None:
-            raise ValueError("There is no reference for clipping per layer.")
+        if kind not in self.sums:
+            raise ValueError(f"There is no reference for clipping {kind}.")
+        want = self.sums[kind]
         if missing := want.keys() - got.keys():
             raise ValueError(f"no sum for {sorted(missing)[0]} and {len(missing) - 1} other parameters")
         worst = 0.0
@@ -74,7 +71,7 @@ def one_gradient(work: Work, index: int) -> dict[str, Tensor]:
     }
 
 
-def owners(names: list[str]) -> dict[str, list[str]]:
+def owners(names: Collection[str]) -> dict[str, list[str]]:
     """Module name -> names of the parameters it owns."""
     found: dict[str, list[str]] = {}
     for name in names:
@@ -82,12 +79,42 @@ def owners(names: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def blocks(names: Collection[str]) -> dict[str, list[str]]:
+    """Block -> names of the parameters in it: up to the first number in a name; "" for what is in no block."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        first = next((i for i, part in enumerate(parts) if part.isdigit()), -1)
+        found.setdefault(".".join(parts[: first + 1]), []).append(name)
+    return found
+
+
 def _norm(tensors: list[Tensor]) -> float:
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
 
 
-def reference(work: Work, *, per_layer: bool) -> Reference:
-    """Both clipped sums of the work's batch; takes two backwards for each example."""
+def _weights(kind: Kind, grads: dict[str, Tensor], max_norm: float) -> dict[str, float]:
+    """Parameter -> what one example's gradient of it is multiplied with."""
+    match kind:
+        case "per_layer":
+            groups = owners(grads.keys())
+        case "grouped":
+            groups = blocks(grads.keys())
+        case _:
+            groups = {"": [*grads]}
+    share, found = max_norm / math.sqrt(len(groups)), dict[str, float]()
+    for members in groups.values():
+        norm = _norm([grads[n] for n in members])
+        if kind == "automatic":
+            weight = share / (norm + STABILITY)
+        else:
+            weight = min(1.0, share / norm) if norm else 1.0
+        found |= dict.fromkeys(members, weight)
+    return found
+
+
+def reference(work: Work, kinds: Collection[Kind] = ("flat",)) -> Reference:
+    """The clipped sums of the work's batch; takes two backwards for each example."""
     params = work.trainable()
     norms = []
     for b in range(work.num_examples()):
@@ -95,19 +122,11 @@ def reference(work: Work, *, per_layer: bool) -> Reference:
     max_norm = float(f"{statistics.median(norms):.3g}")
     if not (math.isfinite(max_norm) and max_norm > 0):
         raise ValueError(f"The median gradient norm of this case is {max_norm}: nothing can be compared.")
-    groups = owners(list(params))
-    flat = {n: torch.zeros_like(p) for n, p in params.items()}
-    by_layer = {n: torch.zeros_like(p) for n, p in params.items()} if per_layer else None
-    for b, norm in enumerate(norms):
+    sums = {kind: {n: torch.zeros_like(p) for n, p in params.items()} for kind in kinds}
+    for b in range(work.num_examples()):
         grads = one_gradient(work, b)
-        for name, g in grads.items():
-            flat[name].add_(g, alpha=min(1.0, max_norm / norm) if norm else 1.0)
-        if by_layer is None:
-            continue
-        for members in groups.values():
-            own = _norm([grads[n] for n in members])
-            share = max_norm / math.sqrt(len(groups))
-            for name in members:
-                by_layer[name].add_(grads[name], alpha=min(1.0, share / own) if own else 1.0)
-    num_clipped = sum(n > max_norm for n in norms)
-    return Reference(max_norm=max_norm, num_clipped=num_clipped, flat=flat, per_layer=by_layer)
+        for kind, total in sums.items():
+            weights = _weights(kind, grads, max_norm)
+            for name, g in grads.items():
+                total[name].add_(g, alpha=weights[name])
+    return Reference(max_norm=max_norm, num_clipped=sum(n > max_norm for n in norms), sums=sums)

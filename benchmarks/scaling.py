@@ -46,13 +46,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import small, text, vision
+from benchmarks.private import Private, private_step
 from benchmarks.work import Work
-from reticent.clipping import FlatClipping
 from reticent.dist import ALONE, Ranks, Replicas, Shards, TensorParallel
-from reticent.noise import CipherNoise
-from reticent.plan import Plan
-from reticent.sample import FullBatchSampler
-from reticent.train import PrivateStep
 
 CASES: Final[dict[str, Callable[[], Work]]] = {
     "mlp": lambda: small.mlp(num_examples=64),
@@ -62,21 +58,6 @@ CASES: Final[dict[str, Callable[[], Work]]] = {
     "gpt2-4": lambda: text.gpt2(num_layers=4, num_examples=8, length=64),
     "wrn-16-4": lambda: vision.wide_resnet(depth=16, widen=4, num_examples=8),
 }
-
-
-class _TimedNoise:
-    """A cipher's noise, and how long it took."""
-
-    private = True
-
-    def __init__(self) -> None:
-        self._inner, self.seconds = CipherNoise.fresh(), 0.0
-
-    def normal(self, shape: Any, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        start = time.perf_counter()
-        drawn = self._inner.normal(shape, dtype=dtype, device=device)
-        self.seconds += time.perf_counter() - start
-        return drawn
 
 
 _WAYS: Final[dict[str, Callable[[], Ranks]]] = {
@@ -100,7 +81,8 @@ def measure(
     """Medians over rounds, the same on every rank; a step is of `chunks` batches on each rank."""
     ranks = _WAYS[parallel]()
     plain, plain_adam, unsynced = _plain(case, ranks, device)
-    private, noise, batches = _private(case, ranks, rounds + warm, folder, chunks, device)
+    private = _private(case, ranks, rounds + warm, folder, chunks, device)
+    noise = private.noise
 
     def without() -> None:
         plain_adam.zero_grad()
@@ -109,15 +91,10 @@ def measure(
                 (plain.losses(plain.batch).mean() / chunks).backward()
         plain_adam.step()
 
-    def with_privacy() -> None:
-        with private[0].step(next(batches)) as step:
-            for chunk in step.chunks():
-                step.backward(lambda _, rows: private[1].losses(rows), chunk)
-
     times: dict[str, list[float]] = {"without": [], "private": []}
     for turn in range(rounds + warm):
         noise.seconds = noise.seconds if turn > warm else 0.0
-        order = (("without", without), ("private", with_privacy))
+        order = (("without", without), ("private", private.step))
         for name, step in order if turn % 2 else reversed(order):
             times[name].append(_slowest(step, ranks, device))
     kept = {name: seconds[warm:] for name, seconds in times.items()}
@@ -137,7 +114,7 @@ def measure(
         "noise_share": noise.seconds / sum(kept["private"]),
         "held_mib": {
             "without": _held(plain.model, plain_adam) / 2**20,
-            "private": _held(private[1].model, private[0].optimizer) / 2**20,
+            "private": _held(private.joint.model, private.joint.optimizer) / 2**20,
         },
         "load": os.getloadavg()[0],
     }
@@ -216,36 +193,14 @@ def _unwrapped(inner: nn.Module, forward: Any, wrapped: nn.Module, args: Any, kw
 
 def _private(
     case: str, ranks: Ranks, num_steps: int, folder: Path, chunks: int, device: str = "cpu"
-) -> tuple[Any, _TimedNoise, Any]:
+) -> Private:
     work = _work(case, device)
     if isinstance(ranks, Shards | TensorParallel):
         ranks.shard(work.model)
-    batch = work.batch if isinstance(work.batch, tuple) else (work.batch,)
-    times = chunks if isinstance(ranks, TensorParallel) else chunks * ranks.size
-    everything = tuple(t.repeat(times, *[1] * (t.dim() - 1)) for t in batch)
-    one = isinstance(work.batch, Tensor)
-    losses = work.losses
-    work = Work(work.model, lambda rows: losses(rows[0] if one else tuple(rows)), work.batch)
-    size = len(everything[0])
-    plan = Plan(
-        sampler=FullBatchSampler(num_examples=size),
-        num_steps=num_steps,
-        noise_multiplier=1.0,
-        clipping=FlatClipping(max_norm=1.0),
-        delta=1e-5,
-        budget=None,
+    copies = chunks if isinstance(ranks, TensorParallel) else chunks * ranks.size
+    return private_step(
+        work, _adam(work.model, ranks), num_steps=num_steps, folder=folder, copies=copies, ranks=ranks
     )
-    noise, adam = _TimedNoise(), _adam(work.model, ranks)
-    private = PrivateStep(
-        work.model,
-        adam,
-        plan=plan,
-        ledger=folder,
-        noise=noise,
-        physical_batch_size=len(batch[0]),
-        ranks=ranks,
-    )
-    return (private, work), noise, iter(plan.batches(everything))
 
 
 def _slowest(step: Callable[[], None], ranks: Ranks, device: str) -> float:

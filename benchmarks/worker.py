@@ -118,7 +118,7 @@ def _prepare(request: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
     ready: dict[str, Any] = {"memory_mib": peak_above_loaded(step, request["device"]), "max_error": None}
     if engine.private:
         sums = dict(step())
-        ready["max_error"] = Reference.load(saved).max_error(sums, per_layer=engine.per_layer)
+        ready["max_error"] = Reference.load(saved).max_error(sums, engine.kind)
         if ready["max_error"] > TOLERANCE:
             ready["skipped"] = f"wrong by {ready['max_error']:.2g} C"
             if not math.isfinite(ready["max_error"]):  # JSON has no word for it
@@ -142,7 +142,7 @@ def _serve(request: dict[str, Any], replies: TextIO) -> None:
 
 
 def _make_reference(request: dict[str, Any], replies: TextIO) -> None:
-    found = reference(_asked(request), per_layer=request["per_layer"])
+    found = reference(_asked(request), request["kinds"])
     found.save(Path(request["reference"]))
     reply = {"max_norm": found.max_norm, "num_clipped": found.num_clipped}
     print(json.dumps(reply), file=replies, flush=True)

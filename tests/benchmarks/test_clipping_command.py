@@ -108,7 +108,7 @@ def test_a_process_that_does_not_answer_is_reported() -> None:
             "threads": 1,
             "case": "tiny",
             "seed": 0,
-            "per_layer": False,
+            "kinds": ["flat"],
             "device": "cpu",
         }
         assert late.ask({**request, "reference": "unused"}) == {"skipped": "no answer in 0 s"}
@@ -118,7 +118,9 @@ def test_a_process_that_does_not_answer_is_reported() -> None:
 def test_peers_are_timed_one_at_a_time() -> None:
     together = groups(list(ENGINES))
     assert [e for group in together for e in group] == [e for e in ENGINES if e != "non-private"]
-    assert all(len(group) == 1 for group in together[1:])
+    peers = [group for group in together if any(ENGINES[e].peer for e in group)]
+    assert peers and all(len(group) == 1 for group in peers)
+    assert all(1 <= len(group) <= measure.AT_ONCE for group in together)
 
 
 def test_a_missing_peer_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +138,7 @@ def _fails(work: Work, max_norm: float):
 
 def test_a_wrong_engine_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     saved = tmp_path / "reference.pt"
-    worker.reference(worker.build("tiny", 0), per_layer=False).save(saved)
+    worker.reference(worker.build("tiny", 0)).save(saved)
     request = {"case": "tiny", "seed": 0, "reference": str(saved), "engine": "wrong", "device": "cpu"}
     monkeypatch.setattr(worker, "ENGINES", {"wrong": Engine(make=_forgets_to_clip)})
     _, ready = worker._prepare(request)

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from reticent.account.ledger import read_run_ledger
+from reticent.clip import ClipEngine
 from reticent.errors import ConfigError, DataError, StepError
 from reticent.hf import PrivacyArguments, PrivateTrainer, per_example_loss
 from reticent.hf._trainer import NOT_CALLED
@@ -64,8 +65,13 @@ def trainer_of(out, *, privacy=None, kind=PrivateTrainer, args=None, **settings)
     )
 
 
-def test_the_weights_are_those_of_the_joint(tmp_path):
-    privacy = PrivacyArguments(**PRIVACY, noise_seed=5)
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_the_weights_are_those_of_the_joint(tmp_path, low_memory, monkeypatch):
+    methods = []
+    made = ClipEngine.__init__
+    spy = lambda self, *args, **how: (methods.append(how.get("method")), made(self, *args, **how))[1]
+    monkeypatch.setattr(ClipEngine, "__init__", spy)
+    privacy = PrivacyArguments(**PRIVACY, noise_seed=5, low_memory=low_memory)
     args = arguments(tmp_path / "hf", adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-3)
     trainer = trainer_of(tmp_path / "hf", privacy=privacy, args=args)
     trainer.train()
@@ -87,6 +93,8 @@ def test_the_weights_are_those_of_the_joint(tmp_path):
     )
     for (name, ours), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+    kept = json.loads((tmp_path / "hf" / "run.json").read_text(encoding="utf-8"))["settings"]
+    assert kept["low_memory"] is low_memory and ("ghost" in methods) == low_memory
 
 
 def test_epsilon_is_the_ledgers_and_a_report_is_written(tmp_path):

@@ -30,6 +30,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from reticent import FlatClipping, Plan, PoissonSampler
 from reticent.account.ledger import read_run_ledger
+from reticent.clip import ClipEngine
 from reticent.errors import BudgetExhausted, ConfigError, ReticentError
 from reticent.lightning import PrivateTrainer
 from reticent.report import verify_run
@@ -91,10 +92,18 @@ def refused(folder, module=None, match="", rows=None, code="lightning-module", *
     assert not (folder / "run").exists()
 
 
-def test_the_weights_are_those_of_the_joint(tmp_path):
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_the_weights_are_those_of_the_joint(tmp_path, low_memory, monkeypatch):
+    methods = []
+    made = ClipEngine.__init__
+    spy = lambda self, *args, **how: (methods.append(how.get("method")), made(self, *args, **how))[1]
+    monkeypatch.setattr(ClipEngine, "__init__", spy)
     module = Module()
     twin: Any = copy.deepcopy(module)
-    trainer_of(tmp_path, noise_seed=5).fit(module, DataLoader(data(), batch_size=8, shuffle=True))
+    trainer = trainer_of(tmp_path, noise_seed=5, low_memory=low_memory)
+    trainer.fit(module, DataLoader(data(), batch_size=8, shuffle=True))
+    kept = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["settings"]
+    assert kept["low_memory"] is low_memory and ("ghost" in methods) == low_memory
     train(
         twin,
         twin.configure_optimizers(),

@@ -97,6 +97,7 @@ def check_same_run(
     mine = noted(privacy)
     pairs += [(name, config.get(name), mine.get(name)) for name in ("user_column", "rows_per_user")]
     pairs += [("other_data", config.get("other_data", False), privacy.other_data)]
+    pairs += [("low_memory", settings.get("low_memory", False), privacy.low_memory)]
     pairs += [(name, config.get(name), chosen.get(name)) for name in _OF_THE_OPTIMIZER]
     wrong = [f"{name} = {_said(began)}, now {_said(value)}"
              for name, began, value in pairs if began != value]  # fmt: skip

@@ -31,6 +31,7 @@ class PrivacyArguments:
         user_column: column of the training data that says whose a row is. The guarantee is then a user's:
             users are drawn, and batch sizes count them.
         rows_per_user: the most rows of one user that take part, the first in the data's order.
+        low_memory: clip by two backwards, between which nothing is kept; see `PrivateStep`.
         show_loss: log the training loss, which is NOT private.
         show_norms: write down gradient norms, which are NOT private either.
         noise_seed: fixes noise and sampling, for tests and research: the run is then NOT private.
@@ -52,6 +53,7 @@ class PrivacyArguments:
     max_length: int | None = None
     user_column: str | None = None
     rows_per_user: int | None = None
+    low_memory: bool = False
     show_loss: bool = False
     show_norms: bool = False
     noise_seed: int | None = None

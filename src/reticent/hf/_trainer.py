@@ -399,6 +399,7 @@ class PrivateTrainer(Trainer):
             settings=TrainSettings(
                 seed=self.args.seed,
                 checkpoint_every=0,
+                low_memory=self.privacy.low_memory,
                 show_loss=self.privacy.show_loss,
                 show_norms=self.privacy.show_norms,
             ),

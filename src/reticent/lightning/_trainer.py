@@ -66,6 +66,7 @@ class PrivateTrainer(Trainer):
         physical_batch_size: rows that go through the model at once; by default the `batch_size` of the
             training loader, or 256 for a data set.
         transform: `transform(rows, generator)` on each chunk, row by row; see `PrivateStep`.
+        low_memory: clip by two backwards, between which nothing is kept; see `PrivateStep`.
         check_batch: public rows for the self-check before the first step; see `PrivateStep`.
         noise_seed: fixes noise and sampling, for tests and research: the run is then NOT private.
         trainer_arguments: of Lightning's `Trainer`; `reticent.lightning.ARGUMENTS` says what becomes of each.
@@ -87,6 +88,7 @@ class PrivateTrainer(Trainer):
         out: Path | str,
         physical_batch_size: int | None = None,
         transform: Transform | None = None,
+        low_memory: bool = False,
         check_batch: Any = None,
         noise_seed: int | None = None,
         **trainer_arguments: Any,
@@ -107,6 +109,7 @@ class PrivateTrainer(Trainer):
         self.out: Final = Path(out)
         self.private_result: TrainResult | None = None
         self._physical_batch_size, self._transform = physical_batch_size, transform
+        self._low_memory = low_memory
         self._check_batch, self._noise_seed = check_batch, noise_seed
         self._private: PrivateStep | None = None
         self._batches: Iterator[LogicalBatch] = iter(())
@@ -221,6 +224,7 @@ class PrivateTrainer(Trainer):
                 physical_batch_size=self._at_once,
                 noise=noise,
                 transform=self._transform,
+                low_memory=self._low_memory,
                 check_batch=self._check_batch,
             )
             if self._loaded is not None:
@@ -273,7 +277,7 @@ class PrivateTrainer(Trainer):
                 data={"name": "training data of a Lightning Trainer"},
             ),
             plan=self.plan.describe(),
-            settings=TrainSettings(checkpoint_every=0),
+            settings=TrainSettings(checkpoint_every=0, low_memory=self._low_memory),
             physical_batch_size=self._at_once,
             noise_seed=self._noise_seed,
             model=module,
