@@ -188,3 +188,68 @@ def test_two_backwards_recompute_torchs_own_draws_alike() -> None:
         found = engine.clipped_sum(lambda x: model(x).square().sum(1), x[row : row + 1])
         length = sum(float(t.square().sum()) for t in found.total.values()) ** 0.5
         assert length <= 0.1 * (1 + 1e-9)
+
+
+class Turns(nn.Module):
+    """A reentrant checkpoint that runs one layer in the forward, and the two by turns when it runs again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b, self.calls = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), 0
+
+    def inner(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        return (self.a if self.calls % 2 else self.b)(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, self.first(x), use_reentrant=True)
+
+
+@pytest.mark.parametrize("method", ["book-keeping", "ghost"])
+def test_a_reentrant_checkpoint_that_takes_another_branch_each_time_is_refused(method: str) -> None:
+    model = Turns()
+    engine = rt.clip.ClipEngine(model, max_norm=1.0, method=method)
+    with pytest.raises(UnsupportedModel, match="reentrant checkpoint") as caught:
+        engine.clipped_sum(lambda x: model(x).square().sum(1), torch.randn(3, 4))
+    assert caught.value.code == "unstable-forward"
+
+
+class Wobbles(torch.autograd.Function):
+    """Identity, whose second backward is longer by a share: as of a kernel that adds in no fixed order."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, share: float, calls: list[int]) -> Tensor:
+        ctx.share, ctx.calls = share, calls
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        ctx.calls[0] += 1
+        return g * (1 + ctx.share * (ctx.calls[0] > 1)), None, None
+
+
+@pytest.mark.parametrize(
+    ("half", "share", "refused"), [(True, 1e-4, False), (True, 2e-2, True), (False, 1e-4, True)]
+)
+def test_a_second_backward_may_differ_by_half_precisions_last_digits(
+    half: bool, share: float, refused: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    calls = [0]
+
+    def losses(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = model(x)
+        return Wobbles.apply(y.float(), share, calls).square().sum(1)
+
+    engine = rt.clip.ClipEngine(model, max_norm=0.1, method="ghost")
+    if refused:
+        with pytest.raises(UnsupportedModel, match="not repeatable") as caught:
+            engine.clipped_sum(losses, torch.randn(1, 64))
+        assert caught.value.code == "unstable-forward"
+    else:
+        found = engine.clipped_sum(losses, torch.randn(1, 64))
+        length = sum(float(t.square().sum()) for t in found.total.values()) ** 0.5
+        assert 0.1 * (1 - 3e-3) < length <= 0.1 * (1 + 1e-6)
+    assert calls == [2]

@@ -77,6 +77,31 @@ def test_no_logits_are_held(monkeypatch: Any, kind: str) -> None:
     assert max(seen.sizes) < B * (T - 1) * V
 
 
+@pytest.mark.parametrize("kind", ["own", "tied", "twice"])
+def test_under_autocast_no_logits_are_held_and_the_sum_is_the_plain_heads(monkeypatch: Any, kind: str) -> None:
+    monkeypatch.setattr(_head, "_ENTRIES", 2 * T * V)
+    model, ids = _problem(kind)
+    model = model.float()
+    want, norms = oracle.loop_clipped_sum(model.double(), model, ids, 0.1)
+    model = model.float()
+
+    def losses(ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(ids)
+        assert found.dtype == torch.float32
+        return found
+
+    for method in ("book-keeping", "ghost"):
+        engine = ClipEngine(model, max_norm=0.1, method=method)
+        got = engine.clipped_sum(losses, ids)
+        assert oracle.distance({n: t.double() for n, t in got.total.items()}, want) < 0.02 * B * 0.1
+        torch.testing.assert_close(got.norms, norms, rtol=0.05, atol=0)
+        assert "HeadForm" in {layer.form for layer in engine.explain().layers}
+        with Shapes() as seen:
+            engine.clipped_sum(losses, ids)
+        assert max(seen.sizes) <= 2 * T * V
+
+
 def test_a_bad_example_stays_alone() -> None:
     model, ids = _problem("own")
     model = model.float()

@@ -30,7 +30,7 @@ from reticent.clip._entries import entry_forms
 from reticent.clip._entry import Entry, Key
 from reticent.clip._groups import Group
 from reticent.clip._held import SameRows, Scattered, adding, scattered
-from reticent.clip._planner import Planner, Stay
+from reticent.clip._planner import Planner, Stay, in_half_precision
 from reticent.clip._pull import pull_back
 from reticent.clip._sums import SumsOnDemand
 from reticent.errors import UnsupportedModel
@@ -41,7 +41,11 @@ LayoutOf = Callable[[Entry, int, Tensor], Layout]
 
 # Norms are rounded up by this share, above the rounding of a float32 backward.
 _ROUND_UP = {torch.float64: 1e-13, torch.float32: 4e-6}
-_AGAIN = 1e-6  # kernels that add in no fixed order may differ by this share in a second backward
+# Kernels that add in no fixed order may differ in a second backward: by this share of a norm; and in half
+# precision, where a last digit that differs spreads through the layers below, by so much that norms of the
+# first are rounded up by it.
+_AGAIN = 1e-6
+_HALF_AGAIN = 1e-3
 
 
 class Consumer(Protocol):
@@ -184,7 +188,7 @@ class GroupNorms:
         self._of_all: dict[int, Tensor] = {}  # group -> squares over all processes
         self.groups = groups
         self.group_of = {name: i for i, group in enumerate(groups) for name in group.names}
-        self._finite_U, self._round_up = finite_U, 1 + round_up
+        self._finite_U, self._round_up, self._spare = finite_U, 1 + round_up, 1.0
         self._square_LU = torch.zeros(len(groups), len(finite_U), dtype=torch.float64, device=finite_U.device)
         self._of_parts_LU = torch.zeros_like(self._square_LU)
         # The rows of both, taken once: they are added to for every parameter.
@@ -193,6 +197,10 @@ class GroupNorms:
     def anew(self) -> "GroupNorms":
         """The same groups and units, without norms yet; of this process alone."""
         return GroupNorms(self.groups, self._finite_U, self._round_up - 1)
+
+    def round_up_more(self, share: float) -> None:
+        """Round all norms up by a share more; those of `anew` are not."""
+        self._spare = 1 + share
 
     def add(self, name: str, square_U: Tensor) -> None:
         """Add one parameter's squared norms."""
@@ -210,7 +218,7 @@ class GroupNorms:
 
     def norms(self, group: int) -> Tensor:
         """(U,), rounded up; infinite for a unit that counts as zero in this group."""
-        norm_U = self._squares(group).sqrt() * self._round_up
+        norm_U = self._squares(group).sqrt() * (self._round_up * self._spare)
         return torch.where(self._finite_U & torch.isfinite(norm_U), norm_U, math.inf)
 
     def weights(self, group: int) -> tuple[Tensor, Tensor | None]:
@@ -226,15 +234,31 @@ class GroupNorms:
 
 
 class Norms:
-    """Consumer: norms only."""
+    """Consumer: norms only.
+
+    Args:
+        norms: of the groups.
+        planner: chooses how each parameter's norm is computed.
+        params: name -> parameter.
+        then_sums: weights that follow from these norms are put on gradients of another backward.
+    """
 
     whole = True
 
-    def __init__(self, norms: GroupNorms, planner: Planner, params: Mapping[str, Tensor]) -> None:
-        self._norms, self._planner, self._params = norms, planner, params
+    def __init__(
+        self,
+        norms: GroupNorms,
+        planner: Planner,
+        params: Mapping[str, Tensor],
+        *,
+        then_sums: bool = False,
+    ) -> None:
+        self._norms, self._planner, self._params, self._then_sums = norms, planner, params, then_sums
 
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
+        if self._then_sums and in_half_precision(form):
+            self._norms.round_up_more(_HALF_AGAIN)
         self._norms.add(name, self._planner.norm(name, form, like=self._params[name]))
 
 
@@ -280,8 +304,8 @@ class Sums:
                 raise UnsupportedModel(
                     "The second of two backwards gave an example a longer gradient than the first: something "
                     "that is recomputed in the backward (activation checkpointing) came out otherwise, by a "
-                    "draw from a generator of its own, say. Use method='book-keeping' (leave out "
-                    "low_memory), or make what is recomputed repeatable.",
+                    "draw from a generator of its own, say, or an operation's own backward is not repeatable. "
+                    "Use method='book-keeping' (leave out low_memory), or make both repeatable.",
                     code="unstable-forward",
                 )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from reticent.clip._capture import Capture
 from reticent.clip._entry import Entry, Key, describe
 from reticent.clip._probe import Fingerprints, prove_layout
-from reticent.errors import CoupledExamples
+from reticent.errors import CoupledExamples, UnsupportedModel
 from reticent.rules import Layout
 
 # Proven layouts: meeting -> entries of one unit along the axis -> layout; 0: however many there are.
@@ -128,8 +128,16 @@ def layouts_of(
 
     Raises:
         CoupledExamples[gradient-mixes-examples]: no layout explains both.
+        UnsupportedModel[unstable-forward]: the passes met other operations, or other shapes.
         NotProven: what may be no meeting is none.
     """
+    if ones.shapes != scaled.shapes:
+        raise UnsupportedModel(
+            "What a reentrant checkpoint ran again in one backward was not what it ran in the next: it "
+            "depends on a counter, or on draws of its own. Make it do the same each time, use "
+            "use_reentrant=False, or method='loop'.",
+            code="unstable-forward",
+        )
     found: dict[Key, dict[int, Layout | None]] = {}
     for key, prints in ones.prints.items():
         unique = True

@@ -26,7 +26,12 @@ _ENTRIES: Final = 1 << 23  # of logits at a time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Logits:
-    """x W^T + b and what their loss leaves: recomputed, never kept."""
+    """x W^T + b and what their loss leaves: recomputed, never kept.
+
+    Args:
+        weight: (V, I), in the precision of the product, as is the bias.
+        bias: (V,).
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -142,6 +147,7 @@ class LinearCrossEntropyMeeting:
     logits: Logits
     ignore_index: int
     roles: frozenset[str]
+    loss_dtype: torch.dtype
 
     def _target(self, target: Tensor) -> tuple[Tensor, Tensor]:
         ignored = target == self.ignore_index
@@ -149,14 +155,14 @@ class LinearCrossEntropyMeeting:
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
         """See `Meeting`."""
-        x, target = inputs
+        x, target = inputs[0].to(self.logits.weight.dtype), inputs[1]
         valid, ignored = self._target(target)
         losses, lses = [], []
         for xc, tc in zip(*(t.split(self.logits.rows()) for t in (x, valid)), strict=True):
             logits = self.logits.of(xc)
             lses.append(torch.logsumexp(logits, 1))
             losses.append(lses[-1] - logits.gather(1, tc[:, None])[:, 0])
-        return torch.where(ignored, 0, torch.cat(losses)).to(x.dtype), (x, target, torch.cat(lses))
+        return torch.where(ignored, 0, torch.cat(losses)).to(self.loss_dtype), (x, target, torch.cat(lses))
 
     def _rows(self, saved: Saved, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, target, lse = saved
@@ -220,16 +226,21 @@ def linear_cross_entropy(recorder: Recorder, args: tuple[Any, ...], kwargs: dict
             and label_smoothing == 0.0
             and is_constant(recorder, linear_weight)
             and is_constant(recorder, linear_bias)
-            and not torch.is_autocast_enabled(input.device.type)
         )
         if not plain:
             logits = recorder.call(F.linear, input, linear_weight, linear_bias)
             return recorder.call(
                 F.cross_entropy, logits, target, weight, None, index, None, reduction, label_smoothing
             )
-        bias = None if linear_bias is None else linear_bias.detach()
+        kind = input.device.type
+        cast = torch.is_autocast_enabled(kind) and linear_weight.dtype != torch.float64  # which is left alone
+        dtype = torch.get_autocast_dtype(kind) if cast else linear_weight.dtype
+        bias = None if linear_bias is None else linear_bias.detach().to(dtype)
         meeting: Meeting = LinearCrossEntropyMeeting(
-            Logits(linear_weight.detach(), bias), index, frozenset(trained)
+            Logits(linear_weight.detach().to(dtype), bias),
+            index,
+            frozenset(trained),
+            torch.float32 if cast else input.dtype,  # autocast takes losses in float32
         )
         return recorder.record(meeting, trained, (input, target))
 
