@@ -33,10 +33,15 @@ from reticent.rules._rounding import (
 )
 
 _CHUNK: Final = 1 << 22
-# A Gram matrix is formed in strips of rows, from the diagonal on: at least so many rows each, and at most so
-# many strips (measured on CPU).
-_STRIP: Final = 96
+# A Gram matrix is formed in strips of rows, from the diagonal on: at least so many rows each (measured on a CPU;
+# elsewhere a call costs more), and at most so many strips.
+_STRIP: Final = {"cpu": 32}
+_STRIP_ELSEWHERE: Final = 96
 _MAX_STRIPS: Final = 4
+# Larger tensors are mapped anew by a CPU's allocator each time: their pages cost as much as so many passes over
+# them (measured, Linux).
+_MAPPED_FROM: Final = 32 << 20
+_MAPPED_PASSES: Final = 7.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,12 @@ class Method:
 def num_bytes(*tensors: Tensor) -> int:
     """Bytes that tensors take."""
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def passes_of_keeping(t: Tensor, size: int) -> float:
+    """Passes over memory that writing `size` bytes on a tensor's device takes, and reading them twice."""
+    # The second and third find most of what is smaller in caches.
+    return 2.0 + (_MAPPED_PASSES if t.device.type == "cpu" and size > _MAPPED_FROM else 0.0)
 
 
 class Form(Protocol):
@@ -193,15 +204,22 @@ class Outer:
             return (Method(name="gram", flops=0.0, moved=float(own), held=own, peak=0),)
         gram, full = size * units * positions**2, size * units * num_in * num_out
         chunk = size * max(1, _CHUNK // max(num_in * num_out, 1)) * num_in * num_out
+        formed = (1.0 + 1.0 / self._num_strips()) / 2.0  # of each Gram matrix
         return (
             Method(
                 name="gram",
-                flops=2.0 * units * positions**2 * (num_in + num_out),
+                flops=2.0 * units * positions**2 * (num_in + num_out) * formed,
                 moved=4.0 * gram + 2.0 * own,
                 held=own,
                 peak=2 * gram,
             ),
-            Method(name="keep", flops=0.0, moved=3.0 * full, held=full, peak=full),
+            Method(
+                name="keep",
+                flops=0.0,
+                moved=passes_of_keeping(self.x_UPI, full) * full,
+                held=full,
+                peak=full,
+            ),
             Method(
                 name="drop",
                 flops=2.0 * units * positions * num_in * num_out,
@@ -250,7 +268,7 @@ class Outer:
 
         def gram(cast: Callable[[Tensor], Tensor]) -> Tensor:
             x, g = cast(self.x_UPI), cast(self.g_UPO)
-            size = -(-positions // max(1, min(_MAX_STRIPS, positions // _STRIP)))
+            size = -(-positions // self._num_strips())
             strips, diagonals = [], []
             for start in range(0, positions, size):  # what lies right of a strip's block stands for two
                 rows, rest = slice(start, start + size), slice(start, None)
@@ -274,6 +292,10 @@ class Outer:
                 vanishing_U = torch.where(zero_U, 0.0, vanishing_U)
         square_U = guarded(gram, vanishing_U, terms, doubts)
         return above_rounding(square_U, positions, (x_UP * g_UP).sum(1).sqrt(), terms.dtype)
+
+    def _num_strips(self) -> int:
+        least = _STRIP.get(self.x_UPI.device.type, _STRIP_ELSEWHERE)
+        return max(1, min(_MAX_STRIPS, self.x_UPI.shape[1] // least))
 
     def spread(self) -> Tensor:
         """Root of the sum of squared lengths of a unit's outer products, before they are added up."""
