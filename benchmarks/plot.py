@@ -25,6 +25,7 @@ COLOURS = MappingProxyType(
     {
         "non-private-compiled": "#9a9a9a",
         "reticent-flat": "#08519c",
+        "reticent-more-memory": "#08306b",
         "reticent-low-memory": "#3182bd",
         "reticent-per-layer": "#6baed6",
         "reticent-grouped": "#9ecae1",
