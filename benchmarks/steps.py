@@ -5,7 +5,8 @@
 In one process, with models of the same weights, by turns in alternating order after one round that is not
 counted (`--warm`); ratios are taken within a round, and medians reported. A step is of `--chunks` of the case's
 batches: the non-private one accumulates their gradients. Noise costs the same for any batch, so its share, and
-the ratio, fall with the size of the logical batch; `noise_share` is the part of the eager private step that drawing it takes.
+the ratio, fall with the size of the logical batch; `noise_share` is the part of the eager private step that
+drawing it takes.
 Times of the sums alone, memory and other engines are `benchmarks.clipping`'s.
 """
 
@@ -15,13 +16,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from benchmarks.cases import CASES
-from benchmarks.measure import commit, processor, versions
+from benchmarks.measure import command, commit, processor, versions
 from benchmarks.private import TimedNoise, private_step
 from benchmarks.work import Work
 
@@ -89,6 +91,8 @@ def measure(
     pairs = [(one, base) for one in ways for base in ways if base.startswith(BASE) and one != base]
     ratios = {f"{one} / {base}": _ratio(seconds[one], seconds[base]) for one, base in pairs}
     return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command(),
         "case": case,
         "chunks": chunks,
         "rounds": rounds,

@@ -58,7 +58,7 @@ def _norms(form: Form) -> dict[str, tuple[Tensor, Form]]:
     return {"": (form.squared_norm(), form)} | {m.name: form.settle(m.name) for m in form.methods()}
 
 
-@pytest.mark.parametrize("positions", [1, 2, 9, 40, 200])
+@pytest.mark.parametrize("positions", [1, 2, 9, 40, 70, 101, 130, 200])  # one to four strips
 @pytest.mark.parametrize("cancel", [False, True], ids=["plain", "cancelling"])
 @pytest.mark.parametrize("make", MAKERS)
 def test_no_method_rounds_a_norm_down_or_far_up(make: Any, cancel: bool, positions: int) -> None:
@@ -161,6 +161,18 @@ def test_no_product_of_a_huge_and_a_tiny_factor_exceeds_its_bound(positions: int
                 out = torch.zeros(size, size)
                 held.add_weighted(weights, keep, out if form is not conv else out[:, :, None])
                 assert out.double().norm() <= bound * (1 + 1e-9), (a, b, method)
+
+
+def test_what_is_mapped_anew_is_dear_to_keep_and_a_gram_matrix_in_strips_is_cheap() -> None:
+    def methods(positions: int, width: int) -> dict[str, Any]:
+        x = torch.empty(1, 1, 1).expand(8, positions, width)
+        return {m.name: m for m in Outer(x, x).methods()}
+
+    small, large = (methods(128, width)["keep"] for width in (1000, 1100))
+    assert small.held < 32 << 20 < large.held
+    assert large.moved / large.held > 4 * small.moved / small.held
+    one, four = (methods(positions, 64)["gram"].flops / positions**2 for positions in (31, 128))
+    assert four == pytest.approx(one * 5 / 8)
 
 
 def test_a_norm_of_millions_of_entries_does_not_drift() -> None:
