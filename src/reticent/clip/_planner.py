@@ -31,9 +31,9 @@ _RATES: Final = {"cpu": (1e11, 1e10), "cuda": (3e13, 1e12)}
 _PEAK_SHARE: Final = 4
 _PEAK_FLOOR: Final = 64 << 20
 
-# What is kept by default, over all parameters, as a multiple of what the forms hold. The tenth above pays
+# What is kept by default, over all parameters, as a multiple of what the forms hold. The little above pays
 # where a layer's gradients are hardly larger than what they are made of (narrow keys and values).
-_KEPT_SHARE: Final = 1.1
+_KEPT_SHARE: Final = 1.03
 
 # Shapes that a parameter's choices are remembered for, and timings: the oldest are forgotten.
 _MAX_SHAPES: Final = 64
@@ -132,7 +132,7 @@ class Planner:
 
     Args:
         memory_budget: bytes that may be kept between norms and sums, over all parameters at once. None: as
-            much as the tensors that forms are made of and a tenth more, which is about what the activations
+            much as the tensors that forms are made of and 3 % more, which is about what the activations
             took.
         planning: "estimate" compares costs from shapes; "measure" times the candidates the first
             time a form is met.
