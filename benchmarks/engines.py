@@ -102,9 +102,7 @@ def reticent_automatic(work: Work, max_norm: float) -> Step:
     from reticent.clip import ClipEngine
     from reticent.clipping import AutomaticClipping
 
-    engine = ClipEngine(
-        work.model, clipping=AutomaticClipping(max_norm=max_norm, stability=STABILITY)
-    )
+    engine = ClipEngine(work.model, clipping=AutomaticClipping(max_norm=max_norm, stability=STABILITY))
     return lambda: engine.clipped_sum(work.losses, work.batch).total
 
 

@@ -228,9 +228,7 @@ def _one_group(
         for name in names:
             say(f"{name}: memory and correctness")
             one = stack.enter_context(ExitStack())
-            candidate = one.enter_context(
-                worker(settings.time_limit, keep_memory=settings.keep_memory)
-            )
+            candidate = one.enter_context(worker(settings.time_limit, keep_memory=settings.keep_memory))
             answer = candidate.ask({**request, "engine": name})
             results[name] = answer
             if "skipped" in answer:

@@ -80,7 +80,7 @@ def owners(names: Collection[str]) -> dict[str, list[str]]:
 
 
 def blocks(names: Collection[str]) -> dict[str, list[str]]:
-    """Block -> names of the parameters in it: up to the first number in a name; "" for what is in no block."""
+    """Block -> names of its parameters: up to the first number in a name; "" for what is in no block."""
     found: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")

@@ -2,11 +2,11 @@
 
     python -m benchmarks.steps --case bert-base --chunks 4 --json steps.json
 
-In one process, with models of the same weights, by turns in alternating order after one round that is not
-counted (`--warm`); ratios are taken within a round, and medians reported. A step is of `--chunks` of the case's
-batches: the non-private one accumulates their gradients. Noise costs the same for any batch, so its share, and
-the ratio, fall with the size of the logical batch; `noise_share` is the part of the eager private step that
-drawing it takes.
+In one process, with models of the same weights, by turns in alternating order after some rounds that are not
+counted (`--warm`); ratios are taken within a round, and medians reported. A step is of `--chunks` of the
+case's batches: the non-private one accumulates their gradients. Noise costs the same for any batch, so its
+share, and the ratio, fall with the size of the logical batch; `noise_share` is the part of the eager private
+step that drawing it takes.
 Times of the sums alone, memory and other engines are `benchmarks.clipping`'s.
 """
 

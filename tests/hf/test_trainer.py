@@ -67,10 +67,13 @@ def trainer_of(out, *, privacy=None, kind=PrivateTrainer, args=None, **settings)
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_weights_are_those_of_the_joint(tmp_path, low_memory, monkeypatch):
-    methods = []
-    made = ClipEngine.__init__
-    spy = lambda self, *args, **how: (methods.append(how.get("method")), made(self, *args, **how))[1]
-    monkeypatch.setattr(ClipEngine, "__init__", spy)
+    methods, made = [], ClipEngine.__init__
+
+    def noted(self, *args, **how):
+        methods.append(how.get("method"))
+        made(self, *args, **how)
+
+    monkeypatch.setattr(ClipEngine, "__init__", noted)
     privacy = PrivacyArguments(**PRIVACY, noise_seed=5, low_memory=low_memory)
     args = arguments(tmp_path / "hf", adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-3)
     trainer = trainer_of(tmp_path / "hf", privacy=privacy, args=args)

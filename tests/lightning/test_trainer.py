@@ -94,10 +94,13 @@ def refused(folder, module=None, match="", rows=None, code="lightning-module", *
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_weights_are_those_of_the_joint(tmp_path, low_memory, monkeypatch):
-    methods = []
-    made = ClipEngine.__init__
-    spy = lambda self, *args, **how: (methods.append(how.get("method")), made(self, *args, **how))[1]
-    monkeypatch.setattr(ClipEngine, "__init__", spy)
+    methods, made = [], ClipEngine.__init__
+
+    def noted(self, *args, **how):
+        methods.append(how.get("method"))
+        made(self, *args, **how)
+
+    monkeypatch.setattr(ClipEngine, "__init__", noted)
     module = Module()
     twin: Any = copy.deepcopy(module)
     trainer = trainer_of(tmp_path, noise_seed=5, low_memory=low_memory)

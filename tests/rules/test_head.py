@@ -77,8 +77,10 @@ def test_no_logits_are_held(monkeypatch: Any, kind: str) -> None:
     assert max(seen.sizes) < B * (T - 1) * V
 
 
-@pytest.mark.parametrize("kind", ["own", "tied", "twice"])
-def test_under_autocast_no_logits_are_held_and_the_sum_is_the_plain_heads(monkeypatch: Any, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["own", "tied"])
+def test_under_autocast_no_logits_are_held_and_the_sum_is_the_plain_heads(
+    monkeypatch: Any, kind: str
+) -> None:
     monkeypatch.setattr(_head, "_ENTRIES", 2 * T * V)
     model, ids = _problem(kind)
     model = model.float()

@@ -33,13 +33,13 @@ from reticent.rules._rounding import (
 )
 
 _CHUNK: Final = 1 << 22
-# A Gram matrix is formed in strips of rows, from the diagonal on: at least so many rows each (measured on a CPU;
-# elsewhere a call costs more), and at most so many strips.
+# A Gram matrix is formed in strips of rows, from the diagonal on: at least so many rows each (measured on a
+# CPU; elsewhere a call costs more), and at most so many strips.
 _STRIP: Final = {"cpu": 32}
 _STRIP_ELSEWHERE: Final = 96
 _MAX_STRIPS: Final = 4
-# Larger tensors are mapped anew by a CPU's allocator each time: their pages cost as much as so many passes over
-# them (measured, Linux).
+# Larger tensors are mapped anew by a CPU's allocator each time: their pages cost as much as so many passes
+# over them (measured, Linux).
 _MAPPED_FROM: Final = 32 << 20
 _MAPPED_PASSES: Final = 7.0
 
