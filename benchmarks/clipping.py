@@ -52,11 +52,6 @@ def _parser() -> argparse.ArgumentParser:
         default="cpu",
         help="cuda: memory is what torch allocates",
     )
-    parser.add_argument(
-        "--keep-memory",
-        action="store_true",
-        help="all engines with freed memory kept mapped, as the command reticent has it (glibc)",
-    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and batch")
     return parser
 
@@ -110,7 +105,6 @@ def main(argv: list[str] | None = None) -> None:
         time_limit=args.time_limit,
         seed=args.seed,
         device=args.device,
-        keep_memory=args.keep_memory,
         engines=QUICK if args.quick else args.engines or tuple(ENGINES),
         why_not="quick" if args.quick else "not picked",
     )

@@ -29,7 +29,6 @@ from benchmarks.cases import find
 from benchmarks.engines import BASE, ENGINES, threads
 
 PACKAGES = ("torch", "transformers", "peft", "opacus", "opake", "jax", "jax-privacy")
-KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40)}
 AT_ONCE = 4  # processes of our own that hold a model beside non-private training's
 
 
@@ -46,7 +45,6 @@ class Settings:
         time_limit: seconds a process may take for an answer.
         seed: of weights and batch.
         device: "cpu" or "cuda".
-        keep_memory: whether freed memory stays mapped (glibc), as the command `reticent` has it.
     """
 
     case: str
@@ -57,7 +55,6 @@ class Settings:
     time_limit: float = 900.0
     seed: int = 0
     device: str = "cpu"
-    keep_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,16 +106,14 @@ def _line(stream: IO[bytes], time_limit: float) -> bytes:
 
 
 @contextmanager
-def worker(time_limit: float, *, keep_memory: bool = False) -> Iterator[Worker]:
+def worker(time_limit: float) -> Iterator[Worker]:
     """A process that ends with the block, with whatever it started."""
-    environment = {**os.environ, **(KEEPING if keep_memory else {})}
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
             start_new_session=True,
         )
         try:
@@ -188,7 +183,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         say("reference: one example at a time")
         with worker(settings.time_limit) as maker:
             head.update(_required(maker.ask(request), "The reference"))
-        with worker(settings.time_limit, keep_memory=settings.keep_memory) as base:
+        with worker(settings.time_limit) as base:
             ready = _required(base.ask({**request, "engine": BASE}), "Non-private training")
             times: list[float] = []
             for names in groups(settings.engines):
@@ -228,7 +223,7 @@ def _one_group(
         for name in names:
             say(f"{name}: memory and correctness")
             one = stack.enter_context(ExitStack())
-            candidate = one.enter_context(worker(settings.time_limit, keep_memory=settings.keep_memory))
+            candidate = one.enter_context(worker(settings.time_limit))
             answer = candidate.ask({**request, "engine": name})
             results[name] = answer
             if "skipped" in answer:

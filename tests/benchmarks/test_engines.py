@@ -65,12 +65,14 @@ def test_blocks_end_at_the_first_number_of_a_name() -> None:
 
 def test_a_sum_that_lacks_a_parameter_or_is_not_finite_is_wrong() -> None:
     found = reference(build("tiny"))
-    bad = {n: t.clone() for n, t in found.flat.items()}
+    bad = {n: t.clone() for n, t in found.sums["flat"].items()}
     bad["0.bias"][0] = math.nan
     assert found.max_error(bad) == math.inf
     del bad["0.bias"]
     with pytest.raises(ValueError, match=r"no sum for 0\.bias"):
         found.max_error(bad)
+    with pytest.raises(ValueError, match="no reference for clipping grouped"):
+        found.max_error(bad, "grouped")
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")

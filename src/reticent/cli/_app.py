@@ -11,7 +11,6 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from reticent.cli._allocator import keep_freed_memory
 from reticent.cli._show import plain
 from reticent.errors import ReticentError
 
@@ -65,8 +64,6 @@ class LazyGroup(click.Group):
     ) -> Any:
         """Run the command line; as a program, exit with status 2 and one line on bad input."""
         name = prog_name or "reticent"
-        if args is None:  # as a program, not inside one
-            keep_freed_memory()
         try:
             result = super().main(
                 args=args,

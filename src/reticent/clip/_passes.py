@@ -304,8 +304,8 @@ class Sums:
                 raise UnsupportedModel(
                     "The second of two backwards gave an example a longer gradient than the first: something "
                     "that is recomputed in the backward (activation checkpointing) came out otherwise, by a "
-                    "draw from a generator of its own, say, or an operation's backward is not repeatable. Use "
-                    "method='book-keeping' (leave out low_memory), or make both repeatable.",
+                    "draw from a generator of its own, say, or an operation's backward is not repeatable. "
+                    "Use method='book-keeping' (leave out low_memory), or make both repeatable.",
                     code="unstable-forward",
                 )
 
