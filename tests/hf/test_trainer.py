@@ -67,11 +67,11 @@ def trainer_of(out, *, privacy=None, kind=PrivateTrainer, args=None, **settings)
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_weights_are_those_of_the_joint(tmp_path, low_memory, monkeypatch):
-    methods, made = [], ClipEngine.__init__
+    methods, begun = [], ClipEngine.__init__
 
     def noted(self, *args, **how):
         methods.append(how.get("method"))
-        made(self, *args, **how)
+        begun(self, *args, **how)
 
     monkeypatch.setattr(ClipEngine, "__init__", noted)
     privacy = PrivacyArguments(**PRIVACY, noise_seed=5, low_memory=low_memory)
