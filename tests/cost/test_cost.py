@@ -306,6 +306,8 @@ def test_published_shapes_are_those_of_the_network(tmp_path):
     [
         (["last-layer"], "does not train by gradient steps"),
         (["digits", "--set", "physical_batch_size=auto"], "set a number"),
+        (["digits", "--set", "low_memory=true"], "low_memory is true"),
+        (["digits", "--set", "compile=true"], "compile is true"),
         (["--delta", "1e-5", "--num-examples", "10"], "name one"),
     ],
 )

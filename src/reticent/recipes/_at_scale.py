@@ -60,8 +60,8 @@ def at_scale(
         JSON values: the `Estimate`, and what it was made from.
 
     Raises:
-        ConfigError[hardware]: the recipe does not train by gradient steps, its forward pass needs numbers
-            and not only shapes, or the ranks do not fit.
+        ConfigError[hardware]: the recipe does not train by gradient steps, or by two backwards or compiled
+            ones, its forward pass needs numbers and not only shapes, or the ranks do not fit.
         ConfigError[num-replicas]: see `estimate`.
         ConfigError[tensor-parallel]: the model cannot be cut; see `reticent.dist.TensorParallel.shard`.
         ConfigError[several-ranks, config]: the run itself would be refused.
@@ -71,6 +71,8 @@ def at_scale(
         raise _refused(f"the recipe '{recipe.name}' does not train by gradient steps")
     check_ranks(ranks, parallel, num_replicas)
     require_several(make_config(recipe.config, {**asked.chosen, "parallel": parallel}), ranks)
+    if other := [name for name in ("low_memory", "compile") if getattr(config, name)]:
+        raise _refused(f"hardware is measured in one eager backward, and {other[0]} is true: leave it out")
     known = {name: value for name, value in _WITHOUT_WEIGHTS.items() if hasattr(config, name)}
     config = config.model_copy(update=known)
     plan = plan_of(asked)
