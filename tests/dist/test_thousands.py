@@ -20,7 +20,7 @@ from reticent.noise import CipherNoise
 from reticent.plan import Plan
 from reticent.records import FlatClipping
 from reticent.sample import PoissonSampler
-from reticent.train._step import OpenStep
+from reticent.train._open_step import OpenStep
 
 pytestmark = pytest.mark.dist
 SIZES = (1024, 4096)

@@ -26,11 +26,12 @@ from ._folder import (
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._loop import Companion, FitResult, Stepper, Tracking, TrainSettings, fit
 from ._memory import PeakMemory
+from ._open_step import OpenStep
 from ._physical import available_memory, largest_physical_batch_size
 from ._progress import SilentWatcher, Watcher, progress_bar, silent_or_bar
 from ._rows import Transform, augment, chunks_of, num_rows
 from ._seeds import mix_seed
-from ._step import OpenStep, PrivateStep
+from ._step import PrivateStep
 from ._track import check_tracking, tracked
 from ._train import TrainResult, resume, train
 from ._users import UserRows, over_users, over_views

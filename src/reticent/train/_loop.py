@@ -28,9 +28,9 @@ from ._ema import Average, ema_start, ema_update
 from ._evaluate import Evaluation, Measured, check_scores, evaluate
 from ._files import append_line, finite
 from ._guards import trainable
+from ._open_step import LossPerExample
 from ._progress import Watcher
 from ._seeds import mix_seed
-from ._step import LossPerExample
 
 Tracking = Literal["none", "tensorboard", "mlflow"]
 

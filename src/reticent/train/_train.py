@@ -43,10 +43,11 @@ from ._folder import (
 from ._guards import check_optimizer, trainable
 from ._ledger import check_ledger, create_ledger, ledger_epsilon, new_run_id
 from ._loop import Companion, TrainSettings, fit
+from ._open_step import LossPerExample
 from ._physical import largest_physical_batch_size
 from ._progress import Spent, silent_or_bar
 from ._rows import Transform, fetch
-from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, LossPerExample, PrivateStep
+from ._step import DEFAULT_PHYSICAL_BATCH_SIZE, PrivateStep
 from ._track import check_tracking, tracked
 
 
