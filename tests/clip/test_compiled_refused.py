@@ -1,4 +1,4 @@
-"""What the compiled engine refuses by its own words, and whether a graph draws."""
+"""What the compiled engine refuses by its own words, and what makes another graph of a model."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -139,3 +139,25 @@ def test_what_is_tagged_as_random_draws_only_where_it_can(
     target: Any, args: tuple[Any, ...], draws: bool
 ) -> None:
     assert _draws(torch.fx.Graph().call_function(target, args)) is draws
+
+
+# -- another graph ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("padding", (2, 1)), ("stride", (2, 2)), ("dilation", (1, 2))]
+)
+def test_a_tuple_that_a_module_keeps_is_seen_to_change(
+    setting: str, value: tuple[int, int], as_traced: None
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(2, 3, 3, padding=1), torch.randn(4, 2, 6, 6)
+    losses = lambda x: model(x).square().flatten(1).sum(1)  # noqa: E731
+    engine = CompiledEngine(model, max_norm=1.0, physical_batch_size=4)
+    engine.clipped_sum(losses, x)
+    setattr(model, setting, value)
+    want = ClipEngine(model, max_norm=1.0).clipped_sum(losses, x)
+    for _ in range(2):
+        got = engine.clipped_sum(losses, x)
+        torch.testing.assert_close(got.norms, want.norms, rtol=1e-4, atol=0.0)
+    assert engine.num_eager == 2, "one for each graph"
