@@ -284,13 +284,15 @@ def test_what_changes_the_graph_is_noticed(as_traced: None) -> None:
 def test_further_kinds_of_batches_run_eagerly(as_traced: None) -> None:
     model, (ids, features) = tagger()
     engine = CompiledEngine(model, max_norm=1.5, physical_batch_size=SIZE, max_graphs=1)
-    for _ in range(3):
-        for length in (4, 3):
-            rows = (ids[:5, :length], features[:5])
-            total, norms = oracle.loop_clipped_sum(model, losses_of(model), rows, 1.5)
-            got = engine.clipped_sum(losses_of(model), rows)
-            assert_close(got, total, norms, max_norm=1.5, tolerance=1e-10)
+    with pytest.warns(RuntimeWarning, match="there are more kinds than max_graphs = 1") as caught:
+        for _ in range(3):
+            for length in (4, 3):
+                rows = (ids[:5, :length], features[:5])
+                total, norms = oracle.loop_clipped_sum(model, losses_of(model), rows, 1.5)
+                got = engine.clipped_sum(losses_of(model), rows)
+                assert_close(got, total, norms, max_norm=1.5, tolerance=1e-10)
     assert engine.num_eager == 4
+    assert [w.filename for w in caught] == [__file__], "once, and at the caller"
 
 
 def test_a_unit_whose_positions_cancel_is_computed_again(as_traced: None) -> None:
@@ -540,6 +542,12 @@ def test_no_compiler_is_said_before_anything_runs() -> None:
 def test_a_physical_batch_size_that_is_no_positive_integer_is_refused(size: object) -> None:
     with pytest.raises(ConfigError, match="physical_batch_size must be a positive integer"):
         CompiledEngine(nn.Linear(2, 2), max_norm=1.0, physical_batch_size=size)
+
+
+def test_a_number_of_graphs_that_is_no_positive_integer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_graphs must be a positive integer, got 0") as caught:
+        CompiledEngine(nn.Linear(2, 2), max_norm=1.0, physical_batch_size=2, max_graphs=0)
+    assert caught.value.code == "max-graphs"
 
 
 def test_rows_must_come_as_a_batch(as_traced: None) -> None:

@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reticent.bounded import BoundedSum
 from reticent.clip import ClipEngine, CompiledEngine, _compiled
-from reticent.clip._agree import agree
-from reticent.clip._groups import Group
 from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, PerLayerClipping, StepClipping
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.rules import Gather
@@ -284,14 +281,3 @@ def test_a_chunk_that_allows_no_comparison_runs_once_eagerly() -> None:
     want = ClipEngine(model, max_norm=1.0).clipped_sum(losses_of(model), zeros + 1.0)
     got = engine.clipped_sum(losses_of(model), zeros + 1.0)
     torch.testing.assert_close(got.total["weight"], want.total["weight"])
-
-
-@pytest.mark.parametrize("norm", [1e-7, 0.5])
-def test_short_gradients_need_not_agree_to_a_share_of_themselves(norm: float) -> None:
-    groups = [Group(names=("weight",), max_norm=1.0)]
-    total = {"weight": torch.full((4,), norm / 2)}
-    eager = BoundedSum(total=total, bound=1.0, norms=torch.tensor([norm], dtype=torch.float64))
-    other = {"weight": total["weight"] * 1.5}
-    same = agree(groups, total, torch.tensor([[norm]], dtype=torch.float64), eager, 1e-3)
-    found = agree(groups, other, torch.tensor([[1.5 * norm]], dtype=torch.float64), eager, 1e-3)
-    assert same and found == (norm < 1e-6)

@@ -6,23 +6,26 @@ Shape letters (this file): U units of the physical batch, padding included; R th
 """
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 
 from reticent.bounded import BoundedSum
-from reticent.clip._agree import agree, another_sum, norms_of, tolerance
+from reticent.clip._agree import compare, norms_of
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._engine import ClipEngine, Losses, _cuda_devices
 from reticent.clip._groups import Group, resolve
 from reticent.clip._guards import checked_units
 from reticent.clip._held import InPlace
 from reticent.clip._params import sizes, trainable
+from reticent.clip._precision import full_float32
+from reticent.clip._program import Program, generator_states, max_norms, run_program, set_states, units_at
 from reticent.clip._programs import fingerprint
 from reticent.clip._proven import due_again
 from reticent.clip._refuse import refuse_unsupported
@@ -31,29 +34,6 @@ from reticent.clip._trace import Setting, prove, state_of, trace_sum, without_au
 from reticent.clipping import StepClipping, sensitivity
 from reticent.errors import ConfigError
 from reticent.rules import BUILTIN, OpRule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Program:
-    """A compiled graph.
-
-    Args:
-        run: maps inputs (see `trace_sum`) to sums, norms, which of them are finite, which units in doubt.
-        traced: the same before it was compiled.
-        names: the parameters of the sums.
-        constants: see `Graph`.
-        draws: see `Graph`.
-        half: see `Graph`.
-        alive: what its fingerprint names by identity.
-    """
-
-    run: Callable[..., Sequence[Tensor]]
-    traced: Callable[..., Sequence[Tensor]]
-    names: tuple[str, ...]
-    constants: tuple[Tensor, ...]
-    draws: bool
-    half: bool
-    alive: tuple[Any, ...]
 
 
 class CompiledEngine:
@@ -66,11 +46,13 @@ class CompiledEngine:
     run.
 
     No graph is used before its sum and norms were compared with the eager ones (but for those below), on such
-    units of a chunk as are finite and not in doubt; until a chunk has one whose gradient is not zero, chunks
-    run eagerly. Where the graph draws random numbers (dropout), the compiler's draws are not torch's from the
-    same state, so it is the traced graph that is compared, not yet compiled, from the same state: an error of
-    the compiler itself would pass. On other devices than CPUs graphs that draw are not compared: what draws
-    there may be chosen otherwise without values.
+    units of a chunk as are finite and not in doubt. Until that was done, which is tried on the first, second,
+    fourth, eighth ... chunk, chunks run eagerly: for ever, where the gradients of some group of parameters
+    never tell (they are zero, or rounding); `num_eager` shows it. Where the graph draws random numbers
+    (dropout), the compiler's draws are not torch's from the same state, so it is the traced graph that is
+    compared, not yet compiled, from the same state: an error of the compiler itself would pass. On other
+    devices than CPUs graphs that draw are not compared: what draws there may be chosen otherwise without
+    values.
 
     Chunks smaller than the physical batch are padded with copies of their first row, which count nowhere;
     larger ones run in pieces. If a unit is not finite, the same graph runs again, with the same random
@@ -80,9 +62,10 @@ class CompiledEngine:
     eagerly, for that reason, because there are more than `max_graphs` or because no chunk so far proved
     enough, rounding differs: in half precision by up to some percent of a unit's share.)
 
-    Not every change is seen: what a list, dict or other object that `losses` closes over holds is fixed
-    at the first call. Pass another object, or make a new engine, to change it. How long a call takes, and
-    `num_eager`, the number of times the eager engine ran, depend on private data.
+    Not every change is seen: what a list, dict or other object holds is fixed at the first call, if `losses`
+    closes over it or a module has it as an attribute (a config). Pass another object, or make a new engine,
+    to change it. How long a call takes, and `num_eager`, the number of times the eager engine ran, depend on
+    private data.
 
     Args:
         model: any module that `ClipEngine` takes and whose Python decides nothing by values of tensors.
@@ -90,11 +73,11 @@ class CompiledEngine:
         clipping: how one unit's influence is bounded. Its norms are inputs of the graph, so that another
             one for one call only compiles again if groups or kind differ.
         physical_batch_size: rows that run at once; a chunk has at most so many, or runs in pieces.
-        max_graphs: chunks of further kinds (of other lengths, say) run eagerly.
+        max_graphs: chunks of further kinds (of other lengths, say) run eagerly, with one RuntimeWarning.
         rules: operation -> rule; see `reticent.rules`.
 
     Raises:
-        ConfigError[physical-batch-size]: not a positive integer.
+        ConfigError[physical-batch-size, max-graphs]: not a positive integer.
         ConfigError[no-compiler]: there is no compiler for the model's device.
         ConfigError, UnsupportedModel: as `ClipEngine`.
     """
@@ -109,8 +92,8 @@ class CompiledEngine:
         max_graphs: int = 8,
         rules: Mapping[Callable[..., Any], OpRule] = BUILTIN,
     ) -> None:
-        _require_positive("physical_batch_size", physical_batch_size)
-        _require_positive("max_graphs", max_graphs)
+        _require_positive("physical_batch_size", physical_batch_size, code="physical-batch-size")
+        _require_positive("max_graphs", max_graphs, code="max-graphs")
         self._eager = ClipEngine(model, max_norm=max_norm, clipping=clipping, rules=rules)
         _require_compiler(model)
         self.clipping: StepClipping = self._eager.clipping
@@ -118,9 +101,10 @@ class CompiledEngine:
         self.num_eager: int = 0
         self._model = model
         self._max_graphs = max_graphs
-        self._programs: dict[Any, _Program] = {}
-        self._unproven: dict[Any, int] = {}
-        self._uncompared: set[Any] = set()
+        self._programs: dict[Any, Program] = {}
+        self._unproven: dict[Any, int] = {}  # kind of chunks -> how many came
+        self._uncompared: dict[Any, int] = {}  # the same, of kinds that have a graph
+        self._warned = False
         self._times: Counter[Any] = Counter()
 
     @property
@@ -130,7 +114,7 @@ class CompiledEngine:
 
     @physical_batch_size.setter
     def physical_batch_size(self, size: int) -> None:
-        _require_positive("physical_batch_size", size)
+        _require_positive("physical_batch_size", size, code="physical-batch-size")
         if size != self._physical_batch_size:
             self._physical_batch_size = size
             for kept in (self._programs, self._unproven, self._uncompared, self._times):
@@ -152,7 +136,8 @@ class CompiledEngine:
                 take its rows from `batch` alone.
             batch: a tree of tensors, example axis first. R may be 0.
             num_units: U, if a unit has more than one row; None: every loss is a unit.
-            out: name -> tensor to add to, from an earlier call on other units of the same sum.
+            out: name -> tensor to add to, from an earlier call on other units of the same sum. If this
+                raises, it may hold a part of this call's units, and must be thrown away.
             clipping: in place of the engine's, for this call.
 
         Returns:
@@ -165,6 +150,7 @@ class CompiledEngine:
         Raises:
             ConfigError[compile-needs-batch]: `batch` is None.
             ConfigError[physical-batch-size]: a unit has more rows than the physical batch.
+            ConfigError[no-compiler]: the compiler failed.
             UnsupportedModel[compile-data-dependent], [compile-side-effect], [compile-unstable]: the
                 model is not one graph.
             UnsupportedModel[compile-self-check]: the compiled graph does not give the eager sum.
@@ -218,7 +204,10 @@ class CompiledEngine:
         units = num_rows(part) // call.k
         row_tensors = _padded(leaves, at_once * call.k)
         known, eager, drawn = key in self._programs, None, []
-        if key in self._uncompared or (not known and len(self._programs) < self._max_graphs):
+        full = not known and len(self._programs) >= self._max_graphs
+        if full:
+            self._warn_of_more_kinds()
+        if key in self._uncompared or not (known or full):
             setting = Setting(
                 engine=self._eager,
                 model=self._model,
@@ -229,14 +218,12 @@ class CompiledEngine:
                 one_loss=call.one_loss,
                 groups=call.groups,
             )
-            drawn = _generator_states(next(iter(trainable(InPlace(self._model)).values())).device)
-            eager = self._run_eager(call, part)
+            drawn = generator_states(next(iter(trainable(InPlace(self._model)).values())).device)
+            eager = self._run_eager_to_compare(call, part)
             if not known:
                 self._compile(key, setting, row_tensors, units, tuple(alive))
-            if key in self._uncompared and self._compare(
-                self._programs[key], call, setting, row_tensors, units, eager
-            ):
-                self._uncompared.discard(key)
+            if key in self._uncompared:
+                self._compare(key, call, setting, row_tensors, units, eager)
         usable = key in self._programs and key not in self._uncompared
         again = False
         if usable and units > 1:
@@ -245,14 +232,14 @@ class CompiledEngine:
         if again:
             self._eager.proofs.forget()
         if usable and not again:
-            _set_states(drawn)  # as if the eager engine had not run
+            set_states(drawn)  # as if the eager engine had not run
             done = self._finite_sums(self._programs[key], call, row_tensors, at_once, units)
             if done is not None:
                 sums, norm_UL, alone_U = done
                 self._eager.refuse_spreading(call.losses, part, torch.isfinite(norm_UL).all(1) | alone_U)
                 _add_to(total, sums)
                 if bool(alone_U.any()):
-                    few = _units(part, torch.nonzero(alone_U).flatten(), call.k)
+                    few = units_at(part, torch.nonzero(alone_U).flatten(), call.k)
                     # Later units draw as if it had not run.
                     with torch.random.fork_rng(devices=_cuda_devices(norm_UL)):
                         alone = self._run_eager(call, few)
@@ -268,18 +255,24 @@ class CompiledEngine:
         units = None if call.one_loss else num_rows(part) // call.k
         return self._eager.clipped_sum(call.losses, part, num_units=units, clipping=call.clipping)
 
-    def _run(
-        self, program: _Program, groups: Sequence[Group], row_tensors: Sequence[Tensor], real_U: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """Sums; norms, and which are finite, (U, L); which units are in doubt, (U,)."""
-        inputs = [*state_of(self._model), *row_tensors, real_U, _max_norms(groups, real_U.device)]
-        with torch.no_grad(), without_autocast(inputs):
-            *sums, norm_UL, finite_UL, doubt_U = program.run(*inputs, *program.constants)
-        sums = _apart(sums, [*inputs, *program.constants])
-        return dict(zip(program.names, sums, strict=True)), norm_UL, finite_UL, doubt_U
+    def _run_eager_to_compare(self, call: "_Call", part: Any) -> BoundedSum:
+        """In full float32, as graphs run: of TF32's products not three digits would agree."""
+        with full_float32(next(t for t in tree_flatten(part)[0] if isinstance(t, Tensor)).device):
+            return self._run_eager(call, part)
+
+    def _warn_of_more_kinds(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "CompiledEngine runs chunks of this kind eagerly: there are more kinds than max_graphs = "
+                f"{self._max_graphs} (other shapes, or losses that close over a new object in every call). "
+                "Raise max_graphs, or pass the same objects.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _finite_sums(
-        self, program: _Program, call: "_Call", row_tensors: Sequence[Tensor], at_once: int, units: int
+        self, program: Program, call: "_Call", row_tensors: Sequence[Tensor], at_once: int, units: int
     ) -> tuple[dict[str, Tensor], Tensor, Tensor] | None:
         """Sums over the finite units, norms, and which units must run alone (left out of the sums).
 
@@ -291,9 +284,11 @@ class CompiledEngine:
         real_U = torch.arange(at_once, device=device) < units
         good_U = real_U
         partly_U = torch.zeros_like(real_U)
-        generators = _generator_states(device) if program.draws else []
+        generators = generator_states(device) if program.draws else []
         for _ in range(at_once + 1):
-            sums, norm_UL, finite_UL, doubt_U = self._run(program, call.groups, row_tensors, good_U)
+            sums, norm_UL, finite_UL, doubt_U = run_program(
+                program, self._model, call.groups, row_tensors, good_U
+            )
             finite_U = finite_UL.all(1)
             if bool(finite_U.all()):
                 norm_UL = torch.where(good_U[:, None], norm_UL, math.inf)
@@ -305,29 +300,40 @@ class CompiledEngine:
                 return {}, torch.full_like(norm_UL, math.inf)[:units], partly_U[:units]
             stand_in = int(torch.nonzero(good_U)[0])
             source_U = torch.where(good_U, torch.arange(at_once, device=device), stand_in)
-            row_tensors = [_units(t, source_U, t.shape[0] // at_once) for t in row_tensors]
-            _set_states(generators)
+            row_tensors = [units_at(t, source_U, t.shape[0] // at_once) for t in row_tensors]
+            set_states(generators)
         return None
 
     def _compile(
         self, key: Any, setting: Setting, row_tensors: Sequence[Tensor], units: int, alive: tuple[Any, ...]
     ) -> None:
-        """Prove, trace and compile; leaves it for later where the batch proves too little."""
-        tries = self._unproven[key] = self._unproven.get(key, 0) + 1
-        if tries & (tries - 1):  # on the first, second, fourth, eighth .. chunk
+        """Prove, trace and compile, on the first, second, fourth, eighth .. chunk that proves too little."""
+        tries = self._unproven.get(key, 0) + 1
+        program = None if tries & (tries - 1) else self._make_program(setting, row_tensors, units, alive)
+        if program is None:  # what is refused does not count: it is refused again
+            self._unproven[key] = tries
             return
+        self._unproven.pop(key, None)
+        self._programs[key] = program
+        if not program.draws or row_tensors[0].device.type == "cpu":
+            self._uncompared[key] = 0
+
+    def _make_program(
+        self, setting: Setting, row_tensors: Sequence[Tensor], units: int, alive: tuple[Any, ...]
+    ) -> Program | None:
+        """A compiled graph; None where the batch proves too little."""
         # Cloned: a tensor that comes twice in this batch may be two in the next.
         inputs = [*state_of(self._model), *(t.clone() for t in row_tensors)]
         proof = prove(setting, inputs)
         if proof is None:
-            return
+            return None
         device = row_tensors[0].device
         real_U = torch.arange(setting.num_units, device=device) < units
-        inputs += [real_U, _max_norms(setting.groups, device)]
+        inputs += [real_U, max_norms(setting.groups, device)]
         graph, names = trace_sum(setting, proof, inputs)
         with torch.no_grad(), without_autocast(inputs):
             run = _compile_graph(graph.module, [*inputs, *graph.constants])
-        self._programs[key] = _Program(
+        return Program(
             run=run,
             traced=graph.module,
             names=tuple(names),
@@ -336,56 +342,31 @@ class CompiledEngine:
             half=graph.half,
             alive=alive,
         )
-        if not graph.draws or device.type == "cpu":
-            self._uncompared.add(key)
-        del self._unproven[key]
 
     def _compare(
         self,
-        program: _Program,
+        key: Any,
         call: "_Call",
         setting: Setting,
         row_tensors: Sequence[Tensor],
         units: int,
         eager: BoundedSum,
-    ) -> bool:
-        """Compare a program with the eager engine; False where no unit of these rows allows it.
-
-        Units that do not allow it give their place to one that does, for both.
-
-        Raises:
-            UnsupportedModel[compile-self-check].
-        """
-        device, at_once, draws = row_tensors[0].device, setting.num_units, program.draws
-        program = replace(program, run=program.traced) if draws else program
-        within = tolerance(next(iter(trainable(InPlace(self._model)).values())), half=program.half)
-        place_U = torch.arange(at_once, device=device)
-        with torch.random.fork_rng(devices=_cuda_devices(row_tensors[0])):
-            states = _generator_states(device)
-            sums, norm_UL, finite_UL, doubt_U = self._run(program, call.groups, row_tensors, place_U < units)
-            fine_U = finite_UL.all(1) & ~doubt_U
-            if not draws and bool(fine_U.all()):
-                if not agree(call.groups, sums, norm_UL, eager, within):
-                    raise another_sum(within)
-                return bool((norm_UL > 0).any())
-            useful_U = fine_U & (place_U < units) & (norm_UL > 0).any(1)
-            if not bool(useful_U.any()):
-                return False
-            source_U = torch.where(useful_U, place_U, int(torch.nonzero(useful_U)[0]))
-            row_tensors = [_units(t, source_U, t.shape[0] // at_once) for t in row_tensors]
-            batch = setting.batch(row_tensors)
-            # Where the eager engine proves anew, it may run twice, and draw other numbers the second time.
-            for _ in range(2 if draws else 1):
-                _set_states(states)
-                sums, norm_UL, finite_UL, doubt_U = self._run(
-                    program, call.groups, row_tensors, place_U < at_once
-                )
-                if not bool((finite_UL.all(1) & ~doubt_U).all()):
-                    return False
-                _set_states(states)
-                if agree(call.groups, sums, norm_UL, self._run_eager(call, batch), within):
-                    return True
-        raise another_sum(within)
+    ) -> None:
+        """Compare a graph, on the first, second, fourth, eighth .. chunk that does not allow it."""
+        tries = self._uncompared[key] + 1
+        if not tries & (tries - 1) and compare(
+            self._programs[key],
+            self._model,
+            call.groups,
+            row_tensors,
+            eager,
+            lambda tensors: self._run_eager_to_compare(call, setting.batch(tensors)),
+            units=units,
+            at_once=setting.num_units,
+        ):
+            del self._uncompared[key]
+        else:
+            self._uncompared[key] = tries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -399,33 +380,9 @@ class _Call:
     k: int
 
 
-def _require_positive(name: str, value: object) -> None:
+def _require_positive(name: str, value: object, *, code: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a positive integer, got {value!r}.", code="physical-batch-size")
-
-
-def _max_norms(groups: Sequence[Group], device: torch.device) -> Tensor:
-    """(L,)."""
-    return torch.tensor([group.max_norm for group in groups], dtype=torch.float64, device=device)
-
-
-def _generator_states(device: torch.device) -> list[tuple[torch.Generator, Tensor]]:
-    """The generators a graph may draw from, and where they stand."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    return [(generator, generator.get_state()) for generator in generators]
-
-
-def _set_states(generators: Sequence[tuple[torch.Generator, Tensor]]) -> None:
-    for generator, state in generators:
-        generator.set_state(state)
-
-
-def _units(batch: Any, index_N: Tensor, k: int) -> Any:
-    """The rows of the units `index_N`, of k rows each."""
-    index = (index_N[:, None] * k + torch.arange(k, device=index_N.device)).flatten()
-    return tree_map_only(Tensor, lambda t: t[index], batch)
+        raise ConfigError(f"{name} must be a positive integer, got {value!r}.", code=code)
 
 
 def _add_to(total: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
@@ -433,17 +390,6 @@ def _add_to(total: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
     for name, added in sums.items():
         if not (isinstance(total, SumsOnDemand) and total.adopt_first(name, added)):
             total[name].add_(added)
-
-
-def _apart(sums: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """A graph's sums in memory of their own: it may return one tensor twice, or one of its inputs."""
-    taken = {t.untyped_storage().data_ptr() for t in inputs}
-    apart = []
-    for t in sums:
-        place = t.untyped_storage().data_ptr()
-        apart.append(t.clone() if place in taken else t)
-        taken.add(place)
-    return apart
 
 
 def _padded(leaves: Sequence[Any], size: int) -> list[Tensor]:
@@ -456,11 +402,26 @@ def _padded(leaves: Sequence[Any], size: int) -> list[Tensor]:
 
 
 def _compile_graph(module: nn.Module, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Make code of a graph.
+
+    Raises:
+        ConfigError[no-compiler].
+    """
     import torch._inductor  # slow to import: only for whoever compiles
+    from torch._inductor.exc import InductorError
 
     # CUDA graphs may return the same memory from every call, and what a call returns is kept here.
     kept = {"triton.cudagraphs": False}
-    run: Any = torch._inductor.compile(module, inputs, options=kept)  # pyright: ignore[reportArgumentType]
+    try:
+        run: Any = torch._inductor.compile(module, inputs, options=kept)  # pyright: ignore[reportArgumentType]
+    except InductorError as error:
+        raise ConfigError(
+            f"torch's compiler failed ({type(error.inner_exception).__name__}). If the C++ compiler (the "
+            "environment variable CXX) or Triton lacks something, install that; an ImportError may be a file "
+            "of torch's cache (TORCHINDUCTOR_CACHE_DIR) that was cut off: delete the cache. Or use "
+            "ClipEngine, which does not compile.",
+            code="no-compiler",
+        ) from error
     return run
 
 

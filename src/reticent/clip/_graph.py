@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reticent.errors import UnsupportedModel
+from reticent.errors import ReticentError, UnsupportedModel
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -49,6 +49,7 @@ def trace(
         UnsupportedModel[compile-data-dependent]: Python looks at a value.
         UnsupportedModel[compile-side-effect]: the forward changes an attribute of a module, or draws from
             Python's random numbers: in a graph that would happen once, not in every run.
+        UnsupportedModel[compile-unstable]: torch cannot run something of it without values.
     """
     from torch._subclasses.fake_tensor import (  # slow to import: only for whoever compiles
         DataDependentOutputException,
@@ -65,11 +66,17 @@ def trace(
         module = make_fx(lambda *tensors: body(tensors), tracing_mode="fake", _allow_non_fake_inputs=True)(
             *inputs
         )
+    except (ReticentError, torch.OutOfMemoryError):
+        raise
+    except UnsupportedOperatorException as error:
+        raise untraceable(
+            f"without values torch does not know what {error.func} gives (torch.library.register_fake tells "
+            "it)"
+        ) from error
     except (
         DataDependentOutputException,
         DynamicOutputShapeException,
         GuardOnDataDependentSymNode,
-        UnsupportedOperatorException,
     ) as error:
         name = getattr(error, "func", None) or "a comparison"
         raise UnsupportedModel(
@@ -77,6 +84,11 @@ def trace(
             "the same. Decide with torch.where, or by shapes and settings only; or use ClipEngine, which "
             "does not compile.",
             code="compile-data-dependent",
+        ) from error
+    except RuntimeError as error:
+        raise untraceable(
+            f"torch cannot run it without values ({type(error).__name__}): .numpy(), .data_ptr() or an "
+            "operation of its own may ask for them"
         ) from error
     finally:
         changed = _restore(before)
@@ -97,6 +109,21 @@ def trace(
         draws=any(_draws(node) for node in nodes),
         half=any(getattr(n.meta.get("val"), "dtype", None) in _HALF for n in nodes),
     )
+
+
+def untraceable(why: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"The model cannot be written down as one graph: {why}. Use ClipEngine, which does not compile.",
+        code="compile-unstable",
+    )
+
+
+def num_draws() -> int:
+    """How many operations that draw random numbers the graph has that is being traced."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode: Any = get_proxy_mode()
+    return sum(_draws(node) for node in mode.tracer.graph.nodes)
 
 
 def _restore(before: Mapping[nn.Module, tuple[dict[str, Any], ...]]) -> set[str]:
@@ -173,11 +200,13 @@ def _drop_zeros(module: "GraphModule") -> None:
 
 
 def _draws(node: Any) -> bool:
-    """Whether a node of the graph draws random numbers."""
+    """Whether a node of the graph draws random numbers: many that can are tagged, drawing or not."""
     tags = getattr(node.target, "tags", ())
-    if torch.Tag.nondeterministic_seeded not in tags:
-        return False
+    if torch.Tag.nondeterministic_seeded not in tags or "backward" in str(node.target):
+        return False  # attention's backward draws again what the forward drew
     arguments = node.target._schema.arguments
     given = {a.name: v for a, v in zip(arguments, node.args, strict=False)} | dict(node.kwargs)
-    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    return (defaults | given).get("dropout_p") != 0.0  # attention is tagged, with dropout or without
+    given = {a.name: a.default_value for a in arguments if a.has_default_value()} | given
+    if 0.0 in (given.get("dropout_p"), given.get("dropout")):  # of attention, of recurrent layers
+        return False
+    return given.get("training", given.get("train")) is not False

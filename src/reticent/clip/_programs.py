@@ -25,7 +25,8 @@ def fingerprint(
     Shapes and types of the rows; of the model, its modules, their modes, plain attributes and hooks, the
     shapes and strides of its tensors and which of them train; of the losses, their code and the plain
     values, functions and objects (by identity) they close over; autocast and torch's numeric settings. Not
-    seen: what an object or container that the losses close over holds.
+    seen: what an object or container holds that the losses close over or that is an attribute of a module (a
+    config, a list), but for tuples of plain values in modules.
 
     Returns:
         The fingerprint, and the objects named in it by identity: whoever keeps it keeps them, since an
@@ -69,12 +70,16 @@ def _leaf(leaf: Any, alive: list[Any]) -> Any:
 
 def _module(module: nn.Module, alive: list[Any]) -> tuple[Any, ...]:
     seen = [
-        (name, value if isinstance(value, Plain) else _identity(value, alive))
+        (name, _identity(value, alive) if isinstance(value, Tensor) else value)
         for name, value in vars(module).items()
-        if isinstance(value, Plain | Tensor)
+        if isinstance(value, Tensor) or _is_plain(value)
     ]
     hooks = [(name, tuple(vars(module).get(name) or ())) for name in _FLAGS]
     return (*seen, *hooks)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Plain) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def _callable(func: Any, depth: int, alive: list[Any]) -> Any:

@@ -24,7 +24,7 @@ from reticent.clip._backward import gradients_kept, graph_leaves, run_backward
 from reticent.clip._capture import Capture
 from reticent.clip._engine import ClipEngine, Losses
 from reticent.clip._entry import Entry
-from reticent.clip._graph import Graph, trace
+from reticent.clip._graph import Graph, num_draws, trace, untraceable
 from reticent.clip._groups import Group
 from reticent.clip._guards import State, check_losses, checked_units
 from reticent.clip._held import InPlace
@@ -34,7 +34,6 @@ from reticent.clip._precision import full_float32
 from reticent.clip._probe import Fingerprints, probe_weights
 from reticent.clip._proven import NotProven, Proven, layouts_of, reused
 from reticent.clip._sums import sum_dtype
-from reticent.errors import UnsupportedModel
 from reticent.rules import Form, Layout
 from reticent.rules._rounding import Doubts
 
@@ -203,7 +202,7 @@ def trace_sum(
         *state_and_rows, real_U, max_norm_L = tensors
         with _captured(setting, state_and_rows) as (capture, params, loss_R):
             if capture.trace != operations:
-                raise _untraceable("the operations it runs are not the same twice")
+                raise untraceable("the operations it runs are not the same twice")
             kept = _Whole()
             visitor = FormVisitor(capture.entries, capture.leaves, layout_of, kept, last=True)
             capture.begin_backward(visitor)
@@ -214,7 +213,7 @@ def trace_sum(
                     names[:] = kept.forms
                     return _clipped(setting.groups, kept.forms, params, loss_R, real_U, max_norm_L)
             except NotProven as error:
-                raise _untraceable("its backward runs operations that it did not run before") from error
+                raise untraceable("its backward runs operations that it did not run before") from error
 
     graph = trace(body, inputs, setting.model)
     return graph, names
@@ -274,13 +273,16 @@ def _captured(
     params = [t.detach().requires_grad_(n in trains) for n, t in zip(param_names, tensors, strict=False)]
     rest = tensors[len(params) :]
     state = dict(zip(param_names, params, strict=True)) | dict(zip(buffer_names, rest, strict=False))
-    batch = setting.batch(rest[len(buffer_names) :])
+    row_tensors = rest[len(buffer_names) :]
+    batch, versions = setting.batch(row_tensors), [t._version for t in row_tensors]
     with torch.enable_grad(), _reparametrize_module(model, state, tie_weights=True, stack_weights=True):
         trained: Any = {n: p for n, p in zip(param_names, params, strict=True) if n in trains}
         before = State(InPlace(model), trained)
         capture = Capture(trained, model.modules(), setting.engine._rules, setting.engine.proofs.not_meetings)
         with capture:
             loss_R = setting.losses(batch)
+        if [t._version for t in row_tensors] != versions:  # a graph may run again on the same rows
+            raise untraceable("it writes into the rows it is given")
         units = setting.num_units
         check_losses(loss_R, units if setting.one_loss else None)
         checked_units(loss_R.shape[0], units)
@@ -290,15 +292,15 @@ def _captured(
         missed = {id(leaf) for leaf in leaves} & own.keys()
         if missed:
             used = sorted(own[i] for i in missed)
-            raise _untraceable(f"it keeps {used} in a list, dict or closure of its own and uses them there")
+            raise untraceable(f"it keeps {used} in a list, dict or closure of its own and uses them there")
+        drawn = num_draws()
         with capture, torch.autograd.set_multithreading_enabled(False), gradients_kept(leaves):
             yield capture, trained, loss_R
+            if num_draws() > drawn:
+                raise untraceable(
+                    "its backward draws random numbers (a checkpointed part with dropout), and a graph "
+                    "cannot draw the same ones when it runs that part again; leave out checkpointing, or "
+                    "dropout, there"
+                )
             refuse_unseen(capture)
         before.refuse_changes(trained)
-
-
-def _untraceable(why: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"The model cannot be written down as one graph: {why}. Use ClipEngine, which does not compile.",
-        code="compile-unstable",
-    )
