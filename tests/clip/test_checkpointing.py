@@ -228,14 +228,17 @@ class Wobbles(torch.autograd.Function):
         return g * (1 + ctx.share * (ctx.calls[0] > 1)), None, None
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["all", "normalisation"])
 @pytest.mark.parametrize(
     ("half", "share", "refused"), [(True, 1e-4, False), (True, 2e-2, True), (False, 1e-4, True)]
 )
 def test_a_second_backward_may_differ_by_half_precisions_last_digits(
-    half: bool, share: float, refused: bool
+    half: bool, share: float, refused: bool, frozen: bool
 ) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    model = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    if frozen:  # what is trained is float32 throughout, under layers in half precision
+        model[1:].requires_grad_(False)
     calls = [0]
 
     def losses(x: Tensor) -> Tensor:

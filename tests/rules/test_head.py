@@ -104,6 +104,21 @@ def test_under_autocast_no_logits_are_held_and_the_sum_is_the_plain_heads(
         assert max(seen.sizes) <= 2 * T * V
 
 
+@pytest.mark.parametrize("wrong", ["input", "bias"])
+def test_precisions_that_torch_does_not_bring_together_are_refused_by_it(wrong: str) -> None:
+    layer, x, target = nn.Linear(8, 9).bfloat16(), torch.randn(4, 8), torch.randint(0, 9, (4,))
+    if wrong == "bias":
+        x, layer.bias = x.bfloat16(), nn.Parameter(torch.zeros(9))
+
+    def losses(x: Tensor) -> Tensor:
+        return F.linear_cross_entropy(x, layer.weight, target, linear_bias=layer.bias, reduction="none")
+
+    with pytest.raises(RuntimeError):
+        losses(x)
+    with pytest.raises(RuntimeError):
+        ClipEngine(layer, max_norm=1.0).clipped_sum(losses, x)
+
+
 def test_a_bad_example_stays_alone() -> None:
     model, ids = _problem("own")
     model = model.float()

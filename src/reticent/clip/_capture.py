@@ -43,6 +43,7 @@ from reticent.rules._meeting import Meeting
 from reticent.rules._ops import ELEMENTWISE, EXPANSIONS, IN_PLACE
 from reticent.rules._replay import Call
 
+_HALF = (torch.float16, torch.bfloat16)
 _SAME = frozenset("to float double half bfloat16 type type_as contiguous clone alias".split())
 _TRANSPOSE = frozenset(("t", "T", "mT", "H", "mH", "transpose", "swapaxes", "permute", "adjoint"))
 _LOOKUPS = frozenset(("embedding", "__getitem__", "index_select"))
@@ -146,6 +147,7 @@ class Capture(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.entries: list[Entry] = []
+        self.half = False  # whether some operation gave half precision: autocast's, or a frozen layer's
         self.events: list[Key | str] = []  # what was recorded, and the modules that ended, in order
         self.stage: Stage = Stage()
         self._in_forward = True
@@ -197,8 +199,11 @@ class Capture(TorchFunctionMode):
             tensors += _tensors(kwargs)
         values = self._values
         if torch.is_grad_enabled() and any(id(t) in values for t in tensors):
-            return self._on_value(func, args, kwargs, tensors)
-        return self._plain(func, args, kwargs, tensors[:1] if _name(func) in _LIKE else tensors)
+            out = self._on_value(func, args, kwargs, tensors)
+        else:
+            out = self._plain(func, args, kwargs, tensors[:1] if _name(func) in _LIKE else tensors)
+        self.half |= isinstance(out, Tensor) and out.dtype in _HALF
+        return out
 
     def _plain(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]

@@ -401,7 +401,9 @@ class ClipEngine:
             run(Norms(norms, planner, work.params), last=True)
         elif self.method == "ghost":
             with torch.random.fork_rng(devices=_cuda_devices(loss_R)):  # what runs again draws alike in both
-                run(Norms(norms, planner, work.params, then_sums=True), last=False)
+                run(Norms(norms, planner, work.params), last=False)
+            if capture.half:
+                norms.expect_other_digits()
             run(Sums(norms, work.total, planner, work.params), last=True)
         else:
             run(Clip(norms, work.total, planner, work.params), last=True)

@@ -30,7 +30,7 @@ from reticent.clip._entries import entry_forms
 from reticent.clip._entry import Entry, Key
 from reticent.clip._groups import Group
 from reticent.clip._held import SameRows, Scattered, adding, scattered
-from reticent.clip._planner import Planner, Stay, in_half_precision
+from reticent.clip._planner import Planner, Stay
 from reticent.clip._pull import pull_back
 from reticent.clip._sums import SumsOnDemand
 from reticent.errors import UnsupportedModel
@@ -198,9 +198,9 @@ class GroupNorms:
         """The same groups and units, without norms yet; of this process alone."""
         return GroupNorms(self.groups, self._finite_U, self._round_up - 1)
 
-    def round_up_more(self, share: float) -> None:
-        """Round all norms up by a share more; those of `anew` are not."""
-        self._spare = 1 + share
+    def expect_other_digits(self) -> None:
+        """Sums come from another backward in half precision: round norms up more; those of `anew` not."""
+        self._spare = 1 + _HALF_AGAIN
 
     def add(self, name: str, square_U: Tensor) -> None:
         """Add one parameter's squared norms."""
@@ -234,31 +234,15 @@ class GroupNorms:
 
 
 class Norms:
-    """Consumer: norms only.
-
-    Args:
-        norms: of the groups.
-        planner: chooses how each parameter's norm is computed.
-        params: name -> parameter.
-        then_sums: weights that follow from these norms are put on gradients of another backward.
-    """
+    """Consumer: norms only."""
 
     whole = True
 
-    def __init__(
-        self,
-        norms: GroupNorms,
-        planner: Planner,
-        params: Mapping[str, Tensor],
-        *,
-        then_sums: bool = False,
-    ) -> None:
-        self._norms, self._planner, self._params, self._then_sums = norms, planner, params, then_sums
+    def __init__(self, norms: GroupNorms, planner: Planner, params: Mapping[str, Tensor]) -> None:
+        self._norms, self._planner, self._params = norms, planner, params
 
     def take(self, name: str, form: Form) -> None:
         """See `Consumer`."""
-        if self._then_sums and in_half_precision(form):
-            self._norms.round_up_more(_HALF_AGAIN)
         self._norms.add(name, self._planner.norm(name, form, like=self._params[name]))
 
 

@@ -446,11 +446,6 @@ def _tensors(form: Any) -> list[Tensor]:
     return found
 
 
-def in_half_precision(form: Form) -> bool:
-    """Whether something that a form is made of has sixteen bits."""
-    return any(t.dtype in (torch.float16, torch.bfloat16) for t in _tensors(form))
-
-
 def _num_bytes(form: Any) -> int:
     return sum(t.numel() * t.element_size() for t in _tensors(form))
 

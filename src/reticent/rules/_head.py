@@ -216,7 +216,10 @@ def linear_cross_entropy(recorder: Recorder, args: tuple[Any, ...], kwargs: dict
         others = (input, target, weight)
         if linear_weight.dim() != 2 or any(t is not None and recorder.is_trainable(t) for t in others):
             return NotImplemented
-        index = -100 if ignore_index is None else ignore_index
+        index, kind = -100 if ignore_index is None else ignore_index, input.device.type
+        # Autocast leaves float64 alone.
+        given = {t.dtype for t in (input, linear_weight, linear_bias) if t is not None}
+        cast = torch.is_autocast_enabled(kind) and torch.float64 not in given
         plain = (
             input.dim() == 2
             and target.dtype == torch.int64
@@ -226,14 +229,13 @@ def linear_cross_entropy(recorder: Recorder, args: tuple[Any, ...], kwargs: dict
             and label_smoothing == 0.0
             and is_constant(recorder, linear_weight)
             and is_constant(recorder, linear_bias)
+            and (cast or len(given) == 1)  # torch says what is wrong with others
         )
         if not plain:
             logits = recorder.call(F.linear, input, linear_weight, linear_bias)
             return recorder.call(
                 F.cross_entropy, logits, target, weight, None, index, None, reduction, label_smoothing
             )
-        kind = input.device.type
-        cast = torch.is_autocast_enabled(kind) and linear_weight.dtype != torch.float64  # which is left alone
         dtype = torch.get_autocast_dtype(kind) if cast else linear_weight.dtype
         bias = None if linear_bias is None else linear_bias.detach().to(dtype)
         meeting: Meeting = LinearCrossEntropyMeeting(
