@@ -70,6 +70,14 @@ def test_full_batches_toss_coins_so_that_there_is_something_to_compare_with():
     assert (seen.included == seen.member).all()
 
 
+@pytest.mark.parametrize(("seed", "how_many"), [(1, "none"), (2, "all")])
+def test_coins_that_all_fell_alike_are_refused_before_training(seed, how_many):
+    full = small_subject(plan(sampler=FullBatchSampler(num_examples=40), num_steps=2))
+    with pytest.raises(AuditError, match=f"{how_many} of 2 canaries were put into the data") as caught:
+        record(pytest.fail, full, num_canaries=2, num_rows=8, seed=seed)
+    assert caught.value.code == "audit-saw-nothing"
+
+
 def test_random_directions_are_orthonormal():
     model = Watched(
         torch.nn.Linear(1, 1), lambda m, x: x, num_canaries=30, directions="random", steepness=1.0
@@ -164,7 +172,7 @@ def test_canaries_stand_beside_units_of_several_views():
     quiet = plan(noise_multiplier=1e-3)
     subject = small_subject(quiet)
     of_views = replace(subject, losses=over_views(subject.losses), rows=rows)
-    seen = record(private_training, of_views, num_canaries=40, num_rows=16, num_steps=3)
+    seen = record(private_training, of_views, num_canaries=40, num_rows=16, num_steps=6)
     assert seen.included.any()
     assert np.abs(seen.scores - seen.included).max() < 6e-3
 
@@ -185,7 +193,7 @@ def test_a_thousand_canaries_show_most_of_a_claim_of_eight():
     for _ in range(3):
         seen = record(private_training, small_subject(claimed), num_rows=64)
         bound = step_level_bound(
-            seen, mechanism=claimed.mechanism, num_steps=100, delta=1e-5, confidence=0.999
+            seen, mechanism=claimed.mechanism, num_steps=100, delta=1e-5, confidence=1 - 1e-6
         )
         found.append(bound.epsilon)
     assert max(found) <= 8.0

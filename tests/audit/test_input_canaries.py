@@ -81,7 +81,7 @@ def test_mislabelled_rows_all_have_another_label_and_noise_keeps_shape_and_range
 
 def test_what_is_no_trainer_of_losses_is_refused():
     def run(train, num=10):
-        return one_run_inputs(train, examples(), examples(num, 1), delta=1e-5, confidence=0.99)
+        return one_run_inputs(train, examples(), examples(num, 1), delta=1e-5, confidence=0.99, seed=1)
 
     with pytest.raises(AuditError, match="returned a NoneType") as caught:
         run(lambda rows: None)
@@ -94,3 +94,9 @@ def test_what_is_no_trainer_of_losses_is_refused():
     with pytest.raises(ConfigError, match="cannot be made of 600 rows") as caught:
         audit_inputs(remembers_all, examples(), target="t", claim=CLAIM, num_classes=3, num_canaries=700)
     assert caught.value.code == "audit-size"
+
+
+def test_coins_that_all_fell_alike_are_refused_before_training():
+    with pytest.raises(AuditError, match="none of 2 canaries were put into the data") as caught:
+        one_run_inputs(pytest.fail, examples(), examples(2), delta=1e-5, confidence=0.99, seed=1)
+    assert caught.value.code == "audit-saw-nothing"

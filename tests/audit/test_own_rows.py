@@ -64,7 +64,7 @@ def test_a_trainer_that_adds_no_noise_is_refuted_and_one_that_does_is_not():
     [AdaptiveClipping(initial_max_norm=1.0), GroupedClipping(max_norms=(("2.*", 1.0), ("*", 1.0)))],
 )
 def test_what_gradient_canaries_cannot_measure_inputs_can(clipping):
-    result = audited(plan(clipping=clipping, num_steps=2), num_canaries=8)
+    result = audited(plan(clipping=clipping, num_steps=2), num_canaries=8, seed=1)
     assert result.passed and result.num_steps == 2
 
 

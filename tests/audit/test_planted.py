@@ -1,15 +1,17 @@
 """The audit is itself tested: each planted mistake is flagged, and the trainer without one is not.
 
-A right trainer fails a probe with probability at most 1e-3 in each test here, and its bound exceeds the claim
-with probability at most 1e-3.
+A right trainer fails a probe with probability at most 1e-6 in each test here, and its bound exceeds the claim
+with probability at most 1e-6.
 """
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from reticent.audit import Claim, audit_steps, neighbour_probe, noise_probes, private_training, small_subject
 from reticent.clipping import FlatClipping, GroupedClipping, PerLayerClipping
+from reticent.errors import AuditError
 from reticent.plan import Plan
 from reticent.records import Budget
 from reticent.sample import PoissonSampler
@@ -22,6 +24,7 @@ PLAN = Plan.calibrate(
     clipping=FlatClipping(max_norm=planted.C),
 )
 CLAIM = Claim(epsilon=8.0, delta=1e-5, mechanism=PLAN.mechanism, num_steps=40)
+SURE = 1 - 1e-6
 
 
 def audited(trainer, **changes):
@@ -35,13 +38,13 @@ def failed(result):
 
 
 def test_a_right_trainer_passes_and_the_bound_is_worth_having():
-    result = audited(planted.trainer())
+    result = audited(planted.trainer(), confidence=SURE)
     assert result.passed, result
     assert 3.0 < result.bound.epsilon <= 8.0
 
 
 def test_the_librarys_own_path_passes():
-    result = audited(private_training, directions="random")
+    result = audited(private_training, directions="random", confidence=SURE)
     assert result.passed, result
     assert 3.0 < result.bound.epsilon <= 8.0
 
@@ -75,16 +78,16 @@ def half_the_noise(problem):
 )
 def test_half_the_noise_of_clipping_by_groups(clipping):
     subject = small_subject(replace(PLAN, clipping=clipping))
-    size = {"num_canaries": 240, "num_rows": 64, "num_steps": 20}
-    halved = audit_steps(subject, claim=CLAIM, trainer=half_the_noise, probes=False, **size)
+    size = {"num_rows": 64, "num_steps": 20}
+    halved = audit_steps(subject, claim=CLAIM, trainer=half_the_noise, probes=False, num_canaries=240, **size)
     assert halved.refuted and halved.bound.epsilon > 16.0
-    right = audit_steps(subject, claim=CLAIM, **size)
+    right = audit_steps(subject, claim=CLAIM, confidence=SURE, num_canaries=480, **size)
     assert right.passed, right
     assert right.bound.epsilon > 3.0  # and so not that of one group alone
 
 
 def test_equal_seeds_of_two_workers_noise_is_seen_by_a_probe_only():
-    result = audited(planted.trainer(noise=planted.equal_seeds))
+    result = audited(planted.trainer(noise=planted.equal_seeds), confidence=SURE)
     assert "noise independence" in failed(result)
     assert not result.passed
     assert not result.refuted  # along single coordinates the noise is as large as claimed
@@ -99,8 +102,35 @@ def test_shuffling_sold_as_poisson():
     assert "spread of turns" in failed(found)
 
 
+@pytest.mark.parametrize("how_many", ["none", "all"])
+def test_an_audit_of_canaries_that_all_or_none_took_part_is_refused_unless_a_probe_sees_it(how_many):
+    def draws(num_rows, plan):
+        return [np.arange(num_rows if how_many == "all" else 0)] * plan.num_steps
+
+    rigged = planted.trainer(draws=draws)
+    with pytest.raises(AuditError, match=f"{how_many} of 240 canaries took part in 4 steps") as caught:
+        audited(rigged, num_steps=4, probes=False)
+    assert caught.value.code == "audit-saw-nothing"
+    assert "sampling rate" in failed(audited(rigged, num_steps=4))
+
+
+def test_where_no_canary_took_part_by_chance_nothing_is_said_to_have_been_tested():
+    """A small sampling probability makes it likely, so that no probe fails; those to come are not run."""
+    seldom = replace(PLAN, sampler=PoissonSampler(sampling_prob=1e-4, expected_batch_size=0.03))
+    claim, calls = replace(CLAIM, mechanism=seldom.mechanism), []
+    how = {"num_canaries": 60, "num_steps": 4, "confidence": SURE}
+
+    def train(problem):
+        calls.append(problem)
+        planted.trainer(draws=lambda num_rows, plan: [np.arange(0)] * plan.num_steps)(problem)
+
+    with pytest.raises(AuditError, match="Nothing was tested: none of 60 canaries") as caught:
+        audit_steps(small_subject(seldom), claim=claim, trainer=train, **how)
+    assert caught.value.code == "audit-saw-nothing" and len(calls) == 1
+
+
 def test_a_divisor_that_tells_how_many_rows_were_drawn():
-    assert "noise of each step" in failed(audited(planted.divided_by_the_batch))
+    assert "noise of each step" in failed(audited(planted.divided_by_the_batch, num_steps=80))
 
 
 @pytest.mark.parametrize("noise", [planted.noise_on_weights_only, planted.same_noise_every_step])

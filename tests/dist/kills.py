@@ -74,6 +74,7 @@ def fork(kind, rank, size, meeting, run, what):
             torch.distributed.init_process_group(
                 "gloo", f"file://{meeting}", timedelta(seconds=30), world_size=size, rank=rank
             )
+            Path(f"{meeting}-{rank}.met").touch()
             work(kind(), run, what)
         code = 0
     except BaseException as e:
@@ -88,10 +89,16 @@ def num_lines(path):
 
 
 def job(kind, size, meeting, run, what, *, kill_at=None, victim=0):
-    """Exit codes of all ranks, and their time; `kill_at`: a number of lines in the ledger, and seconds."""
+    """Exit codes of all ranks, and their time; `kill_at`: a number of lines in the ledger, and seconds.
+
+    Only after the ranks have met: before, the others wait as long as torch lets them.
+    """
     start = time.monotonic()
     pids = [fork(kind, rank, size, meeting, run, what) for rank in range(size)]
     if kill_at is not None:
+        met = [Path(f"{meeting}-{rank}.met") for rank in range(size)]
+        while not all(path.exists() for path in met) and time.monotonic() < start + 60:
+            time.sleep(0.002)
         while num_lines(run / "ledger.jsonl") < kill_at[0] and time.monotonic() < start + 60:
             time.sleep(0.002)
         time.sleep(kill_at[1])

@@ -49,7 +49,7 @@ def test_two_ranks_go_on_at_a_border_and_before_one(tmp_path, monkeypatch, kind,
         assert [step for step, _ in found["rows"]] == list(range(stop, 8))
         for step, rows in found["rows"]:
             assert rows == pytest.approx(round(rows), abs=1e-3)
-            assert (0 <= round(rows) < 30, 30 < round(rows) < 64, round(rows) == 64)[
+            assert (0 <= round(rows) < 30, 24 < round(rows) < 64, round(rows) == 64)[
                 0 if step < 3 else 1 if step < 6 else 2
             ]
         assert found["epsilon"] == PLAN.epsilon().epsilon and found["num_lost"] == stop % 2

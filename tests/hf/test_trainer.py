@@ -47,6 +47,11 @@ def arguments(out, **settings):
     return TrainingArguments(**{**chosen, **settings})
 
 
+def often(out):
+    """20 of 24 rows a step: the first batch, at which losses are checked, is empty in 2e-19 of runs."""
+    return arguments(out, gradient_accumulation_steps=5)
+
+
 def rows(texts=TEXTS):
     tokenizer = byte_tokenizer()
     return [dict(tokenizer(text)) for text in texts]
@@ -267,7 +272,7 @@ def test_a_loss_of_the_whole_batch_is_refused(tmp_path):
         return each - each.mean()
 
     with pytest.raises(Exception, match="example") as caught:
-        trainer_of(tmp_path / "run", loss_per_example=coupled).train()
+        trainer_of(tmp_path / "run", args=often(tmp_path / "run"), loss_per_example=coupled).train()
     assert not isinstance(caught.value, StepError)
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
 
@@ -471,8 +476,9 @@ def test_a_run_that_failed_before_its_first_step_does_not_keep_the_model_from_an
         each = per_example_loss(model)(model, rows)
         return each - each.mean()
 
+    args = often(tmp_path / "a")
     with pytest.raises(Exception, match="example"):
-        trainer_of(tmp_path / "a", model=model, loss_per_example=coupled).train()
+        trainer_of(tmp_path / "a", model=model, args=args, loss_per_example=coupled).train()
     trainer_of(tmp_path / "b", callbacks=[Recorder(stop_after=1)]).train()
     with pytest.raises(ConfigError, match="another plan"):
         more = arguments(tmp_path / "b", max_steps=5)

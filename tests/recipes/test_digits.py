@@ -8,7 +8,7 @@ from reticent.recipes import recipes, request, run
 from reticent.recipes._memory import clipping_costs
 
 
-def test_convolutions_learn_the_digits_too(tmp_path):
+def test_convolutions_learn_the_digits_too(tmp_path, seeded):
     settings = ["model=cnn", "num_steps=20", "max_norm=1.0", "optimizer=adam", "lr=0.02", "ema=0"]
     result = run(request("digits", settings), out=tmp_path / "run")
     assert result["test_accuracy"] > 0.5

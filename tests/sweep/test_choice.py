@@ -27,7 +27,9 @@ def four_runs(monkeypatch):
     monkeypatch.setattr(Choice, "draw", lambda self, num_candidates: [0, 1, 0, 1])
 
 
-def test_only_the_best_run_is_left_and_its_epsilon_pays_for_the_choice(tmp_path, in_process, four_runs):
+def test_only_the_best_run_is_left_and_its_epsilon_pays_for_the_choice(
+    tmp_path, in_process, four_runs, seeded
+):
     out = tmp_path / "out"
     result = sweep(asked(), out=out, validation_public=True, choice=Choice(trials=TRIALS))
     assert in_process == [0, 1, 2, 3]

@@ -95,12 +95,18 @@ def noise(log):
     return [line for line in log.read_bytes().split(b"\n") if line.startswith(b"noise ")]
 
 
+def read_begun(out):
+    """The run's ledger, or None where its first line is not whole yet."""
+    ledger = out / "ledger.jsonl"
+    return read_ledger(ledger) if ledger.exists() and b"\n" in ledger.read_bytes() else None
+
+
 def check_ledger(out, log):
     """The ledger counts what was done, or one step more for each process that was killed."""
-    if not (out / "ledger.jsonl").exists() or b"\n" not in (out / "ledger.jsonl").read_bytes():
+    view = read_begun(out)
+    if view is None:
         assert updates(log) == 0
         return
-    view = read_ledger(out / "ledger.jsonl")
     assert updates(log) <= view.num_steps <= updates(log) + begun(log)
     assert view.num_steps <= NUM_STEPS
 
@@ -109,7 +115,8 @@ def crash_and_finish(out, log, *, kills, choose):
     """Kill an unfinished run again and again at random instants, then let it end; how often it was killed."""
     was_killed = 0
     while was_killed < kills:
-        before = read_ledger(out / "ledger.jsonl").num_steps if (out / "ledger.jsonl").exists() else 0
+        view = read_begun(out)
+        before = 0 if view is None else view.num_steps
         process = start(out, log)
         wait_for_growth(log if choose.random() < 0.2 else out / "ledger.jsonl", process)
         if not kill_after(process, choose.uniform(0.0, 0.4)) or (out / "result.json").exists():

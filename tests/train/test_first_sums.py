@@ -66,7 +66,7 @@ def test_parameters_that_nothing_was_added_to_are_noised(tmp_path, rows):
     take(private, with_rows(first(private.plan), rows))
     for name in ("unused",) if rows else before:
         moved = dict(private.model.named_parameters())[name].detach() - before[name]
-        assert bool((moved != 0).all())
+        assert int((moved == 0).sum()) < 3  # noise below half an ulp: three of 41,000 in 1e-8 of runs
         if moved.numel() >= 500:  # 500 normals' deviation is off by over 5 standard errors in 1e-6 of runs
             assert float(moved.std()) == pytest.approx(2.0 * 0.5 / 16, rel=5 / 1000**0.5)
 

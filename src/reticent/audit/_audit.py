@@ -14,7 +14,14 @@ from ._inputs import Examples, Inputs, InputTrainer, mislabelled, one_run_inputs
 from ._intervals import check_confidence
 from ._probes import recording_probes
 from ._problem import Directions, Subject, Trainer
-from ._recording import LowerBound, Recording, log_likelihood_ratios, one_run_bound, step_level_bound
+from ._recording import (
+    LowerBound,
+    Recording,
+    log_likelihood_ratios,
+    one_run_bound,
+    require_both,
+    step_level_bound,
+)
 from ._released import neighbour_probe, noise_probes
 from ._result import AuditResult, Claim, one_step_curve, whole_run_curve
 from ._white_box import NUM_CANARIES, private_training, record
@@ -58,6 +65,8 @@ def audit_steps(
         1 - confidence, and some probe fails with probability at most as much again.
 
     Raises:
+        AuditError[audit-saw-nothing]: no canary ever took part, or all did in every step, and no probe speaks
+            against that.
         AuditError, ConfigError: as `record`.
     """
     chance = check_confidence(confidence) / 2.0
@@ -72,6 +81,13 @@ def audit_steps(
         seed=seed,
         console=console,
     )
+    found = (
+        recording_probes(seen, mechanism=claim.mechanism, noise=subject.plan.noise_multiplier, chance=chance)
+        if probes
+        else []
+    )
+    if all(probe.passed for probe in found):
+        require_both(seen.included, f"took part in {seen.num_steps} steps")
     bound = _bound(seen, claim, one_run=one_run, confidence=confidence)
     evidence = log_likelihood_ratios(seen, mechanism=claim.mechanism)
     return AuditResult(
@@ -79,9 +95,7 @@ def audit_steps(
         claim=claim,
         bound=bound,
         probes=(
-            *recording_probes(
-                seen, mechanism=claim.mechanism, noise=subject.plan.noise_multiplier, chance=chance
-            ),
+            *found,
             *noise_probes(trainer, subject, chance=chance),
             neighbour_probe(trainer, subject),
         )
@@ -153,6 +167,7 @@ def audit_inputs(
         ConfigError[audit-size]: more mislabelled canaries than rows.
         AuditError[audit-subject]: random tokens, which are for models of texts.
         AuditError[audit-function, audit-scores]: the trainer returned no losses.
+        AuditError[audit-saw-nothing]: all coins fell alike.
     """
     check_confidence(confidence)
     if kind == "random tokens":

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from reticent.errors import AuditError, ConfigError
 from reticent.records import Mechanism
 
-from ._recording import LowerBound, one_run_bound
+from ._recording import LowerBound, one_run_bound, require_both
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,10 +142,11 @@ def one_run_inputs(
 
     Raises:
         AuditError[audit-scores]: a loss is NaN, or there is not one for each canary.
-        ConfigError[audit-counts]: fewer than 2 canaries.
+        AuditError[audit-saw-nothing]: all coins fell alike, as they always do of fewer than 2 canaries.
     """
     rng = np.random.default_rng(seed)
     member = rng.random(len(canaries)) < 0.5
+    require_both(member, "were put into the data by their coins")
     given = rows.and_(canaries.where(member))
     losses = train(given.where(rng.permutation(len(given))))
     if not callable(losses):

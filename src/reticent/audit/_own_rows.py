@@ -67,6 +67,7 @@ def audit_rows(
         AuditError[audit-subject]: a claim that canaries cannot be held against, or rows that all have one
             label.
         AuditError[audit-scores]: a loss is NaN.
+        AuditError[audit-saw-nothing]: all coins fell alike.
     """
     check_confidence(confidence)
     check_claim(subject.plan)
@@ -110,14 +111,13 @@ def audit_rows(
         num_steps=steps,
         seed=seed,
     )
-    both = found.member.any() and not found.member.all()
     return AuditResult(
         target=subject.name,
         claim=claim,
         bound=found.bound,
         curve=whole_run_curve(found.evidence, found.member, replace(claim, num_steps=steps)),
         exposure=exposure_ranks(trained.losses(canaries), trained.losses(references), found.member)
-        if num_references and both
+        if num_references
         else None,
         num_canaries=num_canaries,
         num_steps=steps,

@@ -67,6 +67,26 @@ class Recording:
         return len(self.scores)
 
 
+def require_both(took_part: npt.NDArray[np.bool_], did: str) -> None:
+    """Refuse canaries of which all, or none, took part: no score of theirs can speak against a claim.
+
+    Args:
+        took_part: shape (..., M).
+        did: what they did or did not do, for the message.
+
+    Raises:
+        AuditError[audit-saw-nothing]: all did, or none.
+    """
+    if took_part.any() and not took_part.all():
+        return
+    how_many = "all" if took_part.any() else "none"
+    raise AuditError(
+        f"Nothing was tested: {how_many} of {took_part.shape[-1]} canaries {did}, and an audit "
+        "compares those that did with those that did not. Take more canaries.",
+        code="audit-saw-nothing",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowerBound:
     """A lower bound on epsilon, and how it came about.

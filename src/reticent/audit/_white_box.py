@@ -19,7 +19,7 @@ from reticent.sample import FullBatchSampler, PoissonSampler, StagedSampler
 from reticent.train import TrainSettings, silent_or_bar, train
 
 from ._problem import Directions, Problem, Subject, Trainer, pose
-from ._recording import Recording
+from ._recording import Recording, require_both
 
 NUM_CANARIES: Final = 1000
 NUM_STEPS: Final = 100
@@ -78,7 +78,8 @@ def record(
     Raises:
         ConfigError[audit-size]: not at least 2 canaries, a step and 8 ordinary rows.
         AuditError[audit-subject]: as `check_subject`.
-        AuditError[audit-saw-nothing]: the optimizer was never stepped, or what was released is not finite.
+        AuditError[audit-saw-nothing]: all coins fell alike; or the optimizer was never stepped, or what was
+            released is not finite.
         AuditError[audit-steps]: it was stepped another number of times than the plan says.
     """
     check_subject(subject)
@@ -92,6 +93,8 @@ def record(
     rng = np.random.default_rng(seed)
     toss = coins or subject.plan.mechanism.sampling_prob > 0.5
     member = rng.random(num_canaries) < 0.5 if toss else np.ones(num_canaries, dtype=bool)
+    if toss:
+        require_both(member, "were put into the data by their coins")
     plan = shrunk(subject.plan, num_rows=num_rows + int(member.sum()), num_steps=steps)
     scores: list[np.ndarray] = []
     included: list[np.ndarray] = []

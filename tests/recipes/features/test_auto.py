@@ -81,7 +81,7 @@ def test_the_plan_says_what_was_chosen(epsilon, method):
 
 
 @pytest.mark.parametrize(("epsilon", "least"), [(1.0, 0.85), (8.0, 0.92)])
-def test_on_digits_it_is_where_the_tuned_methods_are(tmp_path, epsilon, least):
+def test_on_digits_it_is_where_the_tuned_methods_are(tmp_path, epsilon, least, seeded):
     """Its own means are 0.90 and 0.95; a mean of three has spread 0.012."""
     found = [
         run(request("last-layer", [f"epsilon={epsilon}"]), out=tmp_path / str(k))["test_accuracy"]

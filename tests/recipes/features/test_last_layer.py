@@ -43,7 +43,7 @@ def train(data, out, *settings):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_within_its_budget(tmp_path, digits, method):
+def test_every_method_learns_within_its_budget(tmp_path, digits, method, seeded):
     result = train(digits, tmp_path / "run", f"method={method}", "epsilon=4")
     assert result["private"] is True
     assert 3.99 < result["epsilon"] <= 4.0

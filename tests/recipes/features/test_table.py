@@ -77,7 +77,7 @@ def test_a_row_has_no_say_in_any_other_row_s_features(tmp_path):
         assert moved == 1
 
 
-def test_a_file_becomes_a_private_model_in_one_command(tmp_path, table):
+def test_a_file_becomes_a_private_model_in_one_command(tmp_path, table, seeded):
     arguments = ["train", "table", "--out", str(tmp_path / "run"), "--json"]
     for setting in (f"data={table}", "label_column=ill", "labels=0,1", SAID, "epsilon=3", "twin=true"):
         arguments += ["--set", setting]

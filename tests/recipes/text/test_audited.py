@@ -111,7 +111,7 @@ def test_a_right_text_model_passes(files):
 
 
 def test_random_tokens_are_the_canaries_and_their_exposure_is_told(files):
-    result = audit_recipe_inputs(asked(files), num_canaries=30, num_rows=8, confidence=0.999)
+    result = audit_recipe_inputs(asked(files), num_canaries=30, num_rows=8, confidence=1 - 1e-6)
     assert result.passed and result.canaries == "inputs, random tokens"
     assert result.exposure is not None
     assert 0.0 <= result.exposure.bits_in <= math.log2(1001)
@@ -120,7 +120,7 @@ def test_random_tokens_are_the_canaries_and_their_exposure_is_told(files):
 @pytest.mark.slow
 def test_a_user_is_a_canary_where_users_are_the_units(files):
     people = asked(files, "user_column=who", "rows_per_user=2")
-    seen = audit_recipe(people, num_canaries=40, num_rows=8, confidence=0.999)
+    seen = audit_recipe(people, num_canaries=40, num_rows=8, confidence=1 - 1e-6)
     assert seen.passed, seen
-    result = audit_recipe_inputs(people, num_canaries=10, num_rows=8, confidence=0.999)
+    result = audit_recipe_inputs(people, num_canaries=10, num_rows=8, confidence=0.999, seed=1)
     assert result.passed and result.exposure is not None

@@ -108,7 +108,7 @@ def first_weights(path):
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * n.startswith(SLOW)) for n in PUBLISHED + SCATTERING],
 )
-def test_a_recipe_trains(tmp_path, monkeypatch, small, name):
+def test_a_recipe_trains(tmp_path, monkeypatch, small, name, seeded):
     monkeypatch.setenv("RETICENT_CACHE", str(tmp_path / "cache"))
     small(name)
     data, given = material(name, tmp_path / "data", np.random.default_rng(0))
