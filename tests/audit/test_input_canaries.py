@@ -96,6 +96,16 @@ def test_what_is_no_trainer_of_losses_is_refused():
     assert caught.value.code == "audit-size"
 
 
+@pytest.mark.parametrize("loss", [0.25, np.inf])
+def test_losses_that_are_all_the_same_tell_nothing(loss):
+    def run(rows):
+        return lambda asked: np.full(len(asked), loss)
+
+    with pytest.raises(AuditError, match="40 canaries have the same score") as caught:
+        one_run_inputs(run, examples(), examples(40), delta=1e-5, confidence=0.99, seed=1)
+    assert caught.value.code == "audit-saw-nothing"
+
+
 def test_coins_that_all_fell_alike_are_refused_before_training():
     with pytest.raises(AuditError, match="none of 2 canaries were put into the data") as caught:
         one_run_inputs(pytest.fail, examples(), examples(2), delta=1e-5, confidence=0.99, seed=1)

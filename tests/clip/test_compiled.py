@@ -259,7 +259,7 @@ def test_a_tensor_outside_the_model_is_read_in_every_run(as_traced: None) -> Non
     once = engine.clipped_sum(losses, first(batch, SIZE)).norms
     weight.fill_(3.0)
     torch.testing.assert_close(engine.clipped_sum(losses, first(batch, SIZE)).norms, 3 * once)
-    assert engine.num_eager == 1
+    assert engine.num_eager == 2  # one of them to compare at a norm that clips
 
 
 def test_what_changes_the_graph_is_noticed(as_traced: None) -> None:
@@ -278,7 +278,7 @@ def test_what_changes_the_graph_is_noticed(as_traced: None) -> None:
     total, norms = oracle.loop_clipped_sum(model, scaled(1.0), rows, 1e9)
     for _ in range(2):
         assert_close(engine.clipped_sum(scaled(1.0), rows), total, norms, max_norm=1e9, tolerance=1e-10)
-    assert engine.num_eager == 4
+    assert engine.num_eager == 4 * 2
 
 
 def test_further_kinds_of_batches_run_eagerly(as_traced: None) -> None:

@@ -15,7 +15,7 @@ from reticent.clip import ClipEngine, CompiledEngine, _compiled
 from reticent.clip._agree import agree, tolerance
 from reticent.clip._groups import Group
 from reticent.clip._precision import precisions
-from reticent.clipping import FlatClipping
+from reticent.clipping import FlatClipping, GroupedClipping, PerLayerClipping, StepClipping
 from reticent.errors import UnsupportedModel
 from tests.support import oracle
 
@@ -80,7 +80,97 @@ def test_a_right_graph_is_used_however_large_the_norm() -> None:
     engine, model, x = linear(max_norm=1e8)
     for _ in range(3):
         engine.clipped_sum(losses_of(model), x)
-    assert engine.num_eager == 1
+    assert engine.num_eager == 2  # one of them clipped to a norm that clips
+
+
+@pytest.mark.parametrize(
+    "clipping",
+    [
+        FlatClipping(max_norm=100.0),
+        PerLayerClipping(max_norm=100.0),
+        GroupedClipping(max_norms=(("*weight", 80.0), ("*", 90.0))),
+    ],
+)
+def test_a_graph_that_forgets_to_clip_is_refused_though_no_unit_need_be_clipped(
+    monkeypatch: pytest.MonkeyPatch, clipping: StepClipping
+) -> None:
+    def compiled(module, inputs):
+        at = max(i for i, t in enumerate(inputs) if t.dtype == torch.float64)
+
+        def run(*inputs: Tensor):
+            return module(*inputs[:at], torch.full_like(inputs[at], 1e30), *inputs[at + 1 :])
+
+        return run
+
+    monkeypatch.setattr(_compiled, "_compile_graph", compiled)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    engine = CompiledEngine(model, clipping=clipping, physical_batch_size=4)
+    with pytest.raises(UnsupportedModel, match="does not give the sum"):
+        engine.clipped_sum(losses_of(model), torch.randn(4, 4))
+
+
+class Adapted(nn.Module):
+    """A head, beside it a low-rank product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 2, bias=False), nn.Linear(2, 5, bias=False)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x[:, :5]) + self.b(self.a(x)))
+
+
+@pytest.mark.parametrize("clipping", [FlatClipping(max_norm=1.0), PerLayerClipping(max_norm=1.0)])
+@pytest.mark.parametrize("wrong", ["short", "zero"])
+def test_a_parameters_sum_that_is_short_beside_others_is_compared_or_told_from_nothing(
+    monkeypatch: pytest.MonkeyPatch, wrong: str, clipping: StepClipping
+) -> None:
+    """Sums of one matrix are three times what they should be, and all but vanish in the first chunks."""
+    torch.manual_seed(0)
+    model, x = Adapted(), torch.randn(4, 6)
+    with torch.no_grad():
+        (model.b if wrong == "short" else model.a).weight.fill_(1e-4 if wrong == "short" else 0.0)
+    shape = (model.a if wrong == "short" else model.b).weight.shape
+
+    def compiled(module, inputs):
+        def run(*inputs: Tensor):
+            *sums, norm_UL, finite_UL, doubt_U = module(*inputs)
+            return (*(3 * t if t.shape == shape else t for t in sums), norm_UL, finite_UL, doubt_U)
+
+        return run
+
+    monkeypatch.setattr(_compiled, "_compile_graph", compiled)
+    engine = CompiledEngine(model, clipping=clipping, physical_batch_size=4)
+    refused = 0
+    for step in range(6):
+        if step == 2:
+            torch.manual_seed(1)
+            nn.init.normal_((model.b if wrong == "short" else model.a).weight)
+        want = ClipEngine(model, clipping=clipping).clipped_sum(losses_of(model), x)
+        try:
+            got = engine.clipped_sum(losses_of(model), x)
+        except UnsupportedModel as error:
+            assert error.code == "compile-self-check"
+            refused += 1
+        else:
+            assert oracle.distance(dict(got.total), dict(want.total)) < 1e-4
+    assert refused
+
+
+def test_a_chunk_that_proves_too_little_leaves_random_state_as_the_eager_engine_does() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    nn.init.zeros_(model[2].weight)
+    x, after = torch.randn(4, 4), []
+    for engine in (
+        ClipEngine(model, max_norm=1.0),
+        CompiledEngine(model, max_norm=1.0, physical_batch_size=4),
+    ):
+        torch.manual_seed(1)
+        engine.clipped_sum(losses_of(model), x)
+        after.append(torch.rand(1))
+    assert torch.equal(*after)
 
 
 def test_a_gradient_of_padding_alone_compares_nothing(threefold: None) -> None:

@@ -142,7 +142,8 @@ def one_run_inputs(
 
     Raises:
         AuditError[audit-scores]: a loss is NaN, or there is not one for each canary.
-        AuditError[audit-saw-nothing]: all coins fell alike, as they always do of fewer than 2 canaries.
+        AuditError[audit-saw-nothing]: all coins fell alike, as they always do of fewer than 2 canaries, or
+            all losses are the same.
     """
     rng = np.random.default_rng(seed)
     member = rng.random(len(canaries)) < 0.5
@@ -161,6 +162,12 @@ def one_run_inputs(
             f"An audit of {len(canaries)} canaries needs one loss for each, and none NaN; got shape "
             f"{evidence.shape}.",
             code="audit-scores",
+        )
+    if np.unique(evidence).size == 1:
+        raise AuditError(
+            f"All {len(canaries)} canaries have the same score ({evidence[0]:.3g}), so nothing can be told "
+            "from them: the trainer did not train what is scored, or training has diverged.",
+            code="audit-saw-nothing",
         )
     bound = one_run_bound(
         evidence, member, delta=delta, confidence=confidence, mechanism=mechanism, num_steps=num_steps

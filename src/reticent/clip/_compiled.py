@@ -9,7 +9,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from reticent.bounded import BoundedSum
-from reticent.clip._agree import compare, norms_of
+from reticent.clip._agree import SHORT, compare, lowered, norms_of
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._engine import ClipEngine, Losses, _cuda_devices
 from reticent.clip._groups import Group, resolve
@@ -46,13 +46,13 @@ class CompiledEngine:
     run.
 
     No graph is used before its sum and norms were compared with the eager ones (but for those below), on such
-    units of a chunk as are finite and not in doubt. Until that was done, which is tried on the first, second,
-    fourth, eighth ... chunk, chunks run eagerly: for ever, where the gradients of some group of parameters
-    never tell (they are zero, or rounding); `num_eager` shows it. Where the graph draws random numbers
-    (dropout), the compiler's draws are not torch's from the same state, so it is the traced graph that is
-    compared, not yet compiled, from the same state: an error of the compiler itself would pass. On other
-    devices than CPUs graphs that draw are not compared: what draws there may be chosen otherwise without
-    values.
+    units of a chunk as are finite and not in doubt, and clipped to norms at which half of them or more are.
+    Until that was done, which is tried on the first, second, fourth, eighth ... chunk, chunks run eagerly:
+    for ever, where the gradients of some group of parameters never tell (they are zero, or rounding);
+    `num_eager` shows it. Where the graph draws random numbers (dropout), the compiler's draws are not torch's
+    from the same state, so it is the traced graph that is compared, not yet compiled, from the same state: an
+    error of the compiler itself would pass. On other devices than CPUs graphs that draw are not compared:
+    what draws there may be chosen otherwise without values.
 
     Chunks smaller than the physical batch are padded with copies of their first row, which count nowhere;
     larger ones run in pieces. If a unit is not finite, the same graph runs again, with the same random
@@ -223,7 +223,7 @@ class CompiledEngine:
             if not known:
                 self._compile(key, setting, row_tensors, units, tuple(alive))
             if key in self._uncompared:
-                self._compare(key, call, setting, row_tensors, units, eager)
+                self._compare(key, call, setting, part, row_tensors, eager)
         usable = key in self._programs and key not in self._uncompared
         again = False
         if usable and units > 1:
@@ -309,7 +309,9 @@ class CompiledEngine:
     ) -> None:
         """Prove, trace and compile, on the first, second, fourth, eighth .. chunk that proves too little."""
         tries = self._unproven.get(key, 0) + 1
-        program = None if tries & (tries - 1) else self._make_program(setting, row_tensors, units, alive)
+        # What runs to prove draws from generators of its own.
+        with torch.random.fork_rng(devices=_cuda_devices(row_tensors[0])):
+            program = None if tries & (tries - 1) else self._make_program(setting, row_tensors, units, alive)
         if program is None:  # what is refused does not count: it is refused again
             self._unproven[key] = tries
             return
@@ -348,25 +350,47 @@ class CompiledEngine:
         key: Any,
         call: "_Call",
         setting: Setting,
+        part: Any,
         row_tensors: Sequence[Tensor],
-        units: int,
         eager: BoundedSum,
     ) -> None:
         """Compare a graph, on the first, second, fourth, eighth .. chunk that does not allow it."""
         tries = self._uncompared[key] + 1
-        if not tries & (tries - 1) and compare(
-            self._programs[key],
+        if not tries & (tries - 1) and self._agrees(
+            self._programs[key], call, setting, part, row_tensors, eager
+        ):
+            del self._uncompared[key]
+        else:
+            self._uncompared[key] = tries
+
+    def _agrees(
+        self,
+        program: Program,
+        call: "_Call",
+        setting: Setting,
+        part: Any,
+        row_tensors: Sequence[Tensor],
+        eager: BoundedSum,
+    ) -> bool:
+        """Whether a graph agrees with the eager engine where at least half of the units are clipped."""
+        short_L = [SHORT * group.max_norm for group in call.groups]
+        lower = lowered(call.clipping, call.groups, norms_of(eager))
+        if lower is not None:
+            groups = resolve(lower, sizes(trainable(InPlace(self._model))))
+            call = replace(call, clipping=lower, groups=groups)
+            with torch.random.fork_rng(devices=_cuda_devices(row_tensors[0])):
+                eager = eager if program.draws else self._run_eager_to_compare(call, part)
+        return compare(
+            program,
             self._model,
             call.groups,
             row_tensors,
             eager,
             lambda tensors: self._run_eager_to_compare(call, setting.batch(tensors)),
-            units=units,
+            short_L=short_L,
+            units=num_rows(part) // call.k,
             at_once=setting.num_units,
-        ):
-            del self._uncompared[key]
-        else:
-            self._uncompared[key] = tries
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
