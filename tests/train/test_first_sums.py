@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from reticent.clip import SumsOnDemand
-from reticent.clip._compiled import _add_to, _apart
+from reticent.clip._compiled import _add_to
+from reticent.clip._program import _apart
 from reticent.rules import Outer
 from reticent.train import PeakMemory
 from tests.train.joint import cross_entropy, make_data, make_plan, make_private, take, with_rows
