@@ -231,9 +231,11 @@ def check_compiled(
     engine = CompiledEngine(
         problem.model, clipping=clipping, physical_batch_size=problem.num_rows + max(k, 1)
     )
-    for _ in range(2):
-        judge(engine.clipped_sum(problem.losses, problem.batch, num_units=num_units), want, dtype)
-    assert engine.num_eager == 1
+    judge(engine.clipped_sum(problem.losses, problem.batch, num_units=num_units), want, dtype)
+    compared = engine.num_eager
+    assert compared in (1, 2)  # twice where less than half of the units were clipped
+    judge(engine.clipped_sum(problem.losses, problem.batch, num_units=num_units), want, dtype)
+    assert engine.num_eager == compared
 
 
 def compiled_cell(case: Case, mode: str, dtype: torch.dtype, num_units: int | None = None) -> None:
@@ -290,13 +292,14 @@ def check_nan_padding(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     clipping = clipping_of(mode, problem, median_norm(problem))
     engine = CompiledEngine(problem.model, clipping=clipping, physical_batch_size=problem.num_rows + 3)
     engine.clipped_sum(problem.losses, problem.batch)
+    compared = engine.num_eager
     monkeypatch.setattr(_compiled, "_padded", nan_padding)
     for rows in (problem.num_rows, 2):
         part = replace(problem, batch=oracle.take_rows(problem.batch, slice(0, rows)))
         got = engine.clipped_sum(part.losses, part.batch)
         assert all(bool(t.isfinite().all()) for t in got.total.values())
         judge(got, truth(part, clipping), torch.float64)
-    assert engine.num_eager == 1
+    assert engine.num_eager == compared
 
 
 @pytest.mark.usefixtures("aot_eager")
