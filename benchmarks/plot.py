@@ -44,7 +44,7 @@ COLOURS = MappingProxyType(
 
 
 def load(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Case -> results; a later file of the same case wins. A file may hold several under `cases`."""
+    """Case -> results; of each engine the last that ran. A file may hold several cases under `cases`."""
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         results = json.loads(path.read_text())
@@ -52,17 +52,20 @@ def load(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
         several = list(of_file.values()) if isinstance(of_file, dict) else of_file
         if not several or any("case" not in one for one in several):
             raise ValueError(f"{path.name} is not a result of benchmarks.clipping --out")
-        found.update({one["case"]: one for one in several})
+        for one in several:
+            kept = found.get(one["case"], {})
+            left_out = {e: r for e, r in kept.items() if e in ENGINES and _not_run(one.get(e))}
+            found[one["case"]] = {**kept, **one, **left_out}
     return found
+
+
+def _not_run(entry: dict[str, Any] | None) -> bool:
+    return why(entry) in ("quick", "not picked", None)
 
 
 def shown_engines(cases: dict[str, dict[str, Any]]) -> list[str]:
     """Engines with a figure, or a failure of their own, in some case; not the base."""
-    return [
-        e
-        for e in ENGINES
-        if e != BASE and any(why(r.get(e)) not in ("quick", "not picked", None) for r in cases.values())
-    ]
+    return [e for e in ENGINES if e != BASE and not all(_not_run(r.get(e)) for r in cases.values())]
 
 
 def why(entry: dict[str, Any] | None) -> str | None:

@@ -93,6 +93,16 @@ def test_results_become_a_table_and_a_picture(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.splitlines() == said[: len(said)]
 
 
+def test_a_later_file_adds_and_replaces_engines(tmp_path: Path) -> None:
+    one, two = tmp_path / "a.json", tmp_path / "b.json"
+    one.write_text(json.dumps(result("gpt2", reticent_flat=FIGURE, opacus=FIGURE)))
+    better = {**FIGURE, "time_ratio": 1.1}
+    two.write_text(json.dumps(result("gpt2", reticent_flat=better)))
+    (found,) = plot.load([one, two]).values()
+    assert (found["reticent-flat"], found["opacus"]) == (better, FIGURE)
+    assert plot.markdown({"gpt2": found}).splitlines()[2] == "| gpt2 | 1.10 / 2.0 | 1.25 / 2.0 |"
+
+
 def test_a_file_that_is_no_result_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text("[1, 2]")
