@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from reticent.bounded import BoundedSum
 from reticent.clip import ClipEngine, CompiledEngine, _compiled
-from reticent.clip._agree import agree, tolerance
+from reticent.clip._agree import agree, lowered, tolerance
 from reticent.clip._groups import Group
 from reticent.clip._precision import precisions
 from reticent.clipping import FlatClipping, GroupedClipping, PerLayerClipping, StepClipping
@@ -234,6 +234,33 @@ def test_short_gradients_beside_long_ones_need_not_agree() -> None:
     assert agree(groups, {"weight": eager.total["weight"] + 1e-7}, norm_UL, eager, 1e-3) is True
     twice = {"weight": eager.total["weight"] * 2}
     assert agree(groups, twice, norm_UL, eager, 1e-3) is False
+
+
+def test_units_that_are_rounding_do_not_say_how_far_to_lower_the_norm() -> None:
+    """15 real gradients beside 17 of examples that are learned by heart, each off by a tenth of itself."""
+    groups, norm_UL = [Group(names=("weight",), max_norm=1.0)], torch.ones(32, 1, dtype=torch.float64)
+    norm_UL[15:] = 1e-6
+    lower = lowered(FlatClipping(max_norm=1.0), groups, norm_UL)
+    assert lower is None  # the 15 are clipped as it is
+    lower = lowered(FlatClipping(max_norm=8.0), [Group(names=("weight",), max_norm=8.0)], norm_UL)
+    assert lower == FlatClipping(max_norm=0.5)
+    groups = [Group(names=("weight",), max_norm=0.5)]
+    eager = summed(norm_UL, {"weight": 7.5})
+    sums = {"weight": eager.total["weight"] + 1e-6}
+    assert agree(groups, sums, norm_UL * (1 + 1e-4), eager, 1e-3, short_L=[0.08]) is True
+
+
+@pytest.mark.parametrize(("stability", "norm", "off"), [(1e-2, 1e-6, 1e-6), (1e-4, 1e-6, 1e-7)])
+def test_automatic_clipping_of_what_is_learned_by_heart_tells_nothing(
+    stability: float, norm: float, off: float
+) -> None:
+    """Its weights are far above 1 there, and so is what they make of rounding."""
+    groups = [Group(names=("weight",), max_norm=1.0, stability=stability)]
+    norm_UL = torch.full((32, 1), norm, dtype=torch.float64)
+    weight = 1.0 / (norm + stability)
+    eager = summed(norm_UL, {"weight": 32 * weight * norm})
+    sums = {"weight": eager.total["weight"] + 32 * weight * off / 4}
+    assert agree(groups, sums, norm_UL + off, eager, 1e-3) is None
 
 
 def test_few_long_gradients_among_many_that_are_zero_tell_only_by_their_own_share() -> None:

@@ -166,7 +166,8 @@ def one_run_inputs(
     if np.unique(evidence).size == 1:
         raise AuditError(
             f"All {len(canaries)} canaries have the same score ({evidence[0]:.3g}), so nothing can be told "
-            "from them: the trainer did not train what is scored, or training has diverged.",
+            "from them: the trainer did not train what is scored, training has diverged, or the score is "
+            "too coarse.",
             code="audit-saw-nothing",
         )
     bound = one_run_bound(

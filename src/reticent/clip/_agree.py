@@ -25,7 +25,7 @@ from reticent.errors import UnsupportedModel
 # in half precision, roundings left out between fused operations.
 _TOLERANCE: Final = {torch.float64: 1e-7, torch.float32: 1e-3}
 _HALF_TOLERANCE: Final = 5e-2
-SHORT: Final = 1e-2  # of the clipping norm: gradients below it
+_SHORT: Final = 1e-2  # of the clipping norm: gradients below it
 _ROUNDING: Final = 1e-2  # of a tolerance; in half precision:
 _ROUNDING_HALF: Final = 1e-1
 _SMALLEST: Final = 1e-14  # norm to clip to
@@ -68,14 +68,15 @@ def agree(
     if any(name not in sums and bool(total.any()) for name, total in eager.total.items()):
         return False
     want_UL = norms_of(eager).to(norm_UL.device)
-    short_L = [SHORT * group.max_norm for group in groups] if short_L is None else short_L
+    short_L = shorts(groups) if short_L is None else short_L
     told, rounding = [], within * (_ROUNDING_HALF if half else _ROUNDING)
     for group, want_U, got_U, short in zip(groups, want_UL.T, norm_UL.T, short_L, strict=True):
         off_U = (got_U[: len(want_U)] - want_U).abs()
         off = {name: _length(sums[name] - eager.total[name]) for name in group.names if name in sums}
         scale, whole = float((group.weights(want_U) * want_U).sum()), math.hypot(*off.values())
         longest = float(want_U.max()) if len(want_U) else 0.0
-        if whole > within * max(scale, short * len(want_U)) or not _near(off_U, want_U, within, short):
+        least = float((group.weights(want_U) * want_U.clamp_min(short)).sum())
+        if not (whole <= within * least and _near(off_U, want_U, within, short)):
             return False
         if off:
             own = {name: _length(eager.total[name]) for name in off}
@@ -83,6 +84,11 @@ def agree(
             norms = longest > 0 and _near(off_U, want_U, within, min(short, longest))
             told.append(alone and norms and whole <= within * scale)
     return True if told and all(told) else None
+
+
+def shorts(groups: Sequence[Group]) -> list[float]:
+    """Norms below which gradients are short, for each group."""
+    return [_SHORT * max(group.max_norm, group.stability or 0.0) for group in groups]
 
 
 def _near(off_U: Tensor, want_U: Tensor, within: float, least: float) -> bool:
@@ -96,12 +102,13 @@ def _length(t: Tensor) -> float:
 def lowered(clipping: StepClipping, groups: Sequence[Group], norm_UL: Tensor) -> StepClipping | None:
     """The same clipping to norms at which half of these units, or more, are clipped in every group.
 
-    Where hardly a unit is clipped, all weights are 1, and a graph that forgot them would agree. None: half
-    are clipped as it is, or weights are never 1.
+    Units whose gradients are short beside the longest do not count. Where hardly a unit is clipped, all weights
+    are 1, and a graph that forgot them would agree. None: half are clipped as it is, or weights are never 1.
     """
     share = 1.0
     for i, group in enumerate(groups):
         own_U = norm_UL[:, i][torch.isfinite(norm_UL[:, i]) & (norm_UL[:, i] > 0)]
+        own_U = own_U[own_U >= _SHORT * own_U.max()] if len(own_U) else own_U
         share = min(share, float(own_U.median()) / group.max_norm) if len(own_U) else share
     share /= 2.0
     if share >= 0.5 or any(group.max_norm * share < _SMALLEST for group in groups):

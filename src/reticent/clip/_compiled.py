@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from reticent.bounded import BoundedSum
-from reticent.clip._agree import SHORT, compare, lowered, norms_of
+from reticent.clip._agree import compare, lowered, norms_of, shorts
 from reticent.clip._batch import num_rows, rows
 from reticent.clip._engine import ClipEngine, Losses, _cuda_devices
 from reticent.clip._groups import Group, resolve
@@ -373,7 +373,7 @@ class CompiledEngine:
         eager: BoundedSum,
     ) -> bool:
         """Whether a graph agrees with the eager engine where at least half of the units are clipped."""
-        short_L = [SHORT * group.max_norm for group in call.groups]
+        short_L = shorts(call.groups)
         lower = lowered(call.clipping, call.groups, norms_of(eager))
         if lower is not None:
             groups = resolve(lower, sizes(trainable(InPlace(self._model))))
