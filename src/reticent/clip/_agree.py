@@ -102,8 +102,9 @@ def _length(t: Tensor) -> float:
 def lowered(clipping: StepClipping, groups: Sequence[Group], norm_UL: Tensor) -> StepClipping | None:
     """The same clipping to norms at which half of these units, or more, are clipped in every group.
 
-    Units whose gradients are short beside the longest do not count. Where hardly a unit is clipped, all weights
-    are 1, and a graph that forgot them would agree. None: half are clipped as it is, or weights are never 1.
+    Units whose gradients are short beside the longest do not count. Where hardly a unit is clipped, all
+    weights are 1, and a graph that forgot them would agree. None: half are clipped as it is, or weights are
+    never 1.
     """
     share = 1.0
     for i, group in enumerate(groups):
