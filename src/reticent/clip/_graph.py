@@ -70,8 +70,7 @@ def trace(
         raise
     except UnsupportedOperatorException as error:
         raise untraceable(
-            f"without values torch does not know what {error.func} gives (torch.library.register_fake tells "
-            "it)"
+            f"without values torch does not know what {error.func} gives (give it a fake kernel: register_fake)"
         ) from error
     except (
         DataDependentOutputException,
