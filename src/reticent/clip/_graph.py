@@ -70,7 +70,7 @@ def trace(
         raise
     except UnsupportedOperatorException as error:
         raise untraceable(
-            f"without values torch does not know what {error.func} gives (give it a fake kernel: register_fake)"
+            f"without values torch does not know what {error.func} gives (register_fake tells it)"
         ) from error
     except (
         DataDependentOutputException,
