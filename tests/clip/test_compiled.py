@@ -26,16 +26,7 @@ SIZE = 6  # the physical batch
 torch_warns = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def same_data() -> None:
-    """How often the eager engine runs depends on how many units are clipped."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run graphs without compiling them."""
-    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+pytestmark = pytest.mark.usefixtures("same_data")
 
 
 class Tagger(nn.Module):

@@ -19,17 +19,7 @@ from reticent.clipping import FlatClipping, GroupedClipping, PerLayerClipping, S
 from reticent.errors import UnsupportedModel
 from tests.support import oracle
 
-
-@pytest.fixture(autouse=True)
-def same_data() -> None:
-    """How often the eager engine runs depends on how many units are clipped."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run graphs without compiling them."""
-    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+pytestmark = pytest.mark.usefixtures("same_data", "as_traced")
 
 
 @pytest.fixture

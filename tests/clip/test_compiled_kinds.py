@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reticent.clip import ClipEngine, CompiledEngine, _compiled
+from reticent.clip import ClipEngine, CompiledEngine
 from reticent.clipping import AutomaticClipping, FlatClipping, GroupedClipping, PerLayerClipping, StepClipping
 from reticent.errors import ConfigError, UnsupportedModel
 from reticent.rules import Gather
@@ -30,16 +30,7 @@ REFUSED = frozenset((
 ))  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def same_data() -> None:
-    """How often the eager engine runs depends on how many units are clipped."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run graphs without compiling them."""
-    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+pytestmark = pytest.mark.usefixtures("same_data", "as_traced")
 
 
 def network() -> tuple[nn.Module, Tensor]:

@@ -8,23 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch import library as custom
 
-from reticent.clip import ClipEngine, CompiledEngine, _compiled
+from reticent.clip import ClipEngine, CompiledEngine
 from reticent.clip._graph import _draws
 from reticent.errors import ConfigError, UnsupportedModel
 
 ATEN = torch.ops.aten
 
 
-@pytest.fixture(autouse=True)
-def same_data() -> None:
-    """How often the eager engine runs depends on how many units are clipped."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run graphs without compiling them."""
-    monkeypatch.setattr(_compiled, "_compile_graph", lambda module, inputs: module)
+pytestmark = pytest.mark.usefixtures("same_data")
 
 
 def refused(losses: Callable[[Tensor], Tensor], model: nn.Module) -> UnsupportedModel:

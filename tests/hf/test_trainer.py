@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from reticent.account.ledger import read_run_ledger
-from reticent.clip import ClipEngine
 from reticent.errors import ConfigError, DataError, StepError
 from reticent.hf import PrivacyArguments, PrivateTrainer, per_example_loss
 from reticent.hf._trainer import NOT_CALLED
 from reticent.train import OpenStep, TrainSettings, train
 from tests.recipes.text.models import byte_tokenizer, gpt2
+from tests.support.noted import clip_methods
 
 PRIVACY = {"noise_multiplier": 2.0, "target_delta": 1e-3, "max_length": 32}
 TEXTS = [f"row {k}: {'abc' * (k % 4)}" for k in range(24)]
@@ -72,13 +72,7 @@ def trainer_of(out, *, privacy=None, kind=PrivateTrainer, args=None, **settings)
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_weights_are_those_of_the_joint(tmp_path, low_memory, monkeypatch):
-    methods, begun = [], ClipEngine.__init__
-
-    def noted(self, *args, **how):
-        methods.append(how.get("method"))
-        begun(self, *args, **how)
-
-    monkeypatch.setattr(ClipEngine, "__init__", noted)
+    methods = clip_methods(monkeypatch)
     privacy = PrivacyArguments(**PRIVACY, noise_seed=5, low_memory=low_memory)
     args = arguments(tmp_path / "hf", adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-3)
     trainer = trainer_of(tmp_path / "hf", privacy=privacy, args=args)

@@ -30,11 +30,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from reticent import FlatClipping, Plan, PoissonSampler
 from reticent.account.ledger import read_run_ledger
-from reticent.clip import ClipEngine
 from reticent.errors import BudgetExhausted, ConfigError, ReticentError
 from reticent.lightning import PrivateTrainer
 from reticent.report import verify_run
 from reticent.train import train
+from tests.support.noted import clip_methods
 
 pytestmark = [
     # Lightning's own: advice on workers and loggers, and what it calls in torch.
@@ -94,13 +94,7 @@ def refused(folder, module=None, match="", rows=None, code="lightning-module", *
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_weights_are_those_of_the_joint(tmp_path, low_memory, monkeypatch):
-    methods, begun = [], ClipEngine.__init__
-
-    def noted(self, *args, **how):
-        methods.append(how.get("method"))
-        begun(self, *args, **how)
-
-    monkeypatch.setattr(ClipEngine, "__init__", noted)
+    methods = clip_methods(monkeypatch)
     module = Module()
     twin: Any = copy.deepcopy(module)
     trainer = trainer_of(tmp_path, noise_seed=5, low_memory=low_memory)
