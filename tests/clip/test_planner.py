@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import reticent as rt
+from reticent.clip._shared import SharedInputs
 from reticent.clipping import GroupedClipping, PerLayerClipping
 from reticent.errors import ConfigError
-from reticent.rules import Outer
+from reticent.rules import Form, Outer
 from tests.support import oracle
 
 
@@ -262,20 +263,20 @@ def test_every_choice_of_methods_gives_the_same_sum(monkeypatch: pytest.MonkeyPa
 
 def _by_what(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **options: Any) -> Any:
     """An engine's call on so many units: by what it settles weights of 64 inputs and outputs."""
-    plain, used = Outer.settle, []
+    plain, used = SharedInputs.settle, []
     engine = rt.ClipEngine(model, max_norm=1.0, **options)
 
-    def settle(form: Outer, method: str) -> Any:
-        if form.g_UPO.shape[2] == 64:
+    def settle(shared: SharedInputs, form: Form, method: str) -> Any:
+        if isinstance(form, Outer) and form.g_UPO.shape[2] == 64:
             used.append(method)
-        return plain(form, method)
+        return plain(shared, form, method)
 
     def add(units: int, positions: int = 28) -> list[str]:
         used.clear()
         engine.clipped_sum(_losses(model), torch.randn(units, positions, 64))
         return list(used)
 
-    monkeypatch.setattr(Outer, "settle", settle)
+    monkeypatch.setattr(SharedInputs, "settle", settle)
     return add
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reticent.rules import Form, Overwrites, combine
+from reticent.rules import Form, Overwrites, _forms, combine
 from reticent.rules._conv import ConvForm, ConvSettings
 from reticent.rules._forms import Dense, Outer
 from reticent.rules._gather import Gather
@@ -173,6 +173,15 @@ def test_what_is_mapped_anew_is_dear_to_keep_and_a_gram_matrix_in_strips_is_chea
     assert large.moved / large.held > 4 * small.moved / small.held
     one, four = (methods(positions, 64)["gram"].flops / positions**2 for positions in (31, 128))
     assert four == pytest.approx(one * 5 / 8)
+
+
+@pytest.mark.parametrize("least", (32, 48, 96))
+def test_strips_of_every_length_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
+    monkeypatch.setitem(_forms._STRIP, "cpu", least)
+    for positions in (*range(2, 140), 197, 255, 256, 257):
+        x, g = torch.randn(2, positions, 3).double(), torch.randn(2, positions, 4).double()
+        want = torch.einsum("upi,upo->uio", x, g).square().sum((1, 2))
+        torch.testing.assert_close(Outer(x, g).settle("gram")[0], want, rtol=1e-6, atol=0.0)
 
 
 def test_a_norm_of_millions_of_entries_does_not_drift() -> None:

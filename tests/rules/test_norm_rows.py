@@ -62,3 +62,40 @@ def test_a_bad_row_stays_alone() -> None:
         got = meeting.forms(saved, g, Layout(0, 3))["weight"].dense()
         assert not bool(got[1].isfinite().all())
         torch.testing.assert_close(got[[0, 2]].double(), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("roles", (("weight", "bias"), ("weight",), ("bias",)), ids="+".join)
+@pytest.mark.parametrize("kind", ("plain", "channels last", "expanded"))
+@pytest.mark.parametrize("mean", (0.0, 1e3), ids=str)
+@pytest.mark.parametrize("shape", ((4, 6, 5), (1, 4, 3), (3, 32, 8, 8), (2, 4, 3, 2, 2)), ids=str)
+def test_rows_come_with_the_gradient_of_the_input(
+    shape: tuple[int, ...], mean: float, kind: str, roles: tuple[str, ...]
+) -> None:
+    made = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(shape, generator=made, dtype=torch.float64) + shift for shift in (mean, 0.0))
+    g = spread_out(g, kind)
+    weight = torch.randn(shape[1], generator=made, dtype=torch.float64) if "weight" in roles else None
+    meeting = GroupNormMeeting(2, weight, torch.zeros(shape[1]).double(), 1e-5, frozenset(roles))
+    _, saved = meeting.forward(x)
+    gx, *rows = meeting.backward(saved, g, (True,))
+    assert (not rows) == (mean > 100)  # where means are large they are subtracted first
+    leaf = x.clone().requires_grad_()
+    F.group_norm(leaf, 2, weight).backward(g)
+    tolerance = 1e-11 * max(mean, 1) * float(g.abs().flatten(1).sum(1).max())
+    torch.testing.assert_close(gx, leaf.grad, rtol=0, atol=tolerance)
+    forms = meeting.forms(saved + tuple(t for t in rows if t is not None), g, Layout(0, shape[0]))
+    assert set(forms) == set(roles)
+    for role, want in zip(("weight", "bias"), oracle(x, g, 2), strict=True):
+        if role in roles:
+            torch.testing.assert_close(forms[role].dense(), want, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_half_precision_rows_are_added_up_in_float32(dtype: torch.dtype) -> None:
+    made = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(3, 8, 400, generator=made).to(dtype) for _ in range(2))
+    meeting = GroupNormMeeting(2, torch.ones(8, dtype=dtype), None, 1e-5, frozenset({"weight"}))
+    _, saved = meeting.forward(x)
+    _, *rows = meeting.backward(saved, g, (True,))
+    got = meeting.forms(saved + tuple(t for t in rows if t is not None), g, Layout(0, 3))["weight"].dense()
+    assert got.dtype == torch.float32

@@ -158,10 +158,11 @@ class Meet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (g,) = grads
-        entry, saved = ctx.entry, ctx.saved_tensors
+        entry, saved, needs = ctx.entry, ctx.saved_tensors, ctx.needs_input_grad[3:]
         with torch._C.DisableTorchFunction():  # a rule's own arithmetic: no trainable value is in it
-            inputs = entry.meeting.backward(saved, g, ctx.needs_input_grad[3:])
-        ctx.stage.receive(entry, 0, saved, g)
+            found = entry.meeting.backward(saved, g, needs)
+        inputs, more = found[: len(needs)], found[len(needs) :]
+        ctx.stage.receive(entry, 0, (*saved, *more), g)
         return None, None, None, *inputs
 
 

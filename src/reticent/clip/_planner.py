@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from reticent.clip._shared import SharedInputs
 from reticent.errors import ConfigError
 from reticent.rules import Form, Method
 
@@ -157,6 +158,7 @@ class Planner:
         self._count = _Count({})
         self._units = 0
         self._new = False
+        self._shared = SharedInputs()
 
     @property
     def limited(self) -> bool:
@@ -166,6 +168,7 @@ class Planner:
     def begin(self) -> None:
         """Start a sum over a physical batch."""
         self._count, self._units, self._new = _Count({}), 0, False
+        self._shared.forget()
 
     def norm(self, name: str, form: Form, *, like: Tensor) -> Tensor:
         """Squared norms alone, (U,) float64: a second backward forms the sum, and nothing is kept for it.
@@ -177,7 +180,7 @@ class Planner:
         """
         seen = self._look(name, form, like, norms_only=True)
         seen.stays, seen.used = "operation", _fastest(_affordable(seen.methods, seen.own_bytes), seen).name
-        return form.settle(seen.used)[0]
+        return self._shared.settle(form, seen.used)[0]
 
     def settle(self, name: str, form: Form, *, stays: Stay, like: Tensor) -> tuple[Tensor, Form] | None:
         """Compute squared norms by the method chosen for this parameter.
@@ -199,7 +202,7 @@ class Planner:
             self.let_go(name)
         else:
             self._count.put(name, method.held, _least(seen).held)
-        return None if self._exceeded() else form.settle(method.name)
+        return None if self._exceeded() else self._shared.settle(form, method.name)
 
     def wait(self, name: str, form: Form) -> None:
         """Count a piece of a parameter's gradient that stays until its other pieces have come."""
@@ -217,6 +220,7 @@ class Planner:
             ConfigError[memory-budget]: what had to be kept at once exceeds the budget.
             PlannedAnew: what was kept exceeds it, and need not.
         """
+        self._shared.forget()
         if self._exceeded():
             self._refuse_or_forget()
         if self._new:

@@ -28,7 +28,7 @@ class Meeting(Protocol):
         ...
 
     def backward(self, saved: Saved, g: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """Gradient of each input that needs one."""
+        """Gradient of each input that needs one, and after these whatever else `forms` is to be given."""
         ...
 
     def accepts(self, layout: Layout, output_dim: int) -> bool:
@@ -36,7 +36,13 @@ class Meeting(Protocol):
         ...
 
     def forms(self, saved: Saved, g: Tensor, layout: Layout) -> Mapping[str, Form | Rows]:
-        """Role -> per-unit gradients of that trainable value. `layout` is that of the output."""
+        """Role -> per-unit gradients of that trainable value.
+
+        Args:
+            saved: what `forward` saved, followed by what `backward` found.
+            g: gradient of the output.
+            layout: where the units lie in the output.
+        """
         ...
 
 

@@ -110,10 +110,14 @@ class GroupNormMeeting:
         return y, (x, mean, rstd)
 
     def backward(self, saved: Saved, g: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """See `Meeting`."""
+        """See `Meeting`: the gradients of scale and shift, row by row, come with that of the input."""
         x, mean, rstd = saved
         if not needs[0]:
             return (None,)
+        single = g.dtype == x.dtype == mean.dtype == at_least_float32(mean).dtype
+        if self.roles and single and _is_near(x, mean, rstd):
+            weight = x.new_ones(x.shape[1]) if self.weight is None else self.weight.to(x.dtype)
+            return _rows_as_channels(x, g, mean, rstd, weight, [True, True, True])
         gx, _, _ = torch.ops.aten.native_group_norm_backward.default(
             g.contiguous(), x, mean, rstd, self.weight, *self._sizes(x), self.num_groups, [True, False, False]
         )
@@ -125,40 +129,61 @@ class GroupNormMeeting:
 
     def forms(self, saved: Saved, g: Tensor, layout: Layout) -> Mapping[str, Form]:
         """See `Meeting`."""
-        x, mean, rstd = (at_least_float32(t) for t in saved)
-        scale_NC, shift_NC = _row_gradients(x, at_least_float32(g), mean, rstd)
+        if len(saved) > 3:
+            scale_NC, shift_NC = saved[3:]
+        else:
+            x, mean, rstd = (at_least_float32(t) for t in saved)
+            scale_NC, shift_NC = _row_gradients(x, at_least_float32(g), mean, rstd)
         found = {"weight": scale_NC, "bias": shift_NC}
         return {role: Dense(layout.units_first(found[role]).sum(1)) for role in sorted(self.roles)}
 
 
 def _row_gradients(x: Tensor, g: Tensor, mean_NG: Tensor, rstd_NG: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's gradients of scale and shift of a group normalisation, (N, C) each.
+    """Each row's gradients of scale and shift of a group normalisation, (N, C) each."""
+    if _is_near(x, mean_NG, rstd_NG):
+        weight = x.new_empty(x.shape[1])  # only its shape is looked at
+        return _rows_as_channels(x, g, mean_NG, rstd_NG, weight, [False, True, True])[1:]
+    rows = x.shape[0]
+    per_group = x.reshape(rows, mean_NG.reshape(rows, -1).shape[1], -1)
+    normal = (per_group - mean_NG.reshape(rows, -1, 1)) * rstd_NG.reshape(rows, -1, 1)
+    g = g.reshape(rows, x.shape[1], -1)
+    return (g * normal.reshape(g.shape)).sum(2), g.sum(2)
 
-    Torch's own kernel sums over rows; rows laid side by side as channels, it has one to sum over. It reads
-    the tensors once, and subtracts the mean after summing: where means are large, before.
+
+def _is_near(x: Tensor, mean_NG: Tensor, rstd_NG: Tensor) -> bool:
+    """Whether torch's kernel, which subtracts means after summing, loses nothing; False in a traced graph.
+
+    There no step may depend on values.
+    """
+    if isinstance(x, FakeTensor) or not x.numel():
+        return False
+    return not bool(((mean_NG * rstd_NG).abs() > _FAR).any())
+
+
+def _rows_as_channels(
+    x: Tensor, g: Tensor, mean_NG: Tensor, rstd_NG: Tensor, weight: Tensor, asked: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a group normalisation's input, scale (N, C) and shift (N, C), each where asked for.
+
+    Torch's own kernel sums those of scale and shift over rows; rows laid side by side as channels, it has one
+    to sum over. It reads the tensors once.
     """
     rows, channels = x.shape[:2]
     positions = math.prod(x.shape[2:])
-    traced = isinstance(x, FakeTensor)  # in a graph no step may depend on values
-    if x.numel() and not traced and not bool(((mean_NG * rstd_NG).abs() > _FAR).any()):
-        # The kernel takes every tensor as contiguous, and does not check.
-        side_by_side = [t.reshape(1, -1, positions).contiguous() for t in (g, x)]
-        _, scale, shift = torch.ops.aten.native_group_norm_backward.default(
-            *side_by_side,
-            mean_NG.reshape(1, -1),
-            rstd_NG.reshape(1, -1),
-            x.new_empty(rows * channels),  # a scale, of which only the shape is looked at
-            1,
-            rows * channels,
-            positions,
-            mean_NG.numel(),
-            [False, True, True],
-        )
-        return scale.reshape(rows, channels), shift.reshape(rows, channels)
-    per_group = x.reshape(rows, mean_NG.reshape(rows, -1).shape[1], -1)
-    normal = (per_group - mean_NG.reshape(rows, -1, 1)) * rstd_NG.reshape(rows, -1, 1)
-    g = g.reshape(rows, channels, -1)
-    return (g * normal.reshape(g.shape)).sum(2), g.sum(2)
+    # The kernel takes every tensor as contiguous, and does not check.
+    side_by_side = [t.reshape(1, -1, positions).contiguous() for t in (g, x)]
+    gx, scale, shift = torch.ops.aten.native_group_norm_backward.default(
+        *side_by_side,
+        mean_NG.reshape(1, -1),
+        rstd_NG.reshape(1, -1),
+        weight.repeat(rows),
+        1,
+        rows * channels,
+        positions,
+        mean_NG.numel(),
+        asked,
+    )
+    return gx.reshape(x.shape) if asked[0] else gx, scale.reshape(rows, -1), shift.reshape(rows, -1)
 
 
 def _full_precision(recorder: Recorder, x: Tensor) -> Tensor:
