@@ -158,3 +158,14 @@ def test_weights_and_batch_depend_on_the_seed_alone() -> None:
     assert torch.equal(one.batch[0], same.batch[0]) and not torch.equal(one.batch[0], other.batch[0])
     for name, p in one.trainable().items():
         assert torch.equal(p, same.trainable()[name])
+
+
+def test_short_steps_are_timed_until_the_time_is_full_and_long_ones_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = iter([0.0, 0.2, 0.2, 0.25, 0.25, 0.3, 0.3, 0.31, 10.0, 11.0])
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: next(ends))
+    kept: list[object] = []
+    assert worker.median_seconds(dict, kept, "cpu") == pytest.approx(0.05)  # 0.2, 0.05, 0.05, 0.01
+    assert worker.median_seconds(dict, kept, "cpu") == 1.0
+    assert kept == [{}]
