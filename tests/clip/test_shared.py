@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import reticent as rt
 from reticent.clip._shared import SharedInputs
@@ -29,7 +30,7 @@ class _Attention(nn.Module):
 
 
 _WAYS: dict[str, dict[str, Any]] = {
-    "flat": {"max_norm": 1.0, "memory_budget": 1 << 20},  # too little to keep gradients
+    "flat": {"max_norm": 1.0},
     "two backwards": {"max_norm": 1.0, "method": "ghost"},
     "per layer": {"clipping": PerLayerClipping(max_norm=1.0)},
 }
@@ -96,9 +97,65 @@ def test_no_input_is_taken_for_another() -> None:
     check(x.float())
 
 
-def test_nothing_is_remembered_after_a_sum() -> None:
+def _remembered(engine: rt.ClipEngine) -> object:
+    return engine._planner._shared._last
+
+
+@pytest.mark.parametrize("fails", (False, True))
+def test_nothing_is_remembered_after_a_sum(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     torch.manual_seed(0)
     model, x = _Attention(), torch.randn(B, T, D)
+    only_gram = [m for m in Outer(x, x).methods() if m.name == "gram"]
+    monkeypatch.setattr(Outer, "methods", lambda self: tuple(only_gram))
+    seen: list[object] = []
+    plain = SharedInputs.settle
+
+    def settle(shared: SharedInputs, form: Form, method: str) -> tuple[Tensor, Form]:
+        found = plain(shared, form, method)
+        seen.append(shared._last)
+        if fails and len(seen) == 5:
+            raise RuntimeError("out of memory, say")
+        return found
+
+    monkeypatch.setattr(SharedInputs, "settle", settle)
     engine = rt.ClipEngine(model, max_norm=1.0)
+    if fails:
+        with pytest.raises(RuntimeError, match="out of memory, say"):
+            engine.clipped_sum(lambda x: model(x).square().mean((1, 2)), x)
+    else:
+        engine.clipped_sum(lambda x: model(x).square().mean((1, 2)), x)
+    assert any(seen) and _remembered(engine) is None
+
+
+def test_with_a_budget_nothing_is_held_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Outer, "input_gram", lambda form: pytest.fail("remembered"))
+    model, x = _Attention(), torch.randn(B, T, D)
+    engine = rt.ClipEngine(model, max_norm=1.0, memory_budget=1 << 30)
     engine.clipped_sum(lambda x: model(x).square().mean((1, 2)), x)
-    assert engine._planner._shared._last is None
+
+
+def test_what_a_checkpoint_runs_again_is_looked_at_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part may write into memory that is remembered, and torch need not notice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(_Attention(), nn.Linear(D, D))
+    x = torch.randn(B, T, D)
+    met: list[str] = []
+    forget, settle = SharedInputs.forget, SharedInputs.settle
+    monkeypatch.setattr(SharedInputs, "forget", lambda shared: (met.append("forget"), forget(shared))[1])
+
+    def settled(shared: SharedInputs, form: Form, method: str) -> tuple[Tensor, Form]:
+        met.append("settle")
+        return settle(shared, form, method)
+
+    monkeypatch.setattr(SharedInputs, "settle", settled)
+    engine = rt.ClipEngine(model, max_norm=1.0)
+
+    def losses(x: Tensor) -> Tensor:
+        y = checkpoint(model[0], x, use_reentrant=False)
+        return checkpoint(model[1], y, use_reentrant=False).square().mean((1, 2))
+
+    engine.clipped_sum(losses, x)
+    first = met.index("settle")
+    assert met[:first].count("forget") == 1  # the last layer ran again
+    assert met[first:].count("forget") >= 5  # the attention's layers, and the end
+    assert met[-1] == "forget"

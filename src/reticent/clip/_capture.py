@@ -150,6 +150,7 @@ class Capture(TorchFunctionMode):
         self.half = False  # whether some operation gave half precision: autocast's, or a frozen layer's
         self.events: list[Key | str] = []  # what was recorded, and the modules that ended, in order
         self.stage: Stage = Stage()
+        self._again: Callable[[], None] | None = None
         self._in_forward = True
         self.trace: int = 0  # hash of the names of all operations of the forward, in order
         self._rules = rules
@@ -175,13 +176,18 @@ class Capture(TorchFunctionMode):
             if id(tensor) not in self._values:
                 self._constants[id(tensor)] = tensor
 
-    def begin_backward(self, visitor: Visitor) -> None:
-        """Start a backward pass: what it recomputes gets the same names in each pass."""
+    def begin_backward(self, visitor: Visitor, again: Callable[[], None] | None = None) -> None:
+        """Start a backward pass: what it recomputes gets the same names in each pass.
+
+        Args:
+            visitor: sees the gradients.
+            again: called before each meeting that the backward runs once more (activation checkpointing).
+        """
         if self._in_forward:
             self._forward_counts = dict(self._counts)
             self._in_forward = False
         self._counts = dict(self._forward_counts)
-        self.stage.visitor = visitor
+        self.stage.visitor, self._again = visitor, again
 
     # -- the mode -----------------------------------------------------------------------------
 
@@ -429,6 +435,8 @@ class Capture(TorchFunctionMode):
 
     def record(self, meeting: Meeting, roles: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         """See `Recorder`."""
+        if self._again is not None:
+            self._again()
         name = type(meeting).__name__.removesuffix("Meeting")
         entry = self._new_entry(name, {role: self._values[id(t)] for role, t in roles.items()})
         entry.meeting = meeting

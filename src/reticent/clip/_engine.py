@@ -387,7 +387,7 @@ class ClipEngine:
             )
             if isinstance(consumer, Clip):
                 consumer.expect(visitor.uses)
-            capture.begin_backward(visitor)
+            capture.begin_backward(visitor, planner.forget_inputs)
             try:
                 run_backward(loss_R, ones, retain_graph=not last)
                 with torch.no_grad(), capture.stage.pause(loss_R.device):
@@ -395,6 +395,7 @@ class ClipEngine:
                     if isinstance(consumer, Clip | Sums):
                         consumer.finish()
             finally:
+                planner.forget_inputs()
                 work.touched |= isinstance(consumer, Clip | Sums) and consumer.has_added
 
         if work.norms_only:

@@ -158,7 +158,7 @@ class Planner:
         self._count = _Count({})
         self._units = 0
         self._new = False
-        self._shared = SharedInputs()
+        self._shared = SharedInputs(remember=memory_budget is None)  # what it holds is not counted
 
     @property
     def limited(self) -> bool:
@@ -168,7 +168,6 @@ class Planner:
     def begin(self) -> None:
         """Start a sum over a physical batch."""
         self._count, self._units, self._new = _Count({}), 0, False
-        self._shared.forget()
 
     def norm(self, name: str, form: Form, *, like: Tensor) -> Tensor:
         """Squared norms alone, (U,) float64: a second backward forms the sum, and nothing is kept for it.
@@ -213,6 +212,10 @@ class Planner:
         """Nothing is kept for this parameter any more."""
         self._count.drop(name)
 
+    def forget_inputs(self) -> None:
+        """What was remembered of the last input is let go: the backward is over, or runs a part once more."""
+        self._shared.forget()
+
     def end(self) -> None:
         """End a sum: where something new was met, choose again for all parameters together.
 
@@ -220,7 +223,6 @@ class Planner:
             ConfigError[memory-budget]: what had to be kept at once exceeds the budget.
             PlannedAnew: what was kept exceeds it, and need not.
         """
-        self._shared.forget()
         if self._exceeded():
             self._refuse_or_forget()
         if self._new:

@@ -28,14 +28,22 @@ class _Last:
 
 
 class SharedInputs:
-    """Settles forms, one after another as a backward meets them; the last input's products are remembered."""
+    """Settles forms, one after another as a backward meets them; the last input's products are remembered.
 
-    def __init__(self) -> None:
+    A write that torch keeps no version of (by `.data`) would not be noticed. So whoever lets the model run
+    between two forms has to call `forget` first.
+
+    Args:
+        remember: False to settle each form by itself.
+    """
+
+    def __init__(self, *, remember: bool = True) -> None:
         self._last: _Last | None = None
+        self._remember = remember
 
     def settle(self, form: Form, method: str) -> tuple[Tensor, Form]:
         """`form.settle(method)`; the same numbers, bit for bit."""
-        if method != "gram" or not isinstance(form, Outer) or not _is_shareable(form.x_UPI):
+        if not (self._remember and method == "gram" and isinstance(form, Outer) and _is_shareable(form)):
             return form.settle(method)
         x_UPI = form.x_UPI
         if self._last is None or not self._last.is_of(x_UPI):
@@ -44,10 +52,12 @@ class SharedInputs:
         return form.settle_gram(self._last.gram)
 
     def forget(self) -> None:
-        """Let go of what is remembered: a pass is over."""
+        """Let go of what is remembered."""
         self._last = None
 
 
-def _is_shareable(x_UPI: Tensor) -> bool:
-    """Whether there is anything to share, and an address that tells one tensor from another."""
-    return type(x_UPI) is Tensor and x_UPI.shape[1] > 1 and x_UPI.data_ptr() != 0
+def _is_shareable(form: Outer) -> bool:
+    """Whether there is anything to share, and an address and a version that tell one tensor from another."""
+    x_UPI = form.x_UPI
+    plain = type(x_UPI) is Tensor and not x_UPI.is_inference() and x_UPI.dtype == form.g_UPO.dtype
+    return plain and x_UPI.shape[1] > 1 and x_UPI.data_ptr() != 0

@@ -214,7 +214,7 @@ class Outer:
                 flops=2.0 * units * positions**2 * (num_in + num_out) * formed,
                 moved=4.0 * gram + 2.0 * own,
                 held=own,
-                peak=5 * gram // 2,
+                peak=int(4 * formed * gram),  # two matrices, and a copy in float64
             ),
             Method(
                 name="keep",
@@ -283,9 +283,12 @@ class Outer:
         lengths: list[Tensor] = []  # squared, of each position's outer product: for free on the diagonals
 
         def gram(cast: Callable[[Tensor], Tensor], input_gram: Sequence[Tensor] | None = None) -> Tensor:
-            of_x = self._gram_strips(cast(self.x_UPI)) if input_gram is None else input_gram
+            x, g = cast(self.x_UPI), cast(self.g_UPO)
+            if x.dtype != g.dtype:  # as precise as the less precise: its terms are looked at again
+                x, g = x.float(), g.float()
+            of_x = self._gram_strips(x) if input_gram is None else input_gram
             strips, diagonals = [], []
-            for xx, gg in zip(of_x, self._gram_strips(cast(self.g_UPO)), strict=True):
+            for xx, gg in zip(of_x, self._gram_strips(g), strict=True):
                 start = gg.shape[2] - gg.shape[1]  # what lies left of a strip's block stands for two
                 diagonals.append([t.diagonal(start, dim1=1, dim2=2).clone() for t in (xx, gg)])
                 gg.mul_(xx)[:, :, :start].mul_(2.0)

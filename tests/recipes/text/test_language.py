@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
@@ -144,6 +145,32 @@ def test_clipped_sums_are_those_of_one_example_at_a_time(build, way):
     wanted, _ = oracle.loop_clipped_sum(model, losses, batch, norm)
     found = rt.clipped_sum(model, losses, batch, max_norm=norm)
     assert oracle.distance(found.total, wanted) < 1e-9 * norm
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy")
+@pytest.mark.parametrize("method", ("book-keeping", "ghost"))
+@pytest.mark.parametrize(("build", "way"), EXACT)
+def test_logits_in_parts_give_the_same_sums(monkeypatch, build, way, method):
+    model = adapted(build().double(), make_config(TextGenerateConfig, {**WAYS, **LAST_LAYER}[way])).double()
+    batch = token_rows(byte_tokenizer(), PAIRS, 32, "=>")
+    wanted = rt.clipped_sum(model, lambda rows: mean_loss(model, rows), batch, max_norm=1.0)
+    losses = TEXT_GENERATE.loss_per_example(make_config(TextGenerateConfig, {"low_memory": True}))
+    engine = rt.clip.ClipEngine(model, max_norm=1.0, method=method)
+    monkeypatch.delattr("reticent.recipes.text.language.token_losses")  # of whole logits
+    found = engine.clipped_sum(lambda rows: losses(model, rows), batch)
+    assert oracle.distance(found.total, wanted.total) < 1e-9
+
+
+@pytest.mark.parametrize("why", ("another kind", "a head with a hook", "an older torch"))
+def test_where_logits_cannot_be_formed_in_parts_they_are_whole(monkeypatch, why):
+    model, batch = gpt2(), token_rows(byte_tokenizer(), PAIRS, 32, "=>")
+    if why == "another kind":
+        monkeypatch.setattr("reticent.recipes.text._objectives._LINEAR_HEADS", frozenset())
+    elif why == "a head with a hook":
+        model.lm_head.register_forward_hook(lambda module, args, logits: 2 * logits)
+    else:
+        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    assert torch.equal(mean_loss(model, batch, in_parts=True), mean_loss(model, batch))
 
 
 def test_what_has_nothing_to_train_is_refused():

@@ -35,6 +35,11 @@ _WORD_HEADS: Final = MappingProxyType(
     }
 )
 
+# Decoders whose logits are `lm_head` of what `base_model` returns.
+_LINEAR_HEADS: Final = frozenset(
+    {"GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM", "OpenAIGPTLMHeadModel", "Qwen2ForCausalLM"}
+)
+
 
 def head_answers(*, with_types: bool) -> Answers:
     """Logits of a new head, (B, K)."""
@@ -67,6 +72,21 @@ def _word_logits(
         return _picked(model(input_ids=ids_BT, attention_mask=mask_BT).logits, at_B)[:, 0]
     hidden_BTH = inner.base_model(input_ids=ids_BT, attention_mask=mask_BT)[0]
     return getattr(inner, head)(_picked(hidden_BTH, at_B))[:, 0]
+
+
+def body_and_head(model: Any) -> tuple[nn.Module, nn.Linear] | None:
+    """What a decoder's logits are made of, where they are a linear layer of what its body returns.
+
+    None: of another kind, with a head that an adapter has changed, or torch cannot form logits in parts
+    (before 2.13).
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = getattr(inner, "lm_head", None)
+    if type(inner).__name__ not in _LINEAR_HEADS or type(head) is not nn.Linear:
+        return None
+    if head._forward_hooks or head._forward_pre_hooks or not hasattr(F, "linear_cross_entropy"):
+        return None
+    return inner.base_model, head
 
 
 def _picked(x_BTH: Float[Tensor, "B T H"], at_B: Int[Tensor, " B"]) -> Float[Tensor, "B 1 H"]:

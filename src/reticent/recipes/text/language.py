@@ -13,6 +13,7 @@ Sources:
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
@@ -21,6 +22,7 @@ from jaxtyping import Float
 from pydantic import Field
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from reticent.audit import Inputs
@@ -36,6 +38,7 @@ from ._adapt import adapt
 from ._fit import check_row, read_model, read_tokenizer
 from ._formats import Format
 from ._made_up import random_tokens
+from ._objectives import body_and_head
 from ._packages import need_transformers
 from ._pretrained import tell_note, with_note
 from ._save import save_model
@@ -225,7 +228,8 @@ class TextGenerateRecipe(TrainingRecipe):
         return _made_up(config, num_rows, whole=True)
 
     def loss_per_example(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], Tensor]:
-        return losses_of_units(mean_loss, config)
+        # Two backwards keep nothing of the head either: not logits, nor their gradient.
+        return losses_of_units(partial(mean_loss, in_parts=config.low_memory), config)
 
     def scores(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
         return lambda model, rows: {"loss": mean_loss(model, rows)}
@@ -270,14 +274,32 @@ def _random_rows(config: TextGenerateConfig, num_rows: int, *, whole: bool) -> R
     return ids_BT, mask_BT, ids_BT.masked_fill(mask_BT == 0, IGNORED)
 
 
-def mean_loss(model: nn.Module, rows: Rows) -> Float[Tensor, " B"]:
-    """Each row's mean -log p over its labelled tokens; 0 for a row without any."""
+def mean_loss(model: nn.Module, rows: Rows, *, in_parts: bool = False) -> Float[Tensor, " B"]:
+    """Each row's mean -log p over its labelled tokens; 0 for a row without any.
+
+    Args:
+        model: a causal language model.
+        rows: token ids, attention mask, labels.
+        in_parts: form logits some rows at a time where model and torch allow it, for less memory.
+    """
     ids_BT, mask_BT, labels_BT = rows
     # Positions for every row: what is broadcast over the batch is nobody's own.
     positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits
+    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": positions_BT}
     counts_B = (labels_BT[:, 1:] != IGNORED).sum(1).clamp_min(1)
-    return token_losses(logits_BTV, labels_BT).sum(1) / counts_B
+    found = body_and_head(model) if in_parts else None
+    if found is None:
+        return token_losses(model(**inputs).logits, labels_BT).sum(1) / counts_B
+    body, head = found
+    losses = F.linear_cross_entropy(
+        body(**inputs)[0][:, :-1].flatten(0, 1),
+        head.weight,
+        labels_BT[:, 1:].flatten(),
+        linear_bias=head.bias,
+        reduction="none",
+        ignore_index=IGNORED,
+    )
+    return losses.view(len(ids_BT), -1).sum(1) / counts_B
 
 
 def token_rows(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int, separator: str) -> Rows:
