@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reticent.rules import Layout
 from reticent.rules._conv import ConvForm, ConvMeeting, ConvSettings
+from reticent.rules._conv_methods import by_loop, units_a_call
 
 CONVS = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)
 TRANSPOSED = (
@@ -238,3 +239,36 @@ def test_no_units_have_no_norms() -> None:
         form = ConvForm(form_of(s, x, w, g, 1).conf, x[:0], g[:0], w, 0)
         assert form.squared_norm().shape == (0,)
         assert form.dense().shape == (0, *w.shape)
+
+
+@pytest.mark.parametrize("num_units", (1, 3, 4, 7, 8, 9, 16, 21))
+@pytest.mark.parametrize(
+    "s",
+    (
+        shape((6, 6), (3, 3), padding=(1, 1), channels=(8, 6)),
+        shape((5, 4), (1, 1), stride=(2, 2), channels=(5, 3)),
+        shape((2, 2), (2, 2), channels=(64, 576)),  # large enough for calls of four
+        shape((9,), (3,), padding=(1,), channels=(6, 4)),
+        shape((3, 3, 2), (2, 2, 2), channels=(5, 2)),
+    ),
+    ids=str,
+)
+def test_a_few_units_a_call_are_each_one_by_itself(s: Shape, num_units: int) -> None:
+    x, w, g = operands(s, num_units)
+    conf = form_of(s, x, w, g, num_units).conf
+    few = units_a_call(conf, x, g, w, num_units)
+    assert few == (4 if w.numel() >= 1 << 17 else 8)
+    parts = list(by_loop(conf, x, g, w, num_units))
+    assert {len(part) for part in parts} <= {few, num_units % few}
+    torch.testing.assert_close(torch.cat(parts), oracle(s, x, w, g, num_units), rtol=1e-12, atol=1e-10)
+
+
+def test_units_of_several_rows_or_in_another_layout_are_taken_one_a_call() -> None:
+    s = shape((6, 6), (3, 3), padding=(1, 1), channels=(8, 6))
+    x, w, g = operands(s, 8)
+    conf = form_of(s, x, w, g, 8).conf
+    assert units_a_call(conf, x, g, w, 8) == 8
+    assert units_a_call(conf, x, g, w, 4) == 1
+    assert units_a_call(conf, x.to(memory_format=torch.channels_last), g, w, 8) == 1
+    assert units_a_call(conf, x, g, torch.empty(1, 4, 1, 1), 8) == 1
+    assert units_a_call(conf, x, g, torch.empty(512, 512, 1, 1), 8) == 1

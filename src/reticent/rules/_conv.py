@@ -24,6 +24,7 @@ from reticent.rules._conv_methods import (
     gram_chunk,
     grid_of,
     pixel_gram,
+    units_a_call,
 )
 from reticent.rules._forms import Dense, Form, Method, Outer, num_bytes
 from reticent.rules._layout import Layout
@@ -178,9 +179,9 @@ class ConvForm:
 
     def _makers(self, plain: float) -> list[tuple[str, float, int]]:
         """Ways to form gradients: name, operations beyond `plain`, bytes of copies they need."""
-        narrow = self.weight.shape[1]
-        slow = 4 < narrow < 32 and not self.conf.transposed  # of one row, half as fast as of many
-        makers = [("loop", _CALL * self.num_units + (plain if slow else 0.0), 0)]
+        narrow, few = self.weight.shape[1], self._units_a_call()
+        slow = 4 < narrow < 32 and few == 1 and not self.conf.transposed  # half as fast as of many rows
+        makers = [("loop", _CALL * -(-self.num_units // few) + (plain if slow else 0.0), 0)]
         if not self.conf.transposed and max(self.x.shape[1], self.g.shape[1]) <= _GROUPED:
             copies = num_bytes(self.x, self.g) if self.x.shape[0] > self.num_units else 0
             makers.append(("groups", _GROUP * self.num_units + (plain if narrow <= 4 else 0.0), copies))
@@ -190,6 +191,9 @@ class ConvForm:
             # As much as a matrix product is slower, and the patches are written and read.
             makers.append(("unfold", (_FASTER - 1) * plain + 20.0 * copies, copies))
         return makers
+
+    def _units_a_call(self) -> int:
+        return units_a_call(self.conf, self.x, self.g, self.weight, self.num_units)
 
     def _parts(self, maker: str) -> Iterator[Tensor]:
         """The units' gradients, (some, *weight) at a time; at least one."""

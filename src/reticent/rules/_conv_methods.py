@@ -28,9 +28,10 @@ _CHUNK: Final = 1 << 24
 # Bytes of gradients that are formed at once.
 PART_BYTES: Final = 1 << 22
 # A loop takes so many units in one call, as channel groups, where a unit's gradient has fewer entries than
-# this (measured on a CPU: a fifth less time; larger ones take up to three times as long).
-_TOGETHER: Final = 4
-_TOGETHER_BELOW: Final = 1 << 18
+# this (measured on a CPU: a fifth less time and more; larger ones take up to three times as long).
+_TOGETHER: Final = ((8, 1 << 17), (4, 1 << 18))
+# Input channels from which that pays.
+_TOGETHER_FROM: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,24 +123,39 @@ class Parts:
 
 def by_loop(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_units: int) -> Iterator[Tensor]:
     """(some, *weight) at a time: one weight gradient for each unit, of all its rows."""
+    few = units_a_call(conf, x, g, weight, num_units)
+    if few > 1:
+        yield from _a_few_a_call(conf, x, g, weight, few)
+        return
     k, size = x.shape[0] // num_units, max(1, PART_BYTES // max(1, g.element_size() * weight.numel()))
-    few = _units_a_call(conf, x, g, weight, num_units)
     for start in range(0, num_units, size):
         made = g.new_empty(min(size, num_units - start), *weight.shape)
-        for i in range(0, len(made), few):
-            units = min(few, len(made) - i)
-            rows = slice((start + i) * k, (start + i + units) * k)
-            if units == 1:
-                made[i] = conf.backward(g[rows], x[rows], weight, (False, True))[1]
-            else:
-                made[i : i + units] = by_groups(conf, x[rows], g[rows], weight, units)
+        for i in range(len(made)):
+            rows = slice((start + i) * k, (start + i + 1) * k)
+            made[i] = conf.backward(g[rows], x[rows], weight, (False, True))[1]
         yield made
 
 
-def _units_a_call(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_units: int) -> int:
-    side_by_side = x.shape[0] == num_units and x.is_contiguous() and g.is_contiguous()  # nothing is copied
+def units_a_call(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_units: int) -> int:
+    """How many units a loop takes at once."""
+    one_row = x.shape[0] == num_units and x.is_contiguous() and g.is_contiguous()  # nothing is copied
     plain = x.device.type == "cpu" and conf.groups == 1 and not conf.transposed
-    return _TOGETHER if side_by_side and plain and weight.numel() < _TOGETHER_BELOW else 1
+    if one_row and plain and weight.shape[1] >= _TOGETHER_FROM:
+        return next((few for few, size in _TOGETHER if weight.numel() < size), 1)
+    return 1
+
+
+def _a_few_a_call(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, few: int) -> Iterator[Tensor]:
+    """Rows of `few` units side by side as channels, and what is left by itself; no copy of anything."""
+    whole = len(x) // few
+    weights = weight.new_empty(1).expand(few * weight.shape[0], *weight.shape[1:])
+    wide = conf.with_groups(few)
+    if whole:
+        sides = [t[: whole * few].reshape(whole, few * t.shape[1], *t.shape[2:]).split(1) for t in (g, x)]
+        for g_1, x_1 in zip(*sides, strict=True):
+            yield wide.backward(g_1, x_1, weights, (False, True))[1].unflatten(0, (few, -1))
+    if left := len(x) - whole * few:
+        yield by_groups(conf, x[-left:], g[-left:], weight, left)
 
 
 def by_groups(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_units: int) -> Tensor:
