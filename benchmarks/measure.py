@@ -185,17 +185,17 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
             head.update(_required(maker.ask(request), "The reference"))
         with worker(settings.time_limit) as base:
             ready = _required(base.ask({**request, "engine": BASE}), "Non-private training")
-            times: list[float] = []
+            times: list[dict[str, float]] = []
             for names in groups(settings.engines):
                 results.update(_one_group(names, request, base, ready, times, settings, say))
-    seconds = statistics.median(times) if times else None
     results[BASE] = {
-        "seconds": seconds,
+        "seconds": _median(times, "seconds") if times else None,
         "time_ratio": 1.0,
         "time_ratio_range": [1.0, 1.0],
         "memory_mib": ready["memory_mib"],
         "memory_ratio": 1.0,
         "max_error": None,
+        "page_faults": _median(times, "page_faults") if times else None,
     }
     return {**head, **results}
 
@@ -211,14 +211,14 @@ def _one_group(
     request: dict[str, Any],
     base: Worker,
     base_ready: dict[str, Any],
-    base_times: list[float],
+    base_times: list[dict[str, float]],
     settings: Settings,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Starts the group's processes, then times them and the base in turn."""
     results: dict[str, Any] = {}
     running: dict[str, Worker] = {BASE: base}
-    seconds: dict[str, list[float]] = {BASE: []}
+    steps: dict[str, list[dict[str, float]]] = {BASE: []}
     with ExitStack() as stack:
         for name in names:
             say(f"{name}: memory and correctness")
@@ -231,7 +231,7 @@ def _one_group(
                 one.close()
                 continue
             running[name] = candidate
-            seconds[name] = []
+            steps[name] = []
         if not (len(running) > 1 or not base_times):
             return {n: _skipped(a) for n, a in results.items()}
         for r in range(settings.rounds + 1):
@@ -245,10 +245,10 @@ def _one_group(
                     results[name] = answer
                     del running[name]
                 elif r:
-                    seconds[name].append(answer["seconds"])
-    base_times += seconds[BASE]
+                    steps[name].append(answer)
+    base_times += steps[BASE]
     return {
-        n: _figures(a, seconds[n], seconds[BASE], base_ready["memory_mib"]) if n in running else _skipped(a)
+        n: _figures(a, steps[n], steps[BASE], base_ready["memory_mib"]) if n in running else _skipped(a)
         for n, a in results.items()
     }
 
@@ -260,19 +260,24 @@ def _skipped(answer: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _median(steps: Sequence[dict[str, float]], what: str) -> float:
+    return statistics.median(step[what] for step in steps)
+
+
 def _figures(
-    ready: dict[str, Any], seconds: list[float], base: list[float], base_mib: float | None
+    ready: dict[str, Any], steps: list[dict[str, float]], base: list[dict[str, float]], base_mib: float | None
 ) -> dict[str, Any]:
-    ratios = [t / b for t, b in zip(seconds, base, strict=True)]
+    ratios = [t["seconds"] / b["seconds"] for t, b in zip(steps, base, strict=True)]
     mib = ready["memory_mib"]
     return {
-        "seconds": statistics.median(seconds),
+        "seconds": _median(steps, "seconds"),
         "time_ratio": statistics.median(ratios),
         "time_ratio_range": [min(ratios), max(ratios)],
         "memory_mib": mib,
         # Below 1 MiB the base is noise.
         "memory_ratio": mib / base_mib if mib is not None and base_mib and base_mib >= 1 else None,
         "max_error": ready["max_error"],
+        "page_faults": _median(steps, "page_faults"),
     }
 
 

@@ -135,21 +135,26 @@ def _serve(request: dict[str, Any], replies: TextIO) -> None:
         return
     kept: list[Any] = []
     for _ in sys.stdin:
-        seconds = median_seconds(step, kept, request["device"])
-        print(json.dumps({"seconds": seconds}), file=replies, flush=True)
+        print(json.dumps(timed(step, kept, request["device"])), file=replies, flush=True)
 
 
-def median_seconds(step: Step, kept: list[Any], device: str) -> float:
-    """Of as many steps as take `LEAST_SECONDS`, one at least; `kept` holds the last sum."""
+def timed(step: Step, kept: list[Any], device: str) -> dict[str, float]:
+    """Medians of as many steps as take `LEAST_SECONDS`, one at least; `kept` holds the last sum.
+
+    Page faults: 4 KiB each, memory that the system had to map anew, and to fill with zeros.
+    """
     times: list[float] = []
+    faults: list[int] = []
     while sum(times) < LEAST_SECONDS:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         start = time.perf_counter()
         kept.clear()  # as `.grad` does, the last sum lives until the next step begins
         kept.append(step())
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return {"seconds": statistics.median(times), "page_faults": statistics.median(faults)}
 
 
 def _make_reference(request: dict[str, Any], replies: TextIO) -> None:

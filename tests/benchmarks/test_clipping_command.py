@@ -13,7 +13,15 @@ from benchmarks.engines import ENGINES, Engine
 from benchmarks.measure import Settings, compare, groups
 from benchmarks.work import Case, Skip, Work
 
-FIGURES = {"seconds", "time_ratio", "time_ratio_range", "memory_mib", "memory_ratio", "max_error"}
+FIGURES = {
+    "seconds",
+    "time_ratio",
+    "time_ratio_range",
+    "memory_mib",
+    "memory_ratio",
+    "max_error",
+    "page_faults",
+}
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
@@ -166,6 +174,14 @@ def test_short_steps_are_timed_until_the_time_is_full_and_long_ones_once(
     ends = iter([0.0, 0.2, 0.2, 0.25, 0.25, 0.29, 0.29, 0.35, 10.0, 11.0])
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(ends))
     kept: list[object] = []
-    assert worker.median_seconds(dict, kept, "cpu") == pytest.approx(0.055)  # of 0.2, 0.05, 0.04, 0.06
-    assert worker.median_seconds(dict, kept, "cpu") == 1.0
+    found = worker.timed(dict, kept, "cpu")
+    assert found["seconds"] == pytest.approx(0.055)  # of 0.2, 0.05, 0.04, 0.06
+    assert worker.timed(dict, kept, "cpu")["seconds"] == 1.0
     assert kept == [{}]
+
+
+def test_memory_that_is_mapped_anew_is_counted() -> None:
+    kept: list[torch.Tensor] = []
+    mapped = worker.timed(lambda: {"": torch.ones(1 << 26)}, kept, "cpu")  # 256 MiB, above what a heap takes
+    assert mapped["page_faults"] > (1 << 28) / 4096 / 600  # 512 of them at once where the system allows it
+    assert worker.timed(dict, kept, "cpu")["page_faults"] < mapped["page_faults"]
