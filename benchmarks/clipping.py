@@ -5,7 +5,7 @@
 Each engine has a process of its own, with the same weights and batch. Memory: (peak resident memory -
 that with model and batch loaded) over the same of non-private training, the first step included;
 Linux only. Correctness: the clipped sum against one example at a time through plain autograd. Times:
-engines take steps in turn (short ones until 0.3 s are full, of which the median counts), in alternating
+engines take steps in turn (short ones until 0.3 s are full: the median but for the first), in alternating
 order, after one round that is not counted; the ratio to non-private training is taken within each round,
 and the median reported. Peers are timed one by one.
 """

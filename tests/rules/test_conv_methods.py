@@ -253,14 +253,33 @@ def test_no_units_have_no_norms() -> None:
     ),
     ids=str,
 )
-def test_a_few_units_a_call_are_each_one_by_itself(s: Shape, num_units: int) -> None:
-    x, w, g = operands(s, num_units)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
+def test_a_few_units_a_call_are_each_one_by_itself(s: Shape, num_units: int, dtype: torch.dtype) -> None:
+    x, w, g = (t.to(dtype) for t in operands(s, num_units))
     conf = form_of(s, x, w, g, num_units).conf
     few = units_a_call(conf, x, g, w, num_units)
     assert few == (4 if w.numel() >= 1 << 17 else 8)
     parts = list(by_loop(conf, x, g, w, num_units))
     assert {len(part) for part in parts} <= {few, num_units % few}
-    torch.testing.assert_close(torch.cat(parts), oracle(s, x, w, g, num_units), rtol=1e-12, atol=1e-10)
+    want = oracle(s, x.double(), w.double(), g.double(), num_units)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    size = float(want.abs().max())
+    torch.testing.assert_close(torch.cat(parts).double(), want, rtol=0, atol=tolerance * size)
+
+
+@pytest.mark.parametrize("bad", (float("nan"), float("inf")), ids=str)
+def test_a_bad_unit_stays_alone_among_a_few(bad: float) -> None:
+    s = shape((6, 6), (3, 3), padding=(1, 1), channels=(17, 16))
+    x, w, g = (t.float() for t in operands(s, 11))
+    want = torch.cat(list(by_loop(form_of(s, x, w, g, 11).conf, x, g, w, 11)))
+    for into in (x, g):
+        kept = into[4].clone()
+        into[4, 0, 2, 2] = bad
+        got = torch.cat(list(by_loop(form_of(s, x, w, g, 11).conf, x, g, w, 11)))
+        assert not bool(got[4].isfinite().all())
+        others = [u for u in range(11) if u != 4]
+        assert torch.equal(got[others], want[others])
+        into[4] = kept
 
 
 def test_units_of_several_rows_or_in_another_layout_are_taken_one_a_call() -> None:

@@ -181,7 +181,8 @@ class Capture(TorchFunctionMode):
 
         Args:
             visitor: sees the gradients.
-            again: called before each meeting that the backward runs once more (activation checkpointing).
+            again: called before each torch function that the backward runs: of a part that is run once more
+                (activation checkpointing), or of an operation's own backward.
         """
         if self._in_forward:
             self._forward_counts = dict(self._counts)
@@ -197,6 +198,8 @@ class Capture(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.stage.paused:
             return func(*args, **kwargs)
+        if self._again is not None:
+            self._again()
         if self._in_forward:
             name = _name(func)
             self.trace = hash((self.trace, name, _numbers_of(name, (args, kwargs))))
@@ -435,8 +438,6 @@ class Capture(TorchFunctionMode):
 
     def record(self, meeting: Meeting, roles: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         """See `Recorder`."""
-        if self._again is not None:
-            self._again()
         name = type(meeting).__name__.removesuffix("Meeting")
         entry = self._new_entry(name, {role: self._values[id(t)] for role, t in roles.items()})
         entry.meeting = meeting

@@ -213,7 +213,7 @@ class Planner:
         self._count.drop(name)
 
     def forget_inputs(self) -> None:
-        """What was remembered of the last input is let go: the backward is over, or runs a part once more."""
+        """Let go of the last input: the backward is over, or runs something of the model's."""
         self._shared.forget()
 
     def end(self) -> None:

@@ -43,7 +43,10 @@ class SharedInputs:
 
     def settle(self, form: Form, method: str) -> tuple[Tensor, Form]:
         """`form.settle(method)`; the same numbers, bit for bit."""
-        if not (self._remember and method == "gram" and isinstance(form, Outer) and _is_shareable(form)):
+        if not isinstance(form, Outer):  # a bias, say, between queries and keys
+            return form.settle(method)
+        if not (self._remember and method == "gram" and _is_shareable(form)):
+            self._last = None
             return form.settle(method)
         x_UPI = form.x_UPI
         if self._last is None or not self._last.is_of(x_UPI):

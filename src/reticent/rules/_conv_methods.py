@@ -146,7 +146,7 @@ def units_a_call(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, num_u
 
 
 def _a_few_a_call(conf: ConvSettings, x: Tensor, g: Tensor, weight: Tensor, few: int) -> Iterator[Tensor]:
-    """Rows of `few` units side by side as channels, and what is left by itself; no copy of anything."""
+    """Rows of `few` units side by side as channels, which is how they lie; and what is left by itself."""
     whole = len(x) // few
     weights = weight.new_empty(1).expand(few * weight.shape[0], *weight.shape[1:])
     wide = conf.with_groups(few)

@@ -8,7 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import reticent as rt
 from reticent.account import epsilon
@@ -18,6 +28,8 @@ from reticent.cli.generate import command as generate_command
 from reticent.errors import ReticentError
 from reticent.recipes import describe, go_on, request, run
 from reticent.recipes._config import make_config
+from reticent.recipes.text import _score
+from reticent.recipes.text._objectives import body_and_head
 from reticent.recipes.text._score import IGNORED
 from reticent.recipes.text._suggest import suggest_generation
 from reticent.recipes.text.language import (
@@ -29,6 +41,7 @@ from reticent.recipes.text.language import (
     token_rows,
 )
 from reticent.report import write_report
+from reticent.rules import _head
 from tests.recipes.text.encoders import word_tokenizer
 from tests.recipes.text.models import byte_tokenizer, gpt2, llama
 from tests.support import oracle
@@ -147,21 +160,78 @@ def test_clipped_sums_are_those_of_one_example_at_a_time(build, way):
     assert oracle.distance(found.total, wanted) < 1e-9 * norm
 
 
+class RowsOfLogits(TorchDispatchMode):
+    """The most rows of logits that any operation returned."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.classes, self.most = classes, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.dim() and t.shape[-1] == self.classes:
+                self.most = max(self.most, t[..., 0].numel())
+        return out
+
+
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy")
 @pytest.mark.parametrize("method", ("book-keeping", "ghost"))
 @pytest.mark.parametrize(("build", "way"), EXACT)
-def test_logits_in_parts_give_the_same_sums(monkeypatch, build, way, method):
+def test_logits_in_parts_give_the_same_sums_and_are_never_whole(monkeypatch, build, way, method):
     model = adapted(build().double(), make_config(TextGenerateConfig, {**WAYS, **LAST_LAYER}[way])).double()
     batch = token_rows(byte_tokenizer(), PAIRS, 32, "=>")
+    classes = model.config.vocab_size
     wanted = rt.clipped_sum(model, lambda rows: mean_loss(model, rows), batch, max_norm=1.0)
+    for module in (_head, _score):
+        monkeypatch.setattr(module, "_ENTRIES" if module is _head else "_LOGITS_AT_ONCE", 8 * classes)
     losses = TEXT_GENERATE.loss_per_example(make_config(TextGenerateConfig, {"low_memory": True}))
     engine = rt.clip.ClipEngine(model, max_norm=1.0, method=method)
-    monkeypatch.delattr("reticent.recipes.text.language.token_losses")  # of whole logits
-    found = engine.clipped_sum(lambda rows: losses(model, rows), batch)
+    with RowsOfLogits(classes) as seen:
+        found = engine.clipped_sum(lambda rows: losses(model, rows), batch)
     assert oracle.distance(found.total, wanted.total) < 1e-9
+    assert 8 <= seen.most <= 32  # the weight, or a row at most, of five rows' 155
 
 
-@pytest.mark.parametrize("why", ("another kind", "a head with a hook", "an older torch"))
+def test_scores_form_logits_in_parts_too(monkeypatch):
+    model, batch = gpt2().eval(), token_rows(byte_tokenizer(), PAIRS, 32, "=>")
+    wanted = mean_loss(model, batch)
+    monkeypatch.setattr(_score, "_LOGITS_AT_ONCE", 8 * model.config.vocab_size)
+    scores = TEXT_GENERATE.scores(make_config(TextGenerateConfig, {"low_memory": True}))
+    with torch.no_grad(), RowsOfLogits(model.config.vocab_size) as seen:
+        torch.testing.assert_close(scores(model, batch)["loss"], wanted.detach(), rtol=1e-5, atol=1e-6)
+    assert 8 <= seen.most <= 32  # the weight, or a part
+
+
+def _small(kind, config):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 300}
+    return kind(
+        config(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    "build",
+    (
+        gpt2,
+        llama,
+        openai_gpt,
+        lambda: _small(MistralForCausalLM, MistralConfig),
+        lambda: _small(Qwen2ForCausalLM, Qwen2Config),
+    ),
+    ids=("gpt2", "llama", "openai-gpt", "mistral", "qwen2"),
+)
+def test_every_known_kind_gives_its_head_what_its_body_returns(build):
+    model, batch = build().eval(), token_rows(byte_tokenizer(), PAIRS, 32, "=>")
+    assert body_and_head(model) is not None
+    with torch.no_grad():
+        torch.testing.assert_close(
+            mean_loss(model, batch, in_parts=True), mean_loss(model, batch), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("why", ("another kind", "a head with a hook", "a head with an adapter"))
 def test_where_logits_cannot_be_formed_in_parts_they_are_whole(monkeypatch, why):
     model, batch = gpt2(), token_rows(byte_tokenizer(), PAIRS, 32, "=>")
     if why == "another kind":
@@ -169,7 +239,14 @@ def test_where_logits_cannot_be_formed_in_parts_they_are_whole(monkeypatch, why)
     elif why == "a head with a hook":
         model.lm_head.register_forward_hook(lambda module, args, logits: 2 * logits)
     else:
-        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+        model.lm_head = torch.nn.Sequential(model.lm_head)
+    assert body_and_head(model) is None
+    assert torch.equal(mean_loss(model, batch, in_parts=True), mean_loss(model, batch))
+
+
+def test_an_older_torch_forms_whole_logits_where_the_head_is_trained(monkeypatch):
+    model, batch = gpt2(), token_rows(byte_tokenizer(), PAIRS, 32, "=>")
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
     assert torch.equal(mean_loss(model, batch, in_parts=True), mean_loss(model, batch))
 
 

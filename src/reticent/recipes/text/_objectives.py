@@ -77,16 +77,13 @@ def _word_logits(
 def body_and_head(model: Any) -> tuple[nn.Module, nn.Linear] | None:
     """What a decoder's logits are made of, where they are a linear layer of what its body returns.
 
-    None: of another kind, with a head that an adapter has changed, or torch cannot form logits in parts
-    (before 2.13).
+    None: of another kind, or with a head that an adapter or a hook has changed.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = getattr(inner, "lm_head", None)
     if type(inner).__name__ not in _LINEAR_HEADS or type(head) is not nn.Linear:
         return None
-    if head._forward_hooks or head._forward_pre_hooks or not hasattr(F, "linear_cross_entropy"):
-        return None
-    return inner.base_model, head
+    return None if head._forward_hooks or head._forward_pre_hooks else (inner.base_model, head)
 
 
 def _picked(x_BTH: Float[Tensor, "B T H"], at_B: Int[Tensor, " B"]) -> Float[Tensor, "B 1 H"]:

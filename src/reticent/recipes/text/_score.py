@@ -16,10 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from reticent.errors import ConfigError
 
 IGNORED = -100  # the label of a position whose token is not scored, as in transformers
+_LOGITS_AT_ONCE = 1 << 23  # numbers
 
 Rows = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Int[Tensor, "B T"]]
 
@@ -34,6 +36,42 @@ def token_losses(logits_BTV: Float[Tensor, "B T V"], labels_BT: Int[Tensor, "B T
         reduction="none",
     )
     return losses.view(labels_BT.shape[0], -1)
+
+
+def token_losses_in_parts(
+    hidden_BTH: Float[Tensor, "B T H"], head: nn.Linear, labels_BT: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T-1"]:
+    """`token_losses` of the head's logits, which are formed some rows at a time and not kept.
+
+    A head that is trained privately has a rule for that, which needs torch 2.13; before, and where a head is
+    trained without privacy, the logits are whole.
+    """
+    hidden_NH, labels_N = hidden_BTH[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten()
+    trains = torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
+    if trains and not hasattr(F, "linear_cross_entropy"):
+        return token_losses(head(hidden_BTH), labels_BT)
+    if trains:
+        losses_N = F.linear_cross_entropy(
+            hidden_NH,
+            head.weight,
+            labels_N,
+            linear_bias=head.bias,
+            reduction="none",
+            ignore_index=IGNORED,
+        )
+        return losses_N.view(len(labels_BT), -1)
+
+    def losses_of(hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
+        logits = head(hidden_NH)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        return F.cross_entropy(logits, labels_N, ignore_index=IGNORED, reduction="none")
+
+    size = max(1, _LOGITS_AT_ONCE // head.out_features)
+    parts = [
+        checkpoint(losses_of, hidden, labels, use_reentrant=False, preserve_rng_state=False)
+        for hidden, labels in zip(hidden_NH.split(size), labels_N.split(size), strict=True)
+    ]
+    return torch.cat(parts).view(len(labels_BT), -1)
 
 
 @torch.no_grad()

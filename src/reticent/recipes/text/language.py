@@ -22,7 +22,6 @@ from jaxtyping import Float
 from pydantic import Field
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from reticent.audit import Inputs
@@ -42,7 +41,7 @@ from ._objectives import body_and_head
 from ._packages import need_transformers
 from ._pretrained import tell_note, with_note
 from ._save import save_model
-from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses
+from ._score import IGNORED, Rows, open_ended, padded, perplexity, token_losses, token_losses_in_parts
 from ._splits import KNOWN, Split, named_split, own_split, some
 from ._suggest import Suggestion, suggest_generation
 from ._text_config import WAYS, TextConfig, unread
@@ -232,7 +231,7 @@ class TextGenerateRecipe(TrainingRecipe):
         return losses_of_units(partial(mean_loss, in_parts=config.low_memory), config)
 
     def scores(self, config: TextGenerateConfig) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
-        return lambda model, rows: {"loss": mean_loss(model, rows)}
+        return lambda model, rows: {"loss": mean_loss(model, rows, in_parts=config.low_memory)}
 
     def assess(
         self, config: TextGenerateConfig, model: nn.Module, test: Any, kept: Mapping[str, Tensor]
@@ -280,7 +279,7 @@ def mean_loss(model: nn.Module, rows: Rows, *, in_parts: bool = False) -> Float[
     Args:
         model: a causal language model.
         rows: token ids, attention mask, labels.
-        in_parts: form logits some rows at a time where model and torch allow it, for less memory.
+        in_parts: form logits some rows at a time where the model allows it, for less memory.
     """
     ids_BT, mask_BT, labels_BT = rows
     # Positions for every row: what is broadcast over the batch is nobody's own.
@@ -291,15 +290,7 @@ def mean_loss(model: nn.Module, rows: Rows, *, in_parts: bool = False) -> Float[
     if found is None:
         return token_losses(model(**inputs).logits, labels_BT).sum(1) / counts_B
     body, head = found
-    losses = F.linear_cross_entropy(
-        body(**inputs)[0][:, :-1].flatten(0, 1),
-        head.weight,
-        labels_BT[:, 1:].flatten(),
-        linear_bias=head.bias,
-        reduction="none",
-        ignore_index=IGNORED,
-    )
-    return losses.view(len(ids_BT), -1).sum(1) / counts_B
+    return token_losses_in_parts(body(**inputs)[0], head, labels_BT).sum(1) / counts_B
 
 
 def token_rows(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int, separator: str) -> Rows:
