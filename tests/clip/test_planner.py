@@ -333,3 +333,23 @@ def test_a_convolution_of_more_rows_a_unit_is_planned_anew(planning: Any) -> Non
         got = engine.clipped_sum(losses, x)
         total, _ = oracle.loop_clipped_sum(model, losses, x, 0.01)
         assert oracle.distance(dict(got.total), total) < 1e-5 * 0.04
+
+
+def test_a_tied_table_is_kept_where_it_is_smaller_than_what_it_is_made_of() -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(40, 16)
+
+    def losses(ids: Tensor) -> Tensor:
+        return (table(ids).tanh() @ table.weight.T).square().mean((1, 2))
+
+    engine, ids = rt.ClipEngine(table, max_norm=0.01), torch.randint(0, 40, (4, 200))
+    for _ in range(2):
+        got = engine.clipped_sum(losses, ids)
+    (layer,) = engine.explain().layers
+    assert layer.method == "keep" and layer.held == 4 * 4 * 40 * 16  # 4 tables; the factors hold 6 times that
+    want, _ = oracle.loop_clipped_sum(table, losses, ids, 0.01)
+    assert oracle.distance(got.total, want) < 1e-6
+    few = torch.randint(0, 40, (4, 3))
+    for _ in range(2):
+        engine.clipped_sum(losses, few)
+    assert engine.explain().layers[0].method == "gram"

@@ -9,7 +9,7 @@ Shape letters (this file): U unit, P and Q positions of one unit, V rows of a ta
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -37,13 +37,14 @@ class _Tied:
     outer: Outer
 
     def methods(self) -> tuple[Method, ...]:
-        """See `Form`: the factors are kept; a table for each unit is formed a few units at a time."""
+        """See `Form`: the factors are kept, or tables are: one for each unit, or formed a few units at a time."""
         (rows,) = self.gather.methods()
         terms = self.gather.ids_UP.shape[1] * self.outer.x_UPI.numel() // max(self.outer.x_UPI.shape[2], 1)
         size = 8 if self.gather.g_UPD.dtype == torch.float64 else 4
         found = []
         for own in self.outer.methods():
-            if own.name == "keep":
+            if own.name == "keep":  # one table for each unit, in place of all that it is made of
+                found.append(replace(own, moved=own.moved + rows.moved, peak=own.peak + rows.peak))
                 continue
             gram = own.name == "gram"
             found.append(
@@ -59,6 +60,9 @@ class _Tied:
 
     def settle(self, method: str) -> tuple[Tensor, Form]:
         """See `Form`."""
+        if method == "keep":
+            made = Dense(self.dense())
+            return made.squared_norm(), made
         return self._dropped_squared_norm() if method == "drop" else self._gram_squared_norm(), self
 
     def squared_norm(self, doubts: Doubts | None = None) -> Tensor:
