@@ -37,7 +37,7 @@ class _Tied:
     outer: Outer
 
     def methods(self) -> tuple[Method, ...]:
-        """See `Form`: the factors are kept, or tables are: one for each unit, or formed a few units at a time."""
+        """See `Form`: the factors are kept, or a table for each unit, or these are formed a few at a time."""
         (rows,) = self.gather.methods()
         terms = self.gather.ids_UP.shape[1] * self.outer.x_UPI.numel() // max(self.outer.x_UPI.shape[2], 1)
         size = 8 if self.gather.g_UPD.dtype == torch.float64 else 4
