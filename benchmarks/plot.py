@@ -19,7 +19,7 @@ PANELS = (
     ("memory_ratio", "memory of a step / non-private"),
 )
 
-CASES_A_ROW = 4
+CASES_A_ROW = 5
 # Ours in blues, Opacus in oranges, the rest apart.
 COLOURS = MappingProxyType(
     {
