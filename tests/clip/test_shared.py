@@ -41,13 +41,18 @@ def _sum(model: nn.Module, x: Tensor, way: str) -> dict[str, Tensor]:
     return dict(engine.clipped_sum(lambda x: model(x).square().mean((1, 2)), x).total)
 
 
+@pytest.fixture
+def only_gram(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Gram matrix takes fewer operations for wide layers only: asked for all the same."""
+    plain = Outer.methods
+    monkeypatch.setattr(Outer, "methods", lambda form: tuple(m for m in plain(form) if m.name == "gram"))
+
+
+@pytest.mark.usefixtures("only_gram")
 @pytest.mark.parametrize("way", _WAYS)
 def test_an_input_is_looked_at_once_and_nothing_changes(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     torch.manual_seed(0)
     model, x = _Attention(), torch.randn(B, T, D)
-    # A Gram matrix takes fewer operations for wide layers only: asked for all the same.
-    only_gram = [m for m in Outer(x, x).methods() if m.name == "gram"]
-    monkeypatch.setattr(Outer, "methods", lambda self: tuple(only_gram))
     formed: list[tuple[int, ...]] = []
     plain = Outer.input_gram
 
@@ -101,12 +106,11 @@ def _remembered(engine: rt.ClipEngine) -> object:
     return engine._planner._shared._last
 
 
+@pytest.mark.usefixtures("only_gram")
 @pytest.mark.parametrize("fails", (False, True))
 def test_nothing_is_remembered_after_a_sum(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     torch.manual_seed(0)
     model, x = _Attention(), torch.randn(B, T, D)
-    only_gram = [m for m in Outer(x, x).methods() if m.name == "gram"]
-    monkeypatch.setattr(Outer, "methods", lambda self: tuple(only_gram))
     seen: list[object] = []
     plain = SharedInputs.settle
 
@@ -127,10 +131,9 @@ def test_nothing_is_remembered_after_a_sum(monkeypatch: pytest.MonkeyPatch, fail
     assert any(seen) and _remembered(engine) is None
 
 
+@pytest.mark.usefixtures("only_gram")
 def test_with_a_budget_nothing_is_held_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = _Attention(), torch.randn(B, T, D)
-    only_gram = [m for m in Outer(x, x).methods() if m.name == "gram"]
-    monkeypatch.setattr(Outer, "methods", lambda self: tuple(only_gram))
     formed: list[Outer] = []
     plain = Outer.input_gram
     monkeypatch.setattr(Outer, "input_gram", lambda form: (formed.append(form), plain(form))[1])

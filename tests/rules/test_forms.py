@@ -175,6 +175,27 @@ def test_what_is_mapped_anew_is_dear_to_keep_and_a_gram_matrix_in_strips_is_chea
     assert four == pytest.approx(one * 5 / 8)
 
 
+@pytest.mark.parametrize("wide", ("table", "head"))
+@pytest.mark.parametrize("positions", (3, 60))
+def test_a_tied_head_may_be_in_another_precision_than_its_table(positions: int, wide: str) -> None:
+    torch.manual_seed(0)
+    gather, of_gather = _gather(positions, cancel=False)
+    outer, of_outer = _outer(positions, cancel=False)
+    assert isinstance(gather, Gather) and isinstance(outer, Outer)
+    if wide == "table":
+        gather = Gather(gather.ids_UP, gather.g_UPD.double(), V)
+    else:
+        outer = Outer(outer.x_UPI.double(), outer.g_UPO.double())
+    truth = of_gather + of_outer
+    weights = torch.rand(U, dtype=torch.float64)
+    for method, (square, held) in _norms(combine([gather, outer])).items():
+        torch.testing.assert_close(square.sqrt(), truth.flatten(1).norm(dim=1), rtol=1e-6, atol=0.0)
+        out = torch.zeros(V, D)
+        held.add_weighted(weights, None, out)
+        want = torch.einsum("u,uvd->vd", weights, truth).float()
+        torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4, msg=method)
+
+
 @pytest.mark.parametrize("least", (32, 48, 96))
 def test_strips_of_every_length_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
     monkeypatch.setitem(_forms._STRIP, "cpu", least)

@@ -180,6 +180,13 @@ def of_units(form: Form, units: slice) -> Form:
     return Dense(form.dense()[units])
 
 
+def _tied(gather: Gather, outer: Outer) -> _Tied:
+    """Both as one form; in float64 where one of them is (a head in another precision than its table)."""
+    tied = _Tied(gather, outer)
+    dtypes = {at_least_float32(t).dtype for t in (gather.g_UPD, outer.x_UPI, outer.g_UPO)}
+    return tied if len(dtypes) == 1 else tied._double()
+
+
 def combine(forms: Sequence[Form]) -> Form:
     """The sum of one parameter's forms, as one form with an exact norm.
 
@@ -202,7 +209,7 @@ def combine(forms: Sequence[Form]) -> Form:
             return _joined_outers(outers)
         if not outers:
             return _joined_gathers(gathers)
-        return _Tied(_joined_gathers(gathers), _joined_outers(outers))
+        return _tied(_joined_gathers(gathers), _joined_outers(outers))
     total = forms[0].dense()
     for form in forms[1:]:
         total = total + form.dense()

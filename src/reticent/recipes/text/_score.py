@@ -2,7 +2,7 @@
 
 Room: recipes.text. Imports torch only; a model is anything that returns `.logits`.
 
-Shape letters: B row, T position, V vocabulary.
+Shape letters: B row, T position, N positions of all rows, H hidden, V vocabulary.
 """
 
 import contextlib
@@ -28,14 +28,15 @@ Rows = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Int[Tensor, "B T"]]
 
 def token_losses(logits_BTV: Float[Tensor, "B T V"], labels_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
     """-log p of each next token in nats, float32 at least; 0 where its label is `IGNORED`."""
-    logits = logits_BTV[:, :-1].float() if logits_BTV.dtype.itemsize < 4 else logits_BTV[:, :-1]
-    losses = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]),
-        labels_BT[:, 1:].reshape(-1),
-        ignore_index=IGNORED,
-        reduction="none",
+    losses_N = _cross_entropies(
+        logits_BTV[:, :-1].reshape(-1, logits_BTV.shape[-1]), labels_BT[:, 1:].flatten()
     )
-    return losses.view(labels_BT.shape[0], -1)
+    return losses_N.view(labels_BT.shape[0], -1)
+
+
+def _cross_entropies(logits_NV: Float[Tensor, "N V"], labels_N: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    logits_NV = logits_NV.float() if logits_NV.dtype.itemsize < 4 else logits_NV
+    return F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED, reduction="none")
 
 
 def token_losses_in_parts(
@@ -62,9 +63,7 @@ def token_losses_in_parts(
         return losses_N.view(len(labels_BT), -1)
 
     def losses_of(hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
-        logits = head(hidden_NH)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        return F.cross_entropy(logits, labels_N, ignore_index=IGNORED, reduction="none")
+        return _cross_entropies(head(hidden_NH), labels_N)
 
     size = max(1, _LOGITS_AT_ONCE // head.out_features)
     parts = [
