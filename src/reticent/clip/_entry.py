@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from reticent.clip._kept import unpacks_elsewhere
 from reticent.clip._precision import full_float32
 from reticent.errors import UnsupportedModel
 from reticent.rules._meeting import Meeting
@@ -153,6 +154,7 @@ class Meet(torch.autograd.Function):
         entry.shapes[0] = y.shape
         ctx.save_for_backward(*saved)
         ctx.entry, ctx.stage = entry, stage
+        ctx.elsewhere = unpacks_elsewhere()
         return y
 
     @staticmethod
@@ -162,6 +164,8 @@ class Meet(torch.autograd.Function):
         with torch._C.DisableTorchFunction():  # a rule's own arithmetic: no trainable value is in it
             found = entry.meeting.backward(saved, g, needs)
         inputs, more = found[: len(needs)], found[len(needs) :]
+        if ctx.elsewhere:
+            saved = tuple(t.clone() for t in saved)
         ctx.stage.receive(entry, 0, (*saved, *more), g)
         return None, None, None, *inputs
 

@@ -30,6 +30,7 @@ from reticent.clip._entries import entry_forms
 from reticent.clip._entry import Entry, Key
 from reticent.clip._groups import Group
 from reticent.clip._held import SameRows, Scattered, adding, scattered
+from reticent.clip._kept import Versions, refuse_written, versions_of
 from reticent.clip._planner import Planner, Stay
 from reticent.clip._pull import pull_back
 from reticent.clip._sums import SumsOnDemand
@@ -88,6 +89,7 @@ class FormVisitor:
         self._apart, self._waiting = apart, waiting
         self._leaves, self._layout_of, self._consumer, self._last = leaves, layout_of, consumer, last
         self._forms: dict[str, list[Form]] = {}
+        self._waits: dict[str, Versions] = {}
         self._taken: set[str] = set()
         self._to_come: dict[str, int] = {}  # operations that are still to pass their gradient on
         self._open: dict[Key, tuple[Entry, dict[int, Tensor]]] = {}
@@ -131,7 +133,7 @@ class FormVisitor:
             )
         if self._apart:
             self._require_here(roots)
-        before = {} if self._waiting is None else {name: len(self._forms.get(name, ())) for name in roots}
+        before = {name: len(self._forms.get(name, ())) for name in roots}
         for role, form in entry_forms(entry, saved, grads, layouts).items():
             pull_back(entry.values[role], form, self._leaves, self._forms)
         if self._last:
@@ -140,9 +142,11 @@ class FormVisitor:
             self._to_come[name] = self._to_come.get(name, 0) - 1  # below 0 if the forward did not record it
             if self._to_come[name] == 0 or not self._consumer.whole:
                 self._hand_over(name)
-            elif self._waiting is not None:
+            else:
                 for form in self._forms.get(name, ())[before[name] :]:
-                    self._waiting(name, form)
+                    self._waits[name] = (*self._waits.get(name, ()), *versions_of(form))
+                    if self._waiting is not None:
+                        self._waiting(name, form)
 
     def _require_here(self, roots: frozenset[str]) -> None:
         """Refuse to read parameters whose memory has been given back."""
@@ -159,6 +163,7 @@ class FormVisitor:
 
     def _hand_over(self, name: str) -> None:
         forms = self._forms.pop(name, None)
+        refuse_written(name, self._waits.pop(name, ()))
         if self._consumer.whole:
             self._taken.add(name)
         if forms:
@@ -318,7 +323,7 @@ class Clip:
         self._stays: list[Stay] = ["pass" if len(norms.groups) == 1 else "group" for _ in norms.groups]
         self.has_added = False
         self._too_much = False  # for the budget: nothing is kept or added, the pass goes on to see how much
-        self._held: list[dict[str, Form]] = [{} for _ in norms.groups]
+        self._held: list[dict[str, tuple[Form, Versions]]] = [{} for _ in norms.groups]
         self._released = [False for _ in norms.groups]
         self._missing: list[set[str] | None] = [None for _ in norms.groups]
 
@@ -343,7 +348,8 @@ class Clip:
             for forms in self._held:
                 forms.clear()
         else:
-            square_U, self._held[group][name] = settled
+            square_U, held = settled
+            self._held[group][name] = held, versions_of(held)
             self._norms.add(name, square_U)
         missing = self._missing[group]
         if missing is not None:
@@ -369,10 +375,12 @@ class Clip:
         held, all_asked = self._held[group], scattered(self._total)
         if not held and not all_asked:
             return
+        for name, (_, versions) in held.items():
+            refuse_written(name, versions)
         weight_U, keep_U = self._norms.weights(group)
         self.has_added = True
         for name in self._norms.groups[group].names:
-            form = held.pop(name, None)
+            form, _ = held.pop(name, (None, ()))
             if form is not None or all_asked:
                 _add(self._total, name, form, weight_U, keep_U)
 

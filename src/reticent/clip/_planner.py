@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from reticent.clip._kept import tensors_of
 from reticent.clip._shared import SharedInputs
 from reticent.errors import ConfigError
 from reticent.rules import Form, Method
@@ -442,18 +443,8 @@ def _unit_of(form: Any) -> tuple[Signature, int]:
     return (*found, (rows or 0) // max(units, 1)), units
 
 
-def _tensors(form: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    for part in _parts(form):
-        if isinstance(part, Tensor):
-            found.append(part)
-        elif is_dataclass(part):
-            found += _tensors(part)
-    return found
-
-
 def _num_bytes(form: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in _tensors(form))
+    return sum(t.numel() * t.element_size() for t in tensors_of(form))
 
 
 def _shapes(form: Any) -> str:
